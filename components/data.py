@@ -1,0 +1,240 @@
+"""Data: TinyStories, any data set that the datasets library loads, and text files of one's own."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Gt, Lt, MinLen
+
+from toolkit.disk import sha256
+from toolkit.registry import register
+from toolkit.tokens import TokenFiles, reads_token_files
+
+Share = Annotated[float, Gt(0), Lt(1)]
+
+
+@register("data")
+@reads_token_files
+class TinyStories:
+    """roneneldan/TinyStories from the Hugging Face Hub, with its own validation split: 1.9 GB of text."""
+
+    def __init__(self, tokenizer, seq_len: int, seed: int):
+        self.files = TokenFiles(tokenizer, seq_len, seed, self._documents, self._source)
+
+    def _source(self) -> dict:
+        return {"hub": "roneneldan/TinyStories", "splits": ["train", "validation"], "column": "text"}
+
+    def _documents(self, split: str) -> Iterator[str]:
+        hub_split = {"train": "train", "val": "validation"}[split]
+        return _load("roneneldan/TinyStories", None, hub_split, "text", None)
+
+
+@register("data")
+@reads_token_files
+class HubDataset:
+    """Any data set that ``datasets.load_dataset(name, config)`` loads: a name on the Hub, or a local folder of
+    .parquet, .jsonl, .csv or .txt files (in which .../train.jsonl and .../validation.jsonl are the splits).
+
+    One row is one document. ``val_split = None``: the set has no validation split, and a share ``val_fraction`` of the
+    documents of ``train_split`` becomes one, chosen by a hash of the text, so that two copies of a document never lie
+    on both sides. A data set on the Hub can change under its name: pin ``revision`` to a commit.
+    """
+
+    def __init__(
+        self,
+        tokenizer,
+        seq_len: int,
+        seed: int,
+        name: str,
+        config: str | None = None,
+        train_split: str = "train",
+        val_split: str | None = "validation",
+        column: str = "text",
+        revision: str | None = None,
+        val_fraction: Share = 0.01,
+    ):
+        self.name, self.config, self.train_split, self.val_split = name, config, train_split, val_split
+        self.column, self.revision, self.val_fraction = column, revision, val_fraction
+        self.files = TokenFiles(tokenizer, seq_len, seed, self._documents, self._source)
+
+    def _source(self) -> dict:
+        folder = Path(self.name)
+        if self.name.startswith((".", "/", "~")) and not folder.is_dir():
+            raise ValueError(f"HubDataset.name = {self.name!r}: there is no such folder")
+        content = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
+        return {
+            "hub": self.name,
+            "content": [[path.relative_to(folder).as_posix(), sha256(path)] for path in content],
+            "config": self.config,
+            "splits": [self.train_split, self.val_split],
+            "val_fraction": self.val_fraction if self.val_split is None else None,
+            "column": self.column,
+            "revision": self.revision,
+        }
+
+    def _documents(self, split: str) -> Iterator[str]:
+        own = self.val_split is not None
+        hub_split = self.val_split if own and split == "val" else self.train_split
+        documents = _load(self.name, self.config, hub_split, self.column, self.revision)
+        return documents if own else (d for d in documents if _held_out(d, self.val_fraction) == (split == "val"))
+
+
+@register("data")
+@reads_token_files
+class TextFiles:
+    """Text files of one's own. ``paths`` are files or globs (``**`` reaches into folders); a .jsonl file holds one
+    object a line with the document in ``column``, any other file is UTF-8 text whose documents ``separator`` divides
+    (None: the file is one document).
+
+    By default a share ``val_fraction`` of the documents is held out, chosen by a hash of the text: the choice outlives
+    changes elsewhere, and two copies of a document never lie on both sides. Surrounding blank lines are cut off. With
+    ``val_by_position`` the last ``val_fraction`` of the characters is held out and nothing is cut off: the classic
+    90/10 split of a single work. By document, memory holds one document at a time.
+    """
+
+    def __init__(
+        self,
+        tokenizer,
+        seq_len: int,
+        seed: int,
+        paths: Annotated[list[str], MinLen(1)],
+        separator: Annotated[str, MinLen(1)] | None = "<|endoftext|>",
+        val_fraction: Share = 0.1,
+        val_by_position: bool = False,
+        column: str = "text",
+    ):
+        self.paths, self.separator, self.column = paths, separator, column
+        self.val_fraction, self.val_by_position = val_fraction, val_by_position
+        self.files = TokenFiles(tokenizer, seq_len, seed, self._documents, self._source)
+
+    def _source(self) -> dict:
+        return {
+            "files": [[path.name, sha256(path)] for path in _matches(self.paths)],
+            "separator": self.separator,
+            "val_fraction": self.val_fraction,
+            "val_by_position": self.val_by_position,
+            "column": self.column,
+        }
+
+    def _documents(self, split: str) -> Iterator[str]:
+        if not self.val_by_position:
+            documents = (_without_blank_lines(document) for document in self._read())
+            return (d for d in documents if _held_out(d, self.val_fraction) == (split == "val"))
+        total = sum(len(document) for document in self._read())
+        return _one_side(self._read(), int(total * (1 - self.val_fraction)), split)
+
+    def _read(self) -> Iterator[str]:
+        for path in _matches(self.paths):
+            yield from _jsonl(path, self.column) if path.suffix == ".jsonl" else _text(path, self.separator)
+
+
+def _load(name: str, config: str | None, split: str, column: str, revision: str | None) -> Iterator[str]:
+    import datasets
+
+    try:
+        dataset = datasets.load_dataset(name, config, split=split, revision=revision)
+    except ConnectionError as error:
+        raise ValueError(
+            f"the data set {name!r} is neither in the cache nor within reach ({error}). Run `python -m "
+            "toolkit.prepare` with the same config where there is a network and copy the cache folder "
+            "($TOOLKIT_CACHE), or train on your own text: gin/data/text_files.gin"
+        ) from error
+    except (datasets.exceptions.DatasetsError, FileNotFoundError, ValueError) as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno is not None:
+            raise error.__cause__ from None  # the disk, not the data set
+        raise ValueError(
+            f"can't load the split {split!r} of the data set {name!r}, config {config!r}: {error.__cause__ or error}. "
+            "Check name, config and revision; bind HubDataset.val_split = None where there is no validation split"
+        ) from error
+    if column not in dataset.column_names:
+        raise ValueError(f"{name!r} has no column {column!r}; it has {', '.join(dataset.column_names)}")
+    if "string" not in str(dataset.features[column]):
+        raise ValueError(f"the column {column!r} of {name!r} holds no text, but {dataset.features[column]}")
+    for rows in dataset.select_columns([column]).iter(batch_size=1000):
+        yield from (text or "" for text in rows[column])
+
+
+def _matches(paths: list[str]) -> list[Path]:
+    """The files behind the globs, each once, in order; all of them readable and with something in them."""
+    files: dict[Path, None] = {}
+    for pattern in paths:
+        found = [Path(name) for name in sorted(glob.glob(os.path.expanduser(pattern), recursive=True))]
+        found = [path for path in found if path.is_file()]
+        if not found:
+            raise ValueError(f"TextFiles.paths: no file matches {pattern!r} (looked from {Path.cwd()})")
+        files.update(dict.fromkeys(found))
+    for path in files:
+        if not os.access(path, os.R_OK):
+            raise ValueError(f"{path} can't be read; check its permissions")
+        if path.stat().st_size == 0:
+            raise ValueError(f"{path} is empty; take it out of TextFiles.paths or fill it")
+    return list(files)
+
+
+def _text(path: Path, separator: str | None) -> Iterator[str]:
+    """The documents of a text file, exactly as they stand between the separators."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        mark = separator.encode() if separator else b""
+        start = 0
+        while start < len(content):
+            end = content.find(mark, start) if mark else -1
+            end = len(content) if end == -1 else end
+            yield _decoded(content[start:end], path, start)
+            start = end + len(mark)
+
+
+def _jsonl(path: Path, column: str) -> Iterator[str]:
+    start = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            text = _decoded(line, path, start)
+            start += len(line)
+            if text.isspace():
+                continue
+            try:
+                row = json.loads(text)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}:{number}: not valid JSON ({error}); one object a line is expected") from error
+            if not isinstance(row, dict) or not isinstance(row.get(column), str):
+                found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+                raise ValueError(
+                    f"{path}:{number}: no text in the column {column!r} (found: {found}); "
+                    "bind TextFiles.column or mend the line"
+                )
+            yield row[column]
+
+
+def _decoded(data: bytes, path: Path, start: int) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        where = f"byte {data[error.start]:#04x} at offset {start + error.start}"
+        raise ValueError(f"{path} is not UTF-8: {where}; convert the file") from error
+
+
+def _without_blank_lines(document: str) -> str:
+    """Without blank lines at either end; the indentation of the first line stays."""
+    document = document.rstrip()
+    indented = len(document) - len(document.lstrip())
+    return document[document.rfind("\n", 0, indented) + 1 :]
+
+
+def _held_out(document: str, fraction: float) -> bool:
+    """Whether a document belongs to the validation text: by its content alone, for about ``fraction`` of them."""
+    digest = hashlib.blake2b(document.encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < fraction * 2**64
+
+
+def _one_side(documents: Iterator[str], cut: int, split: str) -> Iterator[str]:
+    """Documents before the character ``cut`` ("train") or from it on ("val"); the one astride is divided."""
+    for document in documents:
+        here = max(cut, 0)
+        yield document[:here] if split == "train" else document[here:]
+        cut -= len(document)

@@ -1,0 +1,60 @@
+"""What many tests need: parts of the shelf as parameters, and a GPT small enough to build hundreds of times."""
+
+from functools import partial
+
+import pytest
+import torch
+
+import components  # noqa: F401  (fills the catalogue)
+from components.attention import MathAttention
+from components.block import PreNorm
+from components.ffn import SwiGLU
+from components.init import GPT2Init
+from components.mixer import SelfAttention
+from components.norm import LayerNorm
+from components.position import RoPE
+from toolkit.model import GPT
+from toolkit.registry import CATALOG
+
+TINY = {
+    "block": PreNorm,
+    "mixer": SelfAttention,
+    "position": RoPE,
+    "attention": MathAttention,
+    "norm": LayerNorm,
+    "ffn": SwiGLU,
+    "init": partial(GPT2Init, std=0.3),  # wide, so that a wrong mask, position or residual moves the numbers
+    "dim": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "pad_vocab_to": 16,
+}
+
+
+def tiny_gpt(vocab_size: int = 50, max_len: int = 32, **overrides) -> GPT:
+    """A GPT of 30k parameters, the same each time (it draws by ``torch.initial_seed()``, which the fixture below sets).
+    Keywords replace slots and knobs: ``tiny_gpt(norm=RMSNorm, n_layer=1)``."""
+    return GPT(vocab_size, max_len, **{**TINY, **overrides})
+
+
+def parts(*kinds: str) -> list:
+    """The shelf's parts of these kinds, for ``pytest.mark.parametrize("part", parts("norm", "ffn"))``."""
+    entries = [e for e in CATALOG.values() if e.kind in kinds and e.module.startswith("components.")]
+    return [pytest.param(e, id=f"{e.kind}-{e.name}") for e in entries]
+
+
+torch.set_num_threads(1)  # sums in one order everywhere, and the tensors are too small to share out
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """Every test starts from the same random numbers."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory):
+    """Token files of all tests go into one folder of their own, never into the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOOLKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

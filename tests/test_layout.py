@@ -1,0 +1,106 @@
+"""The rooms of the project: who imports whom, and that what the README and the catalogue say of each other is true."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from toolkit.components import describe, markdown
+from toolkit.components import main as components_command
+from toolkit.compose import load_shelf
+from toolkit.registry import CATALOG
+
+ROOT = Path(__file__).parent.parent
+load_shelf()
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, inside functions as well."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def files(folder: str) -> list:
+    return [pytest.param(path, id=str(path.relative_to(ROOT))) for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", files("toolkit"))
+def test_the_frame_reaches_for_the_shelf_in_one_place_only(path):
+    foreign = {name for name in imports(path) if name.split(".")[0] in ("components", "experiments")}
+    assert foreign == ({"components"} if path.name == "compose.py" else set())
+
+
+@pytest.mark.parametrize("path", files("components"))
+def test_files_on_the_shelf_do_not_import_each_other(path):
+    foreign = {name for name in imports(path) if name.split(".")[0] in ("components", "experiments")}
+    assert path.name == "__init__.py" or not foreign
+
+
+@pytest.mark.parametrize("path", files("toolkit"))
+def test_nothing_registers_in_a_module_that_runs_as_main(path):
+    text = path.read_text(encoding="utf-8")
+    assert not ('__name__ == "__main__"' in text and re.search(r"^@register\(", text, re.MULTILINE))
+
+
+SHELF = [pytest.param(entry, id=entry.name) for entry in CATALOG.values() if entry.module.startswith("components.")]
+
+
+@pytest.mark.parametrize("entry", SHELF)
+def test_every_part_is_in_the_default_or_has_an_overlay(entry):
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "gin").rglob("*.gin")]
+    assert any(re.search(rf"@{entry.name}\b", text) for text in texts), f"no file under gin/ names @{entry.name}"
+    assert entry.cls.__doc__ and describe(entry)["summary"]
+
+
+@pytest.mark.parametrize("entry", [*SHELF, CATALOG["GPT"], CATALOG["Experiment"]])
+def test_every_knob_is_annotated_so_that_the_guard_can_check_it(entry):
+    assert set(entry.knobs) <= set(entry.hints)
+
+
+def test_a_part_is_small():
+    for path in (ROOT / "components").glob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                assert node.end_lineno - node.lineno < 66, f"{path.name}: {node.name}"
+
+
+def test_the_default_names_every_knob_that_it_builds():
+    """gin/default.gin is the documentation of every knob: nothing that it builds has one that it does not show."""
+    from toolkit.compose import compose
+
+    text = (ROOT / "gin" / "default.gin").read_text(encoding="utf-8")
+    config, _ = compose()
+    for key in config.flat:
+        name, knob = key.split(".")
+        block = re.search(rf"^{name}:\n((?:(?:  .*)?\n)+)", text, re.MULTILINE)
+        shown = re.search(rf"^{name}\.{knob} = ", text, re.MULTILINE)
+        assert shown or (block and re.search(rf"^  {knob} = ", block[1], re.MULTILINE)), key
+
+
+def test_the_readme_shows_the_catalogue_as_it_is():
+    assert markdown() in (ROOT / "README.md").read_text(encoding="utf-8"), "paste toolkit.components.markdown() there"
+
+
+def test_the_readme_names_only_files_that_exist():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in re.findall(r"\b((?:gin|experiments|toolkit|components)/[\w/]+\.(?:gin|py|md))", text):
+        assert (ROOT / name).is_file(), name
+    for module in re.findall(r"python -m (toolkit\.\w+)", text):
+        assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file(), module
+
+
+def test_the_components_command_lists_and_shows(capsys):
+    assert components_command(["list", "--kind", "norm"]) == 0
+    out = capsys.readouterr().out
+    assert "RMSNorm" in out and "eps=1e-06" in out and "FlashAttention" not in out
+    assert components_command(["show", "RMSNorm"]) == 0
+    out = capsys.readouterr().out
+    assert "overlay: gin/norm/rmsnorm.gin" in out and "binding: GPT.norm = @RMSNorm" in out
+    with pytest.raises(ValueError, match="there is no part 'Norm'"):
+        components_command(["show", "Norm"])

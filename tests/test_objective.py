@@ -1,0 +1,55 @@
+"""Model and loss as one module: documents, auxiliary losses, and a config that masks documents."""
+
+import torch
+from conftest import tiny_gpt
+from runs import rows, small_run
+
+from components.attention import SDPA
+from components.ffn import GELU
+from components.loss import CrossEntropy
+from toolkit.objective import Objective, documents
+
+EOT = 7
+
+
+def test_documents_are_numbered_and_positions_restart_after_each_end():
+    positions, index = documents(torch.tensor([[1, 2, EOT, 3, EOT, EOT, 4], [1, 1, 1, 1, 1, 1, EOT]]), EOT)
+    assert index.tolist() == [[0, 0, 0, 1, 1, 2, 3], [0] * 7]
+    assert positions.tolist() == [[0, 1, 2, 0, 1, 0, 0], [0, 1, 2, 3, 4, 5, 6]]
+
+
+def test_a_document_reads_as_if_it_stood_alone():
+    model = tiny_gpt(attention=SDPA).eval()
+    first, second = torch.randint(8, 50, (1, 5)), torch.randint(8, 50, (1, 9))
+    ids = torch.cat((first, torch.tensor([[EOT]]), second), dim=1)
+    targets = torch.full_like(ids, -100)
+    targets[:, 6:] = torch.randint(0, 50, (1, 9))
+    together = Objective(model, CrossEntropy(), EOT)(ids, targets)[1]
+    alone = Objective(model, CrossEntropy())(second, targets[:, 6:])[1]
+    assert torch.allclose(together, alone, rtol=1e-5)
+    assert not torch.allclose(Objective(model, CrossEntropy())(ids, targets)[1], alone, rtol=1e-3)
+
+
+def test_auxiliary_losses_weigh_by_targets_so_that_micro_batches_add_up():
+    class Balanced(GELU):
+        def forward(self, x, context):
+            context.losses["balance"] = context.losses.get("balance", 0.0) + 0.5
+            context.metrics["ffn/balance"] = torch.tensor(0.5)
+            return super().forward(x, context)
+
+    objective = Objective(tiny_gpt(ffn=Balanced), CrossEntropy())
+    ids = torch.randint(0, 50, (4, 8))
+    targets = torch.randint(0, 50, (4, 8))
+    targets[0, :5] = -100
+    total, nats, count, metrics = objective(ids, targets)
+    assert torch.allclose(total, nats + 2 * 0.5 * count) and metrics["ffn/balance"] == 0.5
+    halves = [objective(ids[rows], targets[rows])[0] for rows in (slice(0, 1), slice(1, 4))]
+    assert torch.allclose(sum(halves), total, rtol=1e-5)
+
+
+def test_a_run_can_mask_documents(tmp_path):
+    bindings = ("Experiment.mask_documents = True",)
+    assert small_run(tmp_path, "masked", overlays=("gin/attention/sdpa.gin",), bindings=bindings) == 0
+    assert small_run(tmp_path, "plain", overlays=("gin/attention/sdpa.gin",)) == 0
+    masked, plain = rows(tmp_path / "masked"), rows(tmp_path / "plain")
+    assert masked[-1]["val/loss_nats"] < masked[0]["val/loss_nats"] and masked != plain

@@ -1,0 +1,145 @@
+"""A part of one's own, in a file of one's own: trains, resumes, generates and is repeated, with no edit to ours."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runs import SMALL, facts, rows
+
+ROOT = Path(__file__).parent.parent
+
+KERNEL = '''\
+import torch
+from torch import nn
+
+from toolkit.registry import register
+
+
+@register("attention")
+class MeanAttention(nn.Module):
+    """Every earlier token weighs the same."""
+
+    def __init__(self, n_head, head_dim, scale: float = 1.0):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, q, k, v, mask=None):
+        count = torch.arange(1, v.shape[1] + 1, device=v.device)[:, None, None]
+        return self.scale * v.cumsum(1) / count
+'''
+OVERLAY = "GPT.attention = @MeanAttention\nMeanAttention.scale = 2.0\n"
+
+
+def python(folder: Path, *words: str, path: str = "") -> str:
+    """Run python in a folder that is not ours; its output, once it has succeeded."""
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [path, str(ROOT)]))}
+    done = subprocess.run([sys.executable, *words], cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def live(folder: Path, overlay: str, *imports: str, path: str = "") -> None:
+    """The whole life of a run with the part: train, stop, resume, generate, repeat from the saved config."""
+    (folder / "overlay.gin").write_text(overlay)
+    flags = [flag for binding in SMALL for flag in ("-p", binding)]
+    train = ["-m", "toolkit.run", "gin/model/tiny.gin", "overlay.gin", *imports, *flags]
+    python(folder, *train, "--name", "a", "--stop-at", "5", path=path)
+    python(folder, *train, "--name", "a", "--resume", path=path)
+    assert facts(folder / "runs" / "a")["config"]["MeanAttention.scale"] == 2.0
+    assert facts(folder / "runs" / "a")["attention"] == "MeanAttention"
+    out = python(folder, "-m", "toolkit.generate", "runs/a", "--prompt", "Once", "--max-tokens", "5", path=path)
+    assert out.startswith("Once")
+    python(folder, "-m", "toolkit.run", "--base", "runs/a/config.gin", "--name", "b", path=path)
+    assert rows(folder / "runs" / "b") == rows(folder / "runs" / "a")
+
+
+def test_through_an_import_in_the_overlay(tmp_path):
+    (tmp_path / "mean.py").write_text(KERNEL)
+    live(tmp_path, "import mean\n" + OVERLAY)
+
+
+def test_through_import_of_a_file_which_the_run_keeps(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "mean.py").write_text(KERNEL)
+    work = tmp_path / "work"
+    work.mkdir()
+    live(work, OVERLAY, "--import", str(elsewhere / "mean.py"))
+    assert (work / "runs" / "a" / "code" / "mean.py").read_text() == KERNEL
+    (elsewhere / "mean.py").unlink()  # the run's own copy is enough
+    python(work, "-m", "toolkit.generate", "runs/a", "--max-tokens", "3")
+    python(work, "-m", "toolkit.run", "--base", "runs/b/config.gin", "--name", "c")
+    assert rows(work / "runs" / "c") == rows(work / "runs" / "a")
+
+
+def test_through_the_entry_point_of_an_installed_package(tmp_path):
+    package, site, work = tmp_path / "package", tmp_path / "site", tmp_path / "work"
+    for folder in (package, work):
+        folder.mkdir()
+    (package / "mean_attention.py").write_text(KERNEL)
+    (package / "setup.cfg").write_text(
+        "[metadata]\nname = mean-attention\nversion = 1\n[options]\npy_modules = mean_attention\n"
+        "[options.entry_points]\ntoolkit.components =\n    mean = mean_attention\n"
+    )
+    (package / "pyproject.toml").write_text("[build-system]\nrequires = ['setuptools']\n")
+    pip = ["-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(site)]
+    python(tmp_path, *pip, str(package))
+    live(work, OVERLAY, path=str(site))
+    assert "import mean_attention" in (work / "runs" / "a" / "config.gin").read_text()
+
+
+def test_an_entry_point_that_fails_takes_nobody_elses_parts_away(tmp_path):
+    site = tmp_path / "broken-1.dist-info"
+    site.mkdir()
+    (site / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
+    (site / "entry_points.txt").write_text("[toolkit.components]\nbroken = no_such_module\n")
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    line = [sys.executable, "-m", "toolkit.run", "--dry-run"]
+    done = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    said = "entry point broken = no_such_module: ModuleNotFoundError: No module named 'no_such_module'"
+    assert said in done.stderr and "its parts are left out" in done.stderr
+
+
+BROKEN = {
+    "class A:\n    def __init__(self, n_head): ...\n": "the toolkit builds attention parts as A(n_head, head_dim)",
+    "class A:\n    def __init__(self, *args): ...\n": "a part has an __init__ of its own, without *args or **kwargs",
+    "class A:\n    pass\n": "the toolkit builds attention parts as A(n_head, head_dim)",
+    "class A:\n    def __init__(self, n_head, head_dim): ...\n": "parts of kind attention have a method forward()",
+    "class SDPA:\n    def __init__(self, n_head, head_dim): ...\n    def forward(self): ...\n": "the name is taken by",
+    "class A:\n    def __init__(self, n_head, head_dim, norm=1): ...\n    forward = print\n": "without a default",
+    "1 / 0\nclass A: ...\n": "ZeroDivisionError: division by zero",
+}
+
+
+@pytest.mark.parametrize("source", BROKEN)
+def test_a_part_that_can_not_be_registered_is_refused_with_the_reason(source, tmp_path):
+    from toolkit.compose import compose
+    from toolkit.config import ConfigError
+
+    head, body = source.split("class", 1)
+    file = tmp_path / f"broken_part_{list(BROKEN).index(source)}.py"
+    file.write_text(f'from toolkit.registry import register\n{head}@register("attention")\nclass{body}')
+    with pytest.raises(ConfigError) as caught:
+        compose(imports=[str(file)])
+    assert BROKEN[source] in str(caught.value) and str(file) in str(caught.value)
+
+
+def test_the_worked_example_is_causal_and_is_the_published_recurrence():
+    """Against the recurrent form of Katharopoulos et al., equations 16 to 20, step by step."""
+    import torch
+    import torch.nn.functional as F
+
+    from experiments.linear_attention.kernel import LinearAttention
+
+    q, k, v = (torch.randn(2, 13, 3, 8, dtype=torch.float64) for _ in range(3))
+    ours = LinearAttention(3, 8, eps=0.0)(q, k, v)
+    memory, total = torch.zeros(2, 3, 8, 8, dtype=torch.float64), torch.zeros(2, 3, 8, dtype=torch.float64)
+    for t in range(13):
+        phi_q, phi_k = F.elu(q[:, t]) + 1, F.elu(k[:, t]) + 1  # (B, H, D)
+        memory = memory + phi_k[..., :, None] * v[:, t][..., None, :]
+        total = total + phi_k
+        out = torch.einsum("bhd,bhde->bhe", phi_q, memory) / (phi_q * total).sum(-1, keepdim=True)
+        assert torch.allclose(ours[:, t], out, rtol=1e-10)

@@ -1,0 +1,47 @@
+"""How every command ends: a readable message and an exit code that a script can rely on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+
+BAD_INPUT, DIVERGED, STORAGE, PREEMPTED = 2, 3, 4, 75
+OURS = ("toolkit", "components", "argparse")
+
+
+def run_command(main: Callable[[], int]) -> None:
+    """Run a command and leave the process: 0 done, 2 bad config or input, 3 diverged, 4 storage, 130 interrupted.
+
+    An error that we raised is its message alone; one from elsewhere, such as a part of the user's own, comes with its
+    traceback. TOOLKIT_DEBUG=1 shows it always."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        code = main()
+    except (ValueError, OSError) as error:
+        if os.environ.get("TOOLKIT_DEBUG") or not _is_ours(error):
+            traceback.print_exc()
+        print(f"error: {clean(error)}", file=sys.stderr)
+        code = STORAGE if isinstance(error, OSError) else BAD_INPUT
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        code = 130
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def clean(error: BaseException) -> str:
+    """An error's message without what gin adds to it on the way up."""
+    return re.sub(r"\n\s*In call to configurable '.*", "", str(error)).strip()
+
+
+def _is_ours(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return True
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    names = [frame.f_globals.get("__name__", "") for frame in frames]
+    deepest = next((name for name in reversed(names) if not name.startswith("gin.")), "")
+    return deepest.split(".")[0] in (*OURS, "__main__")

@@ -1,0 +1,222 @@
+"""gin files as data: read into layers without executing a binding, resolved into one complete config, handed to gin.
+
+The base file is the first layer, each further file one more, all ``-p`` bindings together the last. ``guard.resolve``
+checks them and returns a Config; its text is both what gin parses and what the run saves, so a run can't differ from
+its ``config.gin``."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import sysconfig
+import tokenize
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import gin
+from gin import config_parser
+
+from toolkit.registry import CATALOG, load_module
+
+BASE = "gin/default.gin"
+
+
+class ConfigError(ValueError):
+    """The config is wrong; the message has a line for each thing that is, with its place and the remedy."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """``@scope/Name``: a class, to be built in that scope. ``called`` is True for ``@Name()``, which is refused."""
+
+    scope: str
+    name: str
+    called: bool = False
+
+    def __str__(self):
+        return "@" + (f"{self.scope}/" if self.scope else "") + self.name
+
+
+@dataclass(frozen=True)
+class Macro:
+    """``%NAME``: the value that ``NAME = ...`` gives."""
+
+    name: str
+
+    def __str__(self):
+        return "%" + self.name
+
+
+@dataclass(frozen=True)
+class Binding:
+    """``scope/name.parameter = value`` at ``where``; a macro's definition has no parameter."""
+
+    scope: str
+    name: str
+    parameter: str
+    value: object
+    where: str
+
+    @property
+    def key(self) -> str:
+        scope = f"{self.scope}/" if self.scope else ""
+        return scope + self.name + (f".{self.parameter}" if self.parameter else "")
+
+    def __str__(self):
+        return f"{self.key} = {show(self.value)}"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one file, or the command line, lays over the layers before it."""
+
+    title: str
+    bindings: list[Binding] = field(default_factory=list)
+    imports: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A resolved config: every part that is built, by (scope, name), with every knob, defaults included."""
+
+    parts: dict[tuple[str, str], dict[str, object]]
+    written: list[Binding]  # laid over the base, and not displaced
+    imports: list[str]
+
+    @property
+    def text(self) -> str:
+        """The whole config as gin: what gin is given, and what ``config.gin`` holds."""
+        lines = [f"import {module}" for module in self.imports]
+        for (scope, name), knobs in self.parts.items():
+            entry = CATALOG[name]
+            lines += ["", f"# {entry.kind}: {(entry.cls.__doc__ or name).strip().splitlines()[0]}"]
+            prefix = f"{scope}/" if scope else ""
+            lines += [f"{prefix}{name}.{knob} = {show(value)}" for knob, value in knobs.items()]
+        return "\n".join(lines).lstrip("\n") + "\n"
+
+    @property
+    def flat(self) -> dict[str, object]:
+        """{"GPT.dim": 768, "GPT.norm": "@LayerNorm", ...}, JSON values only."""
+        flat = {}
+        for (scope, name), knobs in self.parts.items():
+            prefix = f"{scope}/{name}" if scope else name
+            flat |= {f"{prefix}.{knob}": plain(value) for knob, value in knobs.items()}
+        return flat
+
+    def build(self):
+        """Give gin this config, in place of any other, and return the Experiment that it makes."""
+        gin.clear_config()
+        gin.parse_config(self.text)
+        return gin.get_configurable("Experiment")()
+
+
+def show(value: object) -> str:
+    """A value in gin's own spelling."""
+    if isinstance(value, Reference | Macro):
+        return str(value)
+    if isinstance(value, list):
+        return "[" + ", ".join(map(show, value)) + "]"
+    if isinstance(value, tuple):
+        return "(" + ", ".join(map(show, value)) + ("," if len(value) == 1 else "") + ")"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{show(k)}: {show(v)}" for k, v in value.items()) + "}"
+    return repr(value)
+
+
+def plain(value: object) -> object:
+    """A value as JSON: references and macros become their spelling, tuples lists."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def references(value: object) -> Iterator[Reference]:
+    """Every reference in a value, lists, tuples and dicts searched."""
+    if isinstance(value, Reference):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from references(item)
+    elif isinstance(value, dict):
+        for item in [*value, *value.values()]:
+            yield from references(item)
+
+
+def read_file(path: str | Path) -> Layer:
+    """A gin file as a layer; what it imports is imported. Raises ConfigError with file and line."""
+    file = find(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: can't be read: {error}") from error
+    return _read(text, str(path), lambda line: f"{path}:{line}")
+
+
+def read_bindings(bindings: Sequence[str]) -> Layer:
+    """All ``-p`` bindings of a command line as one layer."""
+    layer = Layer("-p")
+    for text in bindings:
+        quote = '"' if "'" in text else "'"
+        one = _read(text, "-p", lambda line, place=f"-p {quote}{text}{quote}": place)
+        layer.bindings.extend(one.bindings)
+        layer.imports.extend(one.imports)
+    return layer
+
+
+def find(path: str | Path) -> Path:
+    """A gin file as named, or, where no such file is here, the one that the toolkit brings."""
+    installed = Path(sysconfig.get_path("data")) / "share" / "gpt-ablation-toolkit"
+    for root in (Path(), Path(__file__).parent.parent, installed):
+        if (root / path).is_file():
+            return root / path
+    near = sorted(str(p) for p in Path().glob("gin/**/*.gin") if p.name == Path(path).name)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ConfigError(f"{path}: there is no such file{hint}")
+
+
+class _Delegate(config_parser.ParserDelegate):
+    def configurable_reference(self, name, evaluate):
+        scope, _, name = name.rpartition("/")
+        return Reference(scope, name, evaluate)
+
+    def macro(self, name):
+        return Macro(name)
+
+
+def _read(text, title, where) -> Layer:
+    layer = Layer(title)
+    try:
+        statements = list(config_parser.ConfigParser(text, _Delegate()))
+    except (SyntaxError, tokenize.TokenError, ValueError, RecursionError) as error:
+        line = getattr(error, "lineno", None) or (error.args[1][0] if isinstance(error, tokenize.TokenError) else 1)
+        reason = str(getattr(error, "msg", None) or error).strip().splitlines()[0].rstrip(".")
+        reason = re.sub(r"malformed node or string.*", "a bare word is no value", reason)
+        hint = "strings need quotes; True, False and None are capitalised; there is no arithmetic"
+        raise ConfigError(f"{where(line)}: this is not gin: {reason} ({hint})") from error
+    for statement in statements:
+        place = where(statement.location.line_num)
+        if isinstance(statement, config_parser.IncludeStatement):
+            raise ConfigError(
+                f"{place}: include is not used here: name {statement.filename} on the command line instead"
+            )
+        if isinstance(statement, config_parser.ImportStatement):
+            if statement.module.startswith("__gin__"):
+                raise ConfigError(f"{place}: dynamic registration is not used here: import the module, name its parts")
+            layer.imports.append(statement.module)
+            _import(statement.module, place)
+        elif isinstance(statement, config_parser.BindingStatement):
+            layer.bindings.append(
+                Binding(statement.scope, statement.selector, statement.arg_name, statement.value, place)
+            )
+    return layer
+
+
+def _import(module, place):
+    if (
+        "" not in sys.path and str(Path.cwd()) not in sys.path
+    ):  # an installed command does not search the folder it is in
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        load_module(module)
+    except ValueError as error:
+        raise ConfigError(f"{place}: {error}") from error

@@ -1,0 +1,178 @@
+"""What is true of a run before and after it: parameters, FLOPs, memory, and what it ran on."""
+
+from __future__ import annotations
+
+import platform
+import re
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from toolkit.objective import Objective
+
+PACKAGES = ("torch", "numpy", "gin-config", "tiktoken", "tokenizers", "datasets", "safetensors", "flash-attn")
+
+
+def parameters(model: nn.Module) -> dict[str, int]:
+    """Counts: "total" without the rows that only pad the vocabulary, which are "padding"; "non_embedding" without
+    embedding tables and the output matrix; "active" is what one token passes through, the total unless a part says
+    less."""
+    counted = {id(p): p.numel() for p in model.parameters()}
+    padding = getattr(model, "padding", 0)
+    tables = {id(p): p.numel() for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    output = getattr(model, "unembed", None)
+    tables |= {id(p): p.numel() for p in output.parameters()} if output is not None else {}
+    idle = sum(getattr(module, "idle_parameters", 0) for module in model.modules())
+    total = sum(counted.values()) - padding
+    return {
+        "total": total,
+        "non_embedding": sum(counted.values()) - sum(tables.values()),
+        "active": total - idle,
+        "padding": padding,
+    }
+
+
+def parameter_table(model: nn.Module) -> list[tuple[str, str, int]]:
+    """(name, shape or times, parameters) a row; the layers of a stack are one row, padding is not counted."""
+    rows: dict[str, list] = {}
+    for name, parameter in model.named_parameters():
+        stacked = re.sub(r"\.\d+\.", ".*.", name)
+        row = rows.setdefault(stacked, [0, set(), 0])
+        row[0] += 1
+        row[1].add(" x ".join(f"{size:,}" for size in parameter.shape))
+        row[2] += parameter.numel()
+    table = []
+    for name, (times, shapes, count) in rows.items():
+        shape = shapes.pop() if len(shapes) == 1 else "various"
+        table.append((name, f"{times} of {shape}" if times > 1 else shape, count))
+    return table
+
+
+def flops_per_token(model: nn.Module, seq_len: int) -> int:
+    """Training FLOPs per token, forward and backward, counted on meta tensors: 3 times the matrix products of one
+    forward pass. Products over all pairs of positions count half, since causality leaves half of the pairs:
+    6N + 6LdT for a GPT with N matrix parameters. ``model`` lies on the meta device."""
+
+    def pairs(a_shape, b_shape, *args, out_shape=None, **kwargs):
+        batch, rows, inner = a_shape
+        columns = b_shape[-1]
+        product = 2 * batch * rows * inner * columns
+        return product // 2 if rows == seq_len and seq_len in (inner, columns) else product
+
+    ids = torch.zeros(1, seq_len, dtype=torch.int64, device="meta")
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.bmm: pairs})
+    with torch.no_grad(), counter:
+        hidden, head = model(ids)
+        head.logits(hidden)
+    padded = 2 * seq_len * hidden.shape[-1] * (head.weight.shape[0] - head.vocab_size)
+    return 3 * (counter.get_total_flops() - padded) // seq_len
+
+
+def memory(
+    objective: Objective, optimizer: torch.optim.Optimizer, batch: int, seq_len: int, half: bool
+) -> dict[str, int]:
+    """An estimate in bytes: weights, gradients, optimizer state, and what a forward pass keeps for the backward pass,
+    counted on meta tensors. ``half``: activations in 16 bits."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    ids = torch.zeros(batch, seq_len, dtype=torch.int64, device="meta")
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), _FusedAttention():
+        loss = objective(ids, ids)[0]
+    weights = {p.untyped_storage()._cdata: p.numel() * p.element_size() for p in objective.parameters()}
+    activations = sum(size for key, size in kept.items() if key not in weights)
+    for p in objective.parameters():
+        p.grad = torch.empty_like(p)
+    optimizer.step()
+    state = sum(
+        t.numel() * t.element_size() for s in optimizer.state.values() for t in s.values() if torch.is_tensor(t)
+    )
+    optimizer.zero_grad()
+    del loss
+    size = sum(weights.values())
+    return {
+        "weights": size,
+        "gradients": size,
+        "optimizer": state,
+        "activations": activations * 3 // 5 if half else activations,  # norms and the residual stream stay in 32 bits
+    }
+
+
+class _FusedAttention(TorchFunctionMode):
+    """On meta tensors, scaled_dot_product_attention takes the path that holds all pairs; real devices don't."""
+
+    class Kernel(torch.autograd.Function):
+        """Keeps what a fused kernel keeps: q, k, v and the output."""
+
+        @staticmethod
+        def forward(ctx, q, k, v):
+            out = q.new_empty(*q.shape[:-1], v.shape[-1])
+            ctx.save_for_backward(q, k, v, out)
+            return out
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            return self.Kernel.apply(*args[:3])
+        return func(*args, **(kwargs or {}))
+
+
+def environment(device: torch.device) -> dict[str, object]:
+    """What the run ran on: device, threads, versions, commit."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    root = Path(__file__).parent
+    commit = _git(root, "rev-parse", "HEAD")
+    return {
+        "device": device.type,
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "packages": versions,
+        "commit": commit,
+        "dirty": bool(_git(root, "status", "--porcelain")) if commit else None,
+    }
+
+
+def attention_implementation(model: nn.Module, device: torch.device, dtype: torch.dtype) -> str:
+    """Which attention runs, in words: every kernel of the model by name, with what it says of itself."""
+    found = []
+    for part in model.modules():
+        kernel = getattr(part, "attention", None)
+        if isinstance(kernel, nn.Module):
+            says = getattr(kernel, "implementation", None)
+            found.append(type(kernel).__name__ + (f": {says(device.type, dtype)}" if says else ""))
+    return ", ".join(dict.fromkeys(found)) or "none"
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak bytes so far: of the GPU's tensors, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def _git(folder, *command):
+    try:
+        done = subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

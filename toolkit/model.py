@@ -1,0 +1,170 @@
+"""GPT: embed -> position -> blocks -> norm -> tied head, every layer slot a class that gin hands over.
+
+Shapes: B batch, T tokens, C model dim, V vocabulary, D head dim."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Gt, Interval
+from torch import Tensor, nn
+
+from toolkit.context import Context
+from toolkit.registry import CATALOG, register
+from toolkit.seeding import initialize, seeded
+
+Slot = type | list[type]
+
+
+class Head:
+    """The map to logits, shared by loss and generation: weight (V padded, C), the true ``vocab_size``, ``softcap``."""
+
+    def __init__(self, weight: Tensor, vocab_size: int, softcap: float | None):
+        self.weight, self.vocab_size, self.softcap = weight, vocab_size, softcap
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., C) -> (..., V), without the rows that only pad the table."""
+        logits = F.linear(hidden, self.weight)[..., : self.vocab_size]
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+@register("model")
+class GPT(nn.Module):
+    """A decoder-only transformer. Layer slots (block, mixer, position, attention, norm, ffn) take a class or a list of
+    classes that is tiled over the depth; the final norm is the last of its list.
+
+    dim            C, the width of the residual stream
+    n_head         query heads a layer; n_kv_head key/value heads, None for as many
+    dropout        probability, on the embedded tokens and on what each mixer and ffn returns
+    pad_vocab_to   the table is padded to a multiple of this many rows, for speed; padding is masked everywhere
+    logit_softcap  bounds the logits, softcap * tanh(logits / softcap); None leaves them
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        max_len: int,
+        *,
+        block: Slot,
+        mixer: Slot,
+        position: Slot,
+        attention: Slot,
+        norm: Slot,
+        ffn: Slot,
+        init: type,
+        dim: Annotated[int, Gt(0)] = 768,
+        n_layer: Annotated[int, Gt(0)] = 12,
+        n_head: Annotated[int, Gt(0)] = 12,
+        n_kv_head: Annotated[int, Gt(0)] | None = None,
+        dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
+        tie_embeddings: bool = True,
+        pad_vocab_to: Annotated[int, Gt(0)] = 128,
+        logit_softcap: Annotated[float, Gt(0)] | None = None,
+    ):
+        super().__init__()
+        n_kv_head = n_kv_head or n_head
+        if dim % n_head:
+            raise ValueError(f"GPT.dim = {dim} is not a multiple of GPT.n_head = {n_head}")
+        if n_head % n_kv_head:
+            raise ValueError(f"GPT.n_head = {n_head} is not a multiple of GPT.n_kv_head = {n_kv_head}")
+        self.vocab_size, self.max_len, self.softcap = vocab_size, max_len, logit_softcap
+        seed = torch.initial_seed()
+        layers = {"block": block, "mixer": mixer, "position": position, "attention": attention, "ffn": ffn}
+        layers = {slot: tile(slot, value, n_layer) for slot, value in layers.items()}
+        norms = tile("norm", norm, n_layer)
+
+        padding = -vocab_size % pad_vocab_to
+        self.padding = padding * dim * (1 if tie_embeddings else 2)  # parameters that stand for no token
+        with seeded(seed, "embed"):
+            self.embed = nn.Embedding(vocab_size, dim)
+            self.unembed = None if tie_embeddings else nn.Linear(dim, vocab_size, bias=False)
+        distinct = list(dict.fromkeys(layers["position"]))
+        self.positions = nn.ModuleList()
+        for i, cls in enumerate(distinct):
+            with seeded(seed, f"positions.{i}"):
+                self.positions.append(cls(dim, n_head, dim // n_head, max_len))
+        self.blocks, self.mixers = nn.ModuleList(), []  # mixers: a plain list, since the blocks own them
+        for i in range(n_layer):
+            at, depth = distinct.index(layers["position"][i]), (i, n_layer)
+            with seeded(seed, f"blocks.{i}.mixer"):
+                mixed = layers["mixer"][i](dim, n_head, n_kv_head, at, layers["attention"][i], depth)
+            with seeded(seed, f"blocks.{i}.ffn"):
+                fed = layers["ffn"][i](dim)
+            with seeded(seed, f"blocks.{i}"):
+                self.blocks.append(layers["block"][i](dim, mixed, fed, norms[i], depth))
+            self._check_bias(mixed, self.positions[at])
+            self.mixers.append(mixed)
+            for part in (mixed, fed):  # a hook, so that no block can forget it and no parameter changes its name
+                part.register_forward_hook(self._dropped)  # a method: a copy of the model drops by its own mode
+        self.drop = nn.Dropout(dropout) if dropout else nn.Identity()
+        with seeded(seed, "norm"):
+            self.norm = (norm[-1] if isinstance(norm, list) else norm)(dim)
+        initialize(self, init(n_layer), seed)
+        self._pad(padding)
+
+    def forward(self, ids: Tensor, context: Context | None = None) -> tuple[Tensor, Head]:
+        """ids (B, T) -> hidden (B, T, C), head. With ``context.cache`` the ids stand at ``context.start`` onwards."""
+        context = context or Context()
+        length = ids.shape[1]
+        if context.positions is None:
+            offset = 0 if context.start is None else context.start
+            context.positions = (offset + torch.arange(length, device=ids.device))[None]  # (1, T)
+        self._check_length(length, context)
+        x = self.embed(ids)  # (B, T, C)
+        context.position = list(self.positions)
+        keys = length if context.cache is None else self.max_len
+        for part in context.position:
+            if hasattr(part, "embed"):
+                x = part.embed(x, context.positions)
+            context.bias.append(self._bias(part, length, keys, context) if hasattr(part, "score_bias") else None)
+        x = self.drop(x)
+        for block in self.blocks:
+            x = block(x, context)
+        weight = self.embed.weight if self.unembed is None else self.unembed.weight
+        return self.norm(x), Head(weight, self.vocab_size, self.softcap)
+
+    def init_cache(self, batch: int) -> list | None:
+        """What ``context.cache`` holds while decoding, one entry a layer; None where some mixer keeps no cache."""
+        if any(getattr(mixer, "cache", True) is False for mixer in self.mixers):
+            return None
+        return [mixer.init_cache(batch, self.max_len) for mixer in self.mixers]
+
+    def _pad(self, rows):
+        """Zero rows below the tables, added once these are drawn: a longer draw could end in other numbers."""
+        for table in filter(None, (self.embed, self.unembed)):
+            table.weight.data = F.pad(table.weight.data, (0, 0, 0, rows))
+
+    def _dropped(self, module, args, out):
+        return self.drop(out)
+
+    @staticmethod
+    def _bias(part, length, keys, context):
+        k = torch.arange(keys, device=context.positions.device)
+        q = k[:length] if context.start is None else context.start + k[:length]
+        return part.score_bias(q, k)
+
+    def _check_length(self, length, context):
+        start = 0 if context.start is None or torch.compiler.is_compiling() else int(context.start)
+        if start + length > self.max_len:
+            raise ValueError(f"{start + length} tokens do not fit into the context of {self.max_len} (seq_len)")
+
+    @staticmethod
+    def _check_bias(mixer, position):
+        if hasattr(position, "score_bias") and "bias" not in getattr(mixer, "supports", set()):
+            part = type(getattr(mixer, "attention", mixer)).__name__
+            kernels = [entry for entry in CATALOG.values() if entry.kind == "attention"]
+            able = [entry.name for entry in kernels if "bias" in getattr(entry.cls, "supports", ())]
+            raise ValueError(
+                f"{type(position).__name__} adds a score bias, which {part} can't honour; use GPT.attention = "
+                f"{' or '.join('@' + name for name in able)}"
+            )
+
+
+def tile(slot: str, value: Slot, n_layer: int) -> list[type]:
+    """One class per layer. Raises ValueError for a list that is empty or longer than the depth."""
+    classes = value if isinstance(value, list) else [value]
+    if not 1 <= len(classes) <= n_layer:
+        raise ValueError(f"GPT.{slot} lists {len(classes)} parts for GPT.n_layer = {n_layer}; it needs 1 to {n_layer}")
+    return [classes[i % len(classes)] for i in range(n_layer)]

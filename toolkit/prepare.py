@@ -1,0 +1,39 @@
+"""``python -m toolkit.prepare [OVERLAY.gin ...]``: download and tokenise the text of an experiment, and no more."""
+
+from __future__ import annotations
+
+import argparse
+
+from toolkit.command import run_command
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command."""
+    arguments = _arguments(argv)
+    from toolkit import report
+    from toolkit.compose import compose
+
+    config, _ = compose(arguments.overlays, arguments.bindings, imports=arguments.imports)
+    experiment = config.build()
+    data = experiment.data(experiment.tokenizer(), experiment.seq_len, experiment.seed)
+    data.prepare()
+    for split in ("train", "val"):
+        report.say(f"{split}: {data.windows(split):,} windows of {experiment.seq_len:,} tokens")
+    report.say(f"fingerprint: {data.fingerprint()}")
+    return 0
+
+
+def _arguments(argv):
+    parser = argparse.ArgumentParser(
+        prog="python -m toolkit.prepare",
+        description="Download and tokenise the text of an experiment, for every run that reads the same text alike.",
+        epilog="Token files live in $TOOLKIT_CACHE, or else in the user's cache folder.",
+    )
+    parser.add_argument("overlays", metavar="OVERLAY.gin", nargs="*", help="laid over gin/default.gin in this order")
+    parser.add_argument("-p", "--gin_param", dest="bindings", metavar="BINDING", action="append", default=[])
+    parser.add_argument("--import", dest="imports", metavar="M|F.py", action="append", default=[])
+    return parser.parse_intermixed_args(argv)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,135 @@
+"""``register(kind)`` puts a part on the shelf: gin can then name it, and the catalogue lists, checks and tests it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import sys
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+
+import gin
+
+from toolkit.protocols import KINDS
+
+ENTRY_POINTS = "toolkit.components"  # the group under which an installed package names its modules
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One part: its kind, its class, and the knobs that gin may bind."""
+
+    kind: str
+    name: str
+    cls: type
+    knobs: dict[str, inspect.Parameter]
+
+    @property
+    def module(self) -> str:
+        return self.cls.__module__
+
+    @property
+    def hints(self) -> dict[str, object]:
+        """Annotations of the knobs, resolved, ``Annotated`` kept."""
+        target = self.cls if "__dataclass_fields__" in vars(self.cls) else self.cls.__init__
+        return typing.get_type_hints(target, include_extras=True)
+
+
+CATALOG: dict[str, Entry] = {}
+
+
+def supplied(kind: str) -> list[str]:
+    """The constructor arguments that the toolkit passes to parts of a kind, positionally."""
+    return list(inspect.signature(KINDS[kind].__init__).parameters)[1:]
+
+
+def register(kind: str):
+    """Class decorator. Refuses, with ValueError, what would fail later or in silence: an unknown kind, ``*args`` or
+    ``**kwargs`` (typos would pass), too few leading arguments, a missing method, a name already on the shelf."""
+    if kind not in KINDS:
+        raise ValueError(f"there is no kind {kind!r}; kinds are {', '.join(KINDS)}")
+
+    def add(cls: type) -> type:
+        name, wanted = cls.__name__, supplied(kind)
+        where = f"{name} in {cls.__module__}"
+        parameters = list(inspect.signature(cls).parameters.values())
+        if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
+            raise ValueError(
+                f"{where}: a part has an __init__ of its own, without *args or **kwargs, where typos would pass unseen"
+            )
+        leading = parameters[: len(wanted)]
+        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        if len(leading) < len(wanted) or any(p.kind not in positional for p in leading):
+            raise ValueError(f"{where}: the toolkit builds {kind} parts as {name}({', '.join(wanted)}), positionally")
+        for method in (m for m, f in vars(KINDS[kind]).items() if inspect.isfunction(f) and m != "__init__"):
+            if method in vars(KINDS[kind]) and not callable(getattr(cls, method, None)):
+                raise ValueError(f"{where}: parts of kind {kind} have a method {method}(); see toolkit/protocols.py")
+        for knob in parameters[len(wanted) :]:
+            if knob.name in KINDS and knob.default is not inspect.Parameter.empty:
+                raise ValueError(f"{where}: the slot {knob.name!r} needs to be without a default; gin names its part")
+        if name in CATALOG:
+            raise ValueError(f"{where}: the name is taken by the {CATALOG[name].kind} in {CATALOG[name].module}")
+        gin.register(cls, denylist=[p.name for p in leading] or None)
+        CATALOG[name] = Entry(kind, name, cls, {p.name: p for p in parameters[len(wanted) :]})
+        return cls
+
+    return add
+
+
+def load_module(name: str) -> None:
+    """Import a module for the parts it registers. Raises ValueError with the reason when that fails."""
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        raise ValueError(f"can't import {name!r}: {type(error).__name__}: {error}") from error
+
+
+def load_file(path: str | Path) -> tuple[str, bool]:
+    """Import a Python file. Returns its module name, and whether it lies outside the import path (a run that uses it
+    then needs a copy). A file that the path reaches is imported under the name it has there, never twice."""
+    file = Path(path).resolve()
+    if file.suffix != ".py" or not file.is_file():
+        raise ValueError(f"--import {path}: there is no such Python file")
+    for root in (Path(p or ".").resolve() for p in sys.path):
+        if file.is_relative_to(root) and file.relative_to(root).parts[0] != "site-packages":
+            dotted = ".".join(file.relative_to(root).with_suffix("").parts)
+            if all(part.isidentifier() for part in dotted.split(".")) and _origin(dotted) == file:
+                load_module(dotted)
+                return dotted, False
+    loaded = sys.modules.get(file.stem)
+    if loaded is None and _origin(file.stem) is None and file.stem.isidentifier():
+        spec = importlib.util.spec_from_file_location(file.stem, file)
+        sys.modules[file.stem] = module = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[file.stem]
+            raise ValueError(f"can't import {path}: {type(error).__name__}: {error}") from error
+    elif loaded is None or Path(getattr(loaded, "__file__", None) or ".").resolve() != file:
+        raise ValueError(
+            f"--import {path}: {file.stem!r} can't be its module name (taken, or no identifier); rename it"
+        )
+    return file.stem, True
+
+
+def load_entry_points() -> list[str]:
+    """Import the modules that installed packages name under ``toolkit.components``. Returns what failed, a line each:
+    one broken package takes nobody else's parts away."""
+    failures = []
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        try:
+            point.load()
+        except Exception as error:
+            failures.append(f"entry point {point.name} = {point.value}: {type(error).__name__}: {error}")
+    return failures
+
+
+def _origin(module: str) -> Path | None:
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    return Path(spec.origin).resolve() if spec and spec.origin and spec.has_location else None

@@ -1,0 +1,137 @@
+"""A run's folder: who may write to it, what it says of the run, and when it may be continued."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import filelock
+
+from toolkit import distributed
+from toolkit.command import DIVERGED, PREEMPTED, STORAGE
+from toolkit.config import Config
+
+EXIT_CODES = {"done": 0, "stopped": 0, "diverged": DIVERGED, "preempted": PREEMPTED}
+
+
+def run_name(overlays: list[str]) -> str:
+    """The name of a run that was given none: its overlays', such as quickstart or tiny-alibi."""
+    return "-".join(Path(overlay).stem for overlay in overlays) or "default"
+
+
+class RunDir:
+    """``runs/NAME``. Raises ValueError for a name that is no folder's name, and for a run that is there already."""
+
+    def __init__(self, root: Path, name: str, resume: bool):
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+=,@-]{0,119}", name):
+            raise ValueError(f"--name {name!r}: a run's name is 1 to 120 letters, digits and _.+=,@- (no slash)")
+        self.path, self.resume, self.changes = root / name, resume, {}
+        self.begun = time.time()
+        if self.exists() and not resume and distributed.rank() == 0:
+            others = (root / f"{name}-{i}" for i in range(2, 1000))
+            free = next(path.name for path in others if not path.exists())
+            raise ValueError(
+                f"{self.path} is there already: continue it with --resume, or name this one: --name {free}"
+            )
+        if resume and not self.path.is_dir():
+            raise ValueError(f"--resume: there is no run {self.path}; leave out --resume to start it")
+
+    def exists(self) -> bool:
+        """Whether a run was ever started here."""
+        return (self.path / "config.gin").is_file()
+
+    def finished(self) -> bool:
+        """Whether the run that is to be resumed has come to its end."""
+        return self.resume and self.read("status.json").get("state") == "done"
+
+    @contextlib.contextmanager
+    def opened(self, config: Config, allow_change: bool) -> Iterator[None]:
+        """Hold the folder alone. Raises ValueError when another process does, or when a resumed run's config differs
+        and that was not allowed; OSError when it can't be written. A folder that stayed empty is taken away."""
+        lock = filelock.FileLock(self.path / ".lock")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise ValueError(f"another process is at work in {self.path}; wait, or take another --name") from None
+        except OSError as error:
+            raise OSError(f"can't write to {self.path}: {error}; choose another place with --runs") from error
+        try:
+            self._compare(config, allow_change)
+            yield
+        finally:
+            lock.release()
+            if not self.exists():
+                shutil.rmtree(self.path, ignore_errors=True)
+
+    def write_start(self, config: Config, code: list[Path], tokenizer, facts: dict[str, object], step: int) -> None:
+        """All that has to lie here before the first step."""
+        before = self.read("facts.json")
+        if before and self.resume and before["data"] != facts["data"]:
+            raise ValueError(f"{self.path} was trained on other text: its data fingerprint differs; restore that text")
+        resumed = [*before.get("resumed", []), {"step": step, "changed": self.changes}] if self.resume else []
+        (self.path / "tokenizer").mkdir(exist_ok=True)
+        tokenizer.save(self.path / "tokenizer")
+        for file in code:
+            (self.path / "code").mkdir(exist_ok=True)
+            if file.parent != (self.path / "code").resolve():
+                shutil.copy(file, self.path / "code")
+        written = [f"import {module}" for module in config.imports] + [str(binding) for binding in config.written]
+        self._write("bindings.gin", "".join(line + "\n" for line in written))
+        self.write_json("facts.json", {**facts, "resumed": resumed, "seconds_before": before.get("seconds", 0.0)})
+        self._write("config.gin", config.text)  # last: it makes the folder a run
+
+    def write_status(self, state: str, step: int | None = None, **more: object) -> None:
+        """Say in status.json how things stand; nothing where no run was started."""
+        if self.exists():
+            step = self.read("status.json").get("step", 0) if step is None else step
+            self.write_json("status.json", {"state": state, "step": step, "time": time.time()} | more)
+
+    def write_end(self, ended: dict[str, object], peak_memory: int, digest: str | None) -> None:
+        """Add to the facts what is known at the end, and close the status."""
+        facts = self.read("facts.json")
+        facts["seconds"] = facts.pop("seconds_before", 0.0) + time.time() - self.begun
+        facts |= {"peak_memory_bytes": peak_memory, "weights_sha256": digest, "final": ended}
+        self.write_json("facts.json", facts)
+        self.write_status(ended["state"], ended["step"])
+
+    def exit_code(self) -> int:
+        """The exit code that the run's own process would have had, for a launcher that hides it."""
+        status = self.read("status.json")
+        if status.get("time", 0.0) < self.begun:  # nothing was written this time: it failed before it began
+            return 2
+        failed = {"OSError": STORAGE, "ValueError": 2, "ConfigError": 2}.get(status.get("kind"), 1)
+        return EXIT_CODES.get(status["state"], failed)
+
+    def read(self, name: str) -> dict:
+        """A JSON file of the run; empty where it is not there, or was cut short."""
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    def write_json(self, name: str, value: dict) -> None:
+        """Replace a JSON file of the run, whole or not at all."""
+        self._write(name, json.dumps(value, indent=1) + "\n")
+
+    def _write(self, name, text):
+        temporary = self.path / f"{name}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, self.path / name)
+
+    def _compare(self, config, allow_change):
+        before, now = self.read("facts.json").get("config"), config.flat
+        if not (self.resume and before):
+            return
+        differ = [key for key in {**before, **now} if before.get(key, "absent") != now.get(key, "absent")]
+        self.changes = {key: [before.get(key, "absent"), now.get(key, "absent")] for key in differ}
+        if differ and not allow_change:
+            lines = [f"  {key}: {was} there, {now} here" for key, (was, now) in self.changes.items()]
+            remedy = "resume with the same files and bindings, or with none; --allow-change accepts the difference"
+            raise ValueError("\n".join([f"{self.path} was started with another config; {remedy}:", *lines]))

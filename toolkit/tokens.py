@@ -1,0 +1,335 @@
+"""Text becomes token files once; windows and batches are read from them. Data parts hold a ``TokenFiles``."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+import textwrap
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+from platformdirs import user_cache_dir
+
+from toolkit.disk import fsync
+
+log = logging.getLogger("toolkit")
+
+FORMAT = 1  # raise it when the files, or what goes into them, change: old folders are then left alone
+SPLITS = ("train", "val")
+CHUNK = 1_000_000  # characters that one thread encodes at a time
+TRAINING_TEXT = 100_000_000  # bytes of text that a tokenizer learns from, at most
+VAL_SEED = 1_009  # stands in for the run's seed: every seed is judged on the same windows in the same order
+
+
+class TokenFiles:
+    """The tokens of one text under one tokenizer, on disk, and the samples of seq_len + 1 tokens cut from them.
+
+    ``documents(split)`` yields the documents of "train" or "val" as str; blank ones are left out, each of the others
+    ends with ``tokenizer.eot``. ``source()`` returns a JSON-able dict that identifies the text (names, knobs, content
+    hashes); it is called in ``prepare``. The files lie in ``$TOOLKIT_CACHE`` (else the user's cache directory), in a
+    folder named after source, tokenizer and format, so that no other text, knob or vocabulary can pick them up.
+
+    A tokenizer with ``train`` learns from the train documents first (at most 100 MB of their text); what it learnt is
+    kept and loaded next time. A tokenizer that has learnt already, as one loaded from a run, has to leave ``train``
+    without a change. After ``prepare`` the tokenizer is the one that wrote the files.
+
+    Raises ValueError for an empty split, a split shorter than seq_len + 1 tokens, and ids outside the vocabulary;
+    OSError when the disk fails. Neither leaves a half-written folder.
+    """
+
+    def __init__(
+        self,
+        tokenizer,
+        seq_len: int,
+        seed: int,
+        documents: Callable[[str], Iterable[str]],
+        source: Callable[[], dict],
+    ):
+        self.tokenizer, self.seq_len, self.seed = tokenizer, seq_len, seed
+        self.documents, self.source = documents, source
+        self._lock = threading.Lock()
+        self._tokens: dict[str, np.memmap] = {}
+        self._fingerprint = ""
+        self._order = functools.lru_cache(maxsize=4)(self._permutation)  # two epochs of two splits
+
+    def prepare(self) -> None:
+        """Tokenise unless the files are there. At no cost the second time; other processes wait for the first."""
+        with self._lock:
+            if self._tokens:
+                return
+            about = {"source": self.source(), "tokenizer": self.tokenizer.fingerprint()}
+            if hasattr(self.tokenizer, "train"):
+                folder, learnt = _cached("tokenizer", about, self._train)
+                about["tokenizer"] = learnt["learnt"]
+                self._load_tokenizer(folder, about["tokenizer"])
+            folder, manifest = _cached("tokens", about, self._encode)
+            self._load_tokenizer(folder, about["tokenizer"])
+            tokens = {}
+            for split in SPLITS:
+                tokens[split] = np.memmap(folder / f"{split}.bin", dtype=manifest["dtype"], mode="r")
+                if len(tokens[split]) < self.seq_len + 1:
+                    raise ValueError(
+                        f"the {split} split has {len(tokens[split])} tokens, but a sample takes seq_len + 1 = "
+                        f"{self.seq_len + 1}; lower Experiment.seq_len or give the data more {split} text"
+                    )
+            content = [about["tokenizer"], *(manifest["splits"][split]["sha256"] for split in SPLITS)]
+            self._fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+            self._tokens = tokens
+
+    def tokens(self, split: str) -> np.memmap:
+        """All token ids of a split in order, (tokens,) uint16 or uint32, read-only and on disk."""
+        self.prepare()
+        if split not in self._tokens:
+            raise ValueError(f"there is no split {split!r}; splits are {', '.join(SPLITS)}")
+        return self._tokens[split]
+
+    def windows(self, split: str) -> int:
+        """How many distinct samples a split has: window i covers tokens[i * T : i * T + T + 1] with T = seq_len."""
+        return (len(self.tokens(split)) - 1) // self.seq_len
+
+    def batch(self, split: str, index: int, size: int) -> np.ndarray:
+        """Samples index * size ... index * size + size - 1 as (size, seq_len + 1) int64. Thread-safe.
+
+        Sample j depends on (seed, split, j) alone: it is place j % W of epoch j // W, and each epoch goes through
+        all W windows once, in an order seeded by (seed, epoch)."""
+        tokens, windows = np.asarray(self.tokens(split)), self.windows(split)  # a plain array slices faster
+        rows = np.empty((size, self.seq_len + 1), dtype=np.int64)
+        for row, sample in enumerate(range(index * size, index * size + size)):
+            epoch, place = divmod(sample, windows)
+            start = int(self._order(split, epoch)[place]) * self.seq_len
+            rows[row] = tokens[start : start + self.seq_len + 1]
+        return rows
+
+    def fingerprint(self) -> str:
+        """Hex. Covers every token of both splits and the tokenizer."""
+        self.prepare()
+        return self._fingerprint
+
+    def _permutation(self, split: str, epoch: int) -> np.ndarray:
+        seed = VAL_SEED if split == "val" else self.seed
+        return np.random.default_rng([seed, epoch]).permutation(self.windows(split))
+
+    def _texts(self, split: str) -> Iterator[str]:
+        """Documents without the blank ones; lone surrogates, which JSON can escape but UTF-8 can't hold, as U+FFFD.
+        Nothing is read before the first is asked for."""
+        for document in self.documents(split):
+            if document and not document.isspace():
+                try:
+                    document.encode()
+                except UnicodeEncodeError:
+                    document = document.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+                yield document
+
+    def _load_tokenizer(self, folder: Path, fingerprint: str) -> None:
+        self.tokenizer.load(folder / "tokenizer")
+        if self.tokenizer.fingerprint() != fingerprint:
+            name = type(self.tokenizer).__name__
+            raise ValueError(f"{name}.load does not bring back what {name}.save wrote: the fingerprints differ")
+
+    def _train(self, folder: Path) -> dict:
+        self.tokenizer.train(_bounded(self._texts("train"), TRAINING_TEXT))
+        (folder / "tokenizer").mkdir()
+        self.tokenizer.save(folder / "tokenizer")
+        return {"learnt": self.tokenizer.fingerprint()}
+
+    def _encode(self, folder: Path) -> dict:
+        (folder / "tokenizer").mkdir()
+        self.tokenizer.save(folder / "tokenizer")  # first, since it loads the vocabulary before threads ask for it
+        dtype = np.dtype(np.uint16 if self.tokenizer.vocab_size <= 65_536 else np.uint32)
+        splits = {split: self._encode_split(folder / f"{split}.bin", split, dtype) for split in SPLITS}
+        return {"dtype": dtype.name, "splits": splits}
+
+    def _encode_split(self, path: Path, split: str, dtype: np.dtype) -> dict:
+        """Write the token ids of one split, in order; memory is bounded by the chunks in flight."""
+        count, digest, meter = {"tokens": 0, "documents": 0, "bytes": 0, "max_id": 0}, hashlib.sha256(), _Meter(split)
+        encode = functools.partial(_encode_chunk, self.tokenizer, split, dtype)
+        with path.open("wb") as file, meter:
+            for ids, documents, size in _in_order(encode, _chunks(self._texts(split))):
+                file.write(ids.data)
+                digest.update(ids.data)
+                count["tokens"] += len(ids)
+                count["documents"] += documents
+                count["bytes"] += size
+                count["max_id"] = max(count["max_id"], int(ids.max()))
+                meter.advance(documents, size)
+        if not count["documents"]:
+            about = textwrap.shorten(json.dumps(self.source()), 300)
+            raise ValueError(
+                f"no document with text in it falls to the {split} split of {about}; give the data part more "
+                "documents, or another share of validation text (TextFiles.val_by_position divides a single document)"
+            )
+        return count | {"sha256": digest.hexdigest()}
+
+
+def reads_token_files(cls: type) -> type:
+    """Class decorator: a data part whose ``self.files`` is a TokenFiles gets the methods of the Data protocol."""
+    cls.prepare = lambda self: self.files.prepare()
+    cls.windows = lambda self, split: self.files.windows(split)
+    cls.batch = lambda self, split, index, size: self.files.batch(split, index, size)
+    cls.fingerprint = lambda self: self.files.fingerprint()
+    return cls
+
+
+def _bounded(documents: Iterable[str], limit: int) -> Iterator[str]:
+    """Documents until ``limit`` bytes are reached; the last one is cut."""
+    for document in documents:
+        size = len(document.encode())
+        if size >= limit:
+            yield document.encode()[:limit].decode(errors="ignore")
+            return
+        limit -= size
+        yield document
+
+
+def _chunks(documents: Iterable[str]) -> Iterator[list[str]]:
+    """Lists of documents of about CHUNK characters: enough work to hand to a thread."""
+    chunk, length = [], 0
+    for document in documents:
+        chunk.append(document)
+        length += len(document)
+        if length >= CHUNK:
+            yield chunk
+            chunk, length = [], 0
+    if chunk:
+        yield chunk
+
+
+def _encode_chunk(tokenizer, split: str, dtype: np.dtype, chunk: list[str]) -> tuple[np.ndarray, int, int]:
+    """(ids, documents, bytes of text) of one chunk."""
+    ids: list[int] = []
+    for document in chunk:
+        ids.extend(tokenizer.encode(document))
+        ids.append(tokenizer.eot)
+    array = np.array(ids, dtype=np.int64)
+    for extreme in (int(array.max()), int(array.min())):  # a narrower dtype would wrap them without a word
+        if not 0 <= extreme < tokenizer.vocab_size:
+            name = type(tokenizer).__name__
+            raise ValueError(
+                f"{name} gave the id {extreme} in the {split} split, but its vocab_size is {tokenizer.vocab_size}: "
+                f"ids have to lie in 0 ... vocab_size - 1; correct {name}.encode, {name}.eot or {name}.vocab_size"
+            )
+    return array.astype(dtype), len(chunk), sum(len(document.encode()) for document in chunk)
+
+
+def _in_order(work: Callable, items: Iterable) -> Iterator:
+    """map over threads, in order, with few items in flight. tiktoken and tokenizers let go of the GIL while they work,
+    but each document comes back through it: beyond the cores, or beyond 8, threads cost more than they bring."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(cores, 8)
+    pool, waiting = ThreadPoolExecutor(workers), deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class _Meter:
+    """Progress of tokenising, on stderr, once it takes a second: live on a terminal, else one line at the end."""
+
+    def __init__(self, split: str):
+        self.split, self.documents, self.bytes, self.start, self.progress = split, 0, 0, time.perf_counter(), None
+
+    def __enter__(self) -> _Meter:
+        return self
+
+    def advance(self, documents: int, size: int) -> None:
+        self.documents, self.bytes = self.documents + documents, self.bytes + size
+        if self.progress is None and sys.stderr.isatty() and time.perf_counter() - self.start > 1:
+            from rich import console, progress
+
+            columns = (progress.SpinnerColumn(), progress.TextColumn("{task.description}"), progress.FileSizeColumn())
+            columns += (progress.TransferSpeedColumn(), progress.TimeElapsedColumn())
+            self.progress = progress.Progress(*columns, console=console.Console(stderr=True))
+            self.progress.add_task("", total=None)
+            self.progress.start()
+        if self.progress is not None:
+            text = f"tokenising {self.split}: {self.documents:,} documents"
+            self.progress.update(self.progress.task_ids[0], completed=self.bytes, description=text)
+
+    def __exit__(self, kind, *_) -> None:
+        seconds, size = time.perf_counter() - self.start, self.bytes / 1e6
+        if self.progress is not None:
+            self.progress.stop()
+        elif kind is None and seconds > 1:
+            from rich.console import Console
+
+            text = f"tokenised {self.split}: {self.documents:,} documents, {size:.1f} MB in {seconds:.0f} s"
+            Console(stderr=True, highlight=False).print(f"{text}, {size / seconds:.1f} MB/s", soft_wrap=True)
+
+
+def _cached(kind: str, about: dict, build: Callable[[Path], dict]) -> tuple[Path, dict]:
+    """The folder that ``build`` filled for ``about``, and its manifest. Built by one process at a time, if at all."""
+    key = hashlib.sha256(json.dumps({"format": FORMAT, **about}, sort_keys=True).encode()).hexdigest()
+    root = Path(os.environ.get("TOOLKIT_CACHE") or user_cache_dir("gpt-ablation-toolkit"))
+    folder = root / f"{kind}-{key}"
+    manifest = _read_manifest(folder)  # without the lock: a folder appears whole, and a shared cache may be read-only
+    if manifest is None:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{folder}.lock")
+        try:
+            lock.acquire(timeout=1)
+        except Timeout:
+            log.warning("waiting for another process that prepares the same text in %s", folder)
+            lock.acquire()
+        try:
+            manifest = _read_manifest(folder, damage="built again") or _build(folder, about, build)
+        finally:
+            lock.release()
+    return folder, manifest
+
+
+def _read_manifest(folder: Path, damage: str | None = None) -> dict | None:
+    """The manifest of a folder whose files have the sizes it states, else None. ``damage`` says what comes of it."""
+    if not folder.exists():
+        return None
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        wrong = [name for name, size in manifest["files"].items() if (folder / name).stat().st_size != size]
+        reason = f"the size of {', '.join(wrong)} is not what the manifest says" if wrong else None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    if reason is None:
+        return manifest
+    if damage:
+        log.warning("the cache folder %s is damaged and is %s: %s", folder, damage, reason)
+    return None
+
+
+def _build(folder: Path, about: dict, build: Callable[[Path], dict]) -> dict:
+    """Fill a temporary sibling, write its manifest last, and put it in place in one step. The caller holds the lock,
+    so a temporary that is there already belongs to a process that died."""
+    for stale in folder.parent.glob(f"{folder.name}.tmp-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
+    try:
+        temporary.mkdir()
+        manifest = {"format": FORMAT, **about, **build(temporary)}
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        manifest["files"] = {path.relative_to(temporary).as_posix(): path.stat().st_size for path in files}
+        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2))
+        for path in (*files, temporary / "manifest.json", temporary):
+            fsync(path)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+        fsync(folder.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return manifest

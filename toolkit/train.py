@@ -1,0 +1,264 @@
+"""The experiment, and the loop that trains it, read from top to bottom."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge, Gt
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from toolkit import checkpoint, distributed
+from toolkit.evaluate import evaluate
+from toolkit.generate import generate
+from toolkit.journal import Journal
+from toolkit.objective import Objective
+from toolkit.prefetch import prefetch
+from toolkit.registry import register
+from toolkit.seeding import named_seed
+
+Count = Annotated[int, Gt(0)]
+
+
+@register("experiment")
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """The whole config: which parts, and how they are trained. Counts are in optimizer steps unless they say otherwise.
+
+    batch_size      sequences per optimizer step, over all devices; devices x accumulate has to divide it
+    accumulate      micro-batches per step
+    seq_len         tokens per sequence, the model's context
+    clip            gradient norm above which gradients are scaled down; None leaves them
+    seed            of initial weights, data order and dropout
+    precision       "auto": bfloat16 autocast on CUDA where it is supported, else float32
+    compile         "auto": on CUDA; True compiles on a CPU as well, which takes a C++ compiler
+    devices         processes to train with, on as many GPUs where there are any; "all" GPUs
+    eval_windows    validation windows per evaluation, the same every time; the whole split is read once at the end
+    sample_tokens   length of the text sampled every ``sample_every`` steps after ``sample_prompt``
+    keep_checkpoints  step checkpoints kept, besides the best
+    mask_documents  attention inside documents alone, positions from each document's start
+    """
+
+    model: type
+    data: type
+    tokenizer: type
+    optimizer: type
+    schedule: type
+    loss: type
+    loggers: list[type]
+    steps: Count = 100_000
+    batch_size: Count = 8
+    accumulate: Count = 1
+    seq_len: Count = 1024
+    clip: Annotated[float, Gt(0)] | None = 1.0
+    seed: Annotated[int, Ge(0)] = 0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: Literal["auto"] | bool = "auto"
+    devices: Literal["all"] | Count = 1
+    log_every: Count = 10
+    eval_every: Count = 1000
+    eval_windows: Count = 256
+    sample_every: Count = 1000
+    sample_prompt: str = "Once upon a time"
+    sample_tokens: Count = 200
+    checkpoint_every: Count = 1000
+    keep_checkpoints: Annotated[int, Ge(2)] = 2
+    mask_documents: bool = False
+
+
+class Diverged(Exception):
+    """Loss or gradient is not finite; the weights are still those before that step."""
+
+
+@dataclass
+class Parts:
+    """What an experiment is made of, built."""
+
+    tokenizer: object
+    data: object
+    model: nn.Module
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    schedule: object
+
+
+def build(experiment: Experiment, device: torch.device, tokenizer=None, data=None) -> Parts:
+    """Build every part. On the meta device this costs neither time nor memory, and finds what can't work. Initial
+    values are drawn on the CPU in float32, whatever the device. Raises ValueError."""
+    micro = experiment.accumulate * distributed.world_size()
+    if experiment.batch_size % micro:
+        raise ValueError(
+            f"Experiment.batch_size = {experiment.batch_size} is not a multiple of accumulate x devices = {micro}"
+        )
+    tokenizer = tokenizer or experiment.tokenizer()
+    data = data or experiment.data(tokenizer, experiment.seq_len, experiment.seed)
+    torch.manual_seed(experiment.seed)
+    with torch.device("meta" if device.type == "meta" else "cpu"):
+        model = experiment.model(tokenizer.vocab_size, experiment.seq_len)
+    if next(model.parameters()).device.type != device.type:
+        model.to(device)
+    if experiment.mask_documents:
+        for mixer in getattr(model, "mixers", []):
+            if "documents" not in getattr(mixer, "supports", ()):
+                name = type(getattr(mixer, "attention", mixer)).__name__
+                raise ValueError(
+                    f"Experiment.mask_documents: {name} can't keep documents apart; use GPT.attention = @SDPA"
+                )
+    objective = Objective(model, experiment.loss(), tokenizer.eot if experiment.mask_documents else None)
+    return Parts(tokenizer, data, model, objective, experiment.optimizer(model), experiment.schedule(experiment.steps))
+
+
+def autocast(experiment: Experiment, device: torch.device):
+    """The precision that the experiment trains, evaluates and samples in, as a context manager."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype_of(experiment, device) == torch.bfloat16)
+
+
+def dtype_of(experiment: Experiment, device: torch.device) -> torch.dtype:
+    """bfloat16 or float32, as ``Experiment.precision`` and the device say."""
+    half = experiment.precision == "bfloat16"
+    if experiment.precision == "auto":
+        half = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if half else torch.float32
+
+
+def is_compiled(experiment: Experiment, device: torch.device) -> bool:
+    """Whether ``Experiment.compile`` means yes on this device."""
+    return experiment.compile is True or (experiment.compile == "auto" and device.type == "cuda")
+
+
+def train(
+    experiment: Experiment,
+    parts: Parts,
+    run_dir: Path,
+    device: torch.device,
+    progress: dict,
+    stop_at: int | None = None,
+) -> dict[str, object]:
+    """Train from ``progress["step"]`` to the end, to ``stop_at`` (the schedule keeps its horizon), or to a SIGTERM.
+
+    Step s reports the loss before its update, so a row at step s and a checkpoint at step s speak of the same weights.
+    Returns {"state": "done" | "stopped" | "preempted", "step", final values}. Raises Diverged, OSError."""
+    tokenizer, data, model, optimizer = parts.tokenizer, parts.data, parts.model, parts.optimizer
+    world, rank, main = distributed.world_size(), distributed.rank(), distributed.rank() == 0
+    micro_batch = experiment.batch_size // (experiment.accumulate * world)
+    tokens_per_step = experiment.batch_size * experiment.seq_len
+    start, best = progress["step"], progress["best"]
+    last = experiment.steps if stop_at is None else min(stop_at, experiment.steps)
+    checkpoints = run_dir / "checkpoints"
+    journal = Journal(run_dir, experiment.loggers, start, writing=main)
+
+    if is_compiled(experiment, device):
+        parts.objective.compile(fullgraph=True, dynamic=False)
+    module = parts.objective
+    if world > 1:
+        module = DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None)
+    micro_steps = range(start * experiment.accumulate, last * experiment.accumulate)
+    batches = prefetch(lambda i: data.batch("train", i, micro_batch), (i * world + rank for i in micro_steps), device)
+    signalled = _catch_signals()
+    since, since_step = time.perf_counter(), start
+
+    with contextlib.closing(batches), contextlib.closing(journal):
+        for step in range(start, last + 1):
+            # ---- once in a while: evaluate, sample, save ----------------------------------------------------------
+            pause = time.perf_counter()
+            told = torch.tensor(float(bool(signalled)), device=device)  # a signal to one process stops them all
+            stopping = step == last or distributed.total(told).item() > 0
+            if step % experiment.eval_every == 0 or step == experiment.steps:
+                with _as_judged(model, optimizer), autocast(experiment, device):
+                    score = evaluate(parts.objective, data, tokenizer, micro_batch, experiment.eval_windows, device)
+                    row = {f"val/{name}": value for name, value in score.items()}
+                    if step == experiment.steps:
+                        whole = evaluate(parts.objective, data, tokenizer, micro_batch, data.windows("val"), device)
+                        row |= {f"val_full/{name}": value for name, value in whole.items()}
+                journal.row(step, row)
+                if score["loss_nats"] < best:
+                    best = score["loss_nats"]
+                    if main:
+                        checkpoint.save(checkpoints / "best", model, optimizer, {"step": step, "best": best})
+            if main and step > 0 and (step % experiment.sample_every == 0 or step == experiment.steps):
+                with _as_judged(model, optimizer), autocast(experiment, device):
+                    seed, length = named_seed(experiment.seed, "sample", step), experiment.sample_tokens
+                    journal.sample(step, generate(model, tokenizer, experiment.sample_prompt, length, seed=seed))
+            if main and step > start and (step % experiment.checkpoint_every == 0 or stopping):
+                folder = checkpoints / f"step-{step:08d}"
+                checkpoint.save(folder, model, optimizer, {"step": step, "best": best})
+                checkpoint.prune(checkpoints, experiment.keep_checkpoints)
+            if stopping:
+                break
+            since += time.perf_counter() - pause
+
+            # ---- one step -----------------------------------------------------------------------------------------
+            multiple = parts.schedule(step)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * multiple
+            micro_batches = [next(batches) for _ in range(experiment.accumulate)]
+            count = distributed.total(sum((targets != -100).sum() for _, targets in micro_batches))
+            nats = torch.zeros((), device=device)
+            for micro, (ids, targets) in enumerate(micro_batches):
+                torch.manual_seed(named_seed(experiment.seed, "noise", step, micro, rank))
+                silent = world > 1 and micro < experiment.accumulate - 1
+                with module.no_sync() if silent else contextlib.nullcontext():
+                    with autocast(experiment, device):
+                        objective, summed, _, metrics = module(ids, targets)
+                    (objective * (world / count)).backward()  # data parallelism averages over the processes
+                nats += summed
+            norm = nn.utils.clip_grad_norm_(model.parameters(), experiment.clip or math.inf).item()
+            loss = (distributed.total(nats) / count).item()
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                first = step * experiment.batch_size
+                raise Diverged(
+                    f"step {step}: loss {loss}, gradient norm {norm}, in training samples {first} to "
+                    f"{first + experiment.batch_size - 1}; weights and checkpoints are those before it"
+                )
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+            # ---- report -------------------------------------------------------------------------------------------
+            if step % experiment.log_every == 0 or step == experiment.steps - 1:
+                seconds = (time.perf_counter() - since) / (step + 1 - since_step)
+                since, since_step = time.perf_counter(), step + 1
+                row = {
+                    "tokens": step * tokens_per_step,
+                    "train/loss_nats": loss,
+                    "lr": max(group["lr"] for group in optimizer.param_groups),
+                    "grad_norm": norm,
+                    "time/step_ms": 1000 * seconds,
+                    "time/tokens_per_s": tokens_per_step / seconds,
+                }
+                journal.row(step, row | {name: float(value) for name, value in metrics.items()})
+
+    state = "done" if step == experiment.steps else "preempted" if signalled else "stopped"
+    return {"state": state, "step": step, "best": best} | journal.latest
+
+
+@contextlib.contextmanager
+def _as_judged(model: nn.Module, optimizer: torch.optim.Optimizer):
+    """Without dropout, and with the weights to judge by where the optimizer keeps others to train on."""
+    model.eval()
+    if hasattr(optimizer, "eval"):
+        optimizer.eval()
+    yield
+    if hasattr(optimizer, "train"):
+        optimizer.train()
+    model.train()
+
+
+def _catch_signals() -> list[int]:
+    """A list that SIGTERM and SIGINT are put into, so that the step under way can end; a second one acts at once."""
+    caught: list[int] = []
+
+    def note(number, frame):
+        caught.append(number)
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+    with contextlib.suppress(ValueError):  # not in the main thread, as in a notebook's worker
+        signal.signal(signal.SIGTERM, note)
+        signal.signal(signal.SIGINT, note)
+    return caught
