@@ -26,7 +26,7 @@ class CrossEntropy(nn.Module):
 class ChunkedCrossEntropy(nn.Module):
     """The same value and gradients with the logits of ``rows`` positions in memory at a time: head and loss are one
     function, and each chunk's gradient is taken while its logits are there. Worth it where the vocabulary is large.
-    ``rows=None`` takes as many as keep the chunk's logits within 1 GiB on a GPU and 64 MiB on a CPU."""
+    ``rows=None``: as many as keep a chunk's logits within 1 GiB on a GPU, 16 MiB on a CPU, but at least 256."""
 
     def __init__(self, rows: Annotated[int, Gt(0)] | None = None):
         super().__init__()
@@ -37,7 +37,7 @@ class ChunkedCrossEntropy(nn.Module):
         device = hidden.device.type
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             hidden = hidden.to(torch.get_autocast_dtype(device))
-        rows = self.rows or max(256, (2**30 if hidden.is_cuda else 2**26) // (4 * weight.shape[0]))
+        rows = self.rows or max(256, (2**30 if hidden.is_cuda else 2**24) // (4 * weight.shape[0]))
         fixed = (targets, head.vocab_size, head.softcap, rows)
         # Chosen out here: inside a Function gradients are always off, and compile has to see which way it goes.
         if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):

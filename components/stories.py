@@ -10,7 +10,7 @@ on the text has to learn English-like structure, and cannot get far by memorizin
 import hashlib
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -73,7 +73,7 @@ easily|gently|smoothly|bravely|firmly|without a word|without a sound|boldly|swif
 briskly|cleverly|surely|without help
 crumbs: a few [crumbs|seeds|oats]|a bit of [bread|apple|corn]|some soft food|a little [grain|cheese|pear]
 where: [on|near|beside|by|next to|close to|behind] [a|an old|a low|a wooden|a broken|a round|a big|a small|a dusty|a \
-crooked|a shady|a painted|a mossy|a tall|a narrow|a quiet|a muddy|a stone|a neat] [bench|stump|box|rock|wall|barrel|\
+crooked|a shady|a painted|a mossy|a tall|a narrow|a quiet|a muddy|a brick|a neat] [bench|stump|box|rock|wall|barrel|\
 cart|post|fence|ladder|stool|chair|table|tree|bush|log|wagon|sign|gate|well|hedge|shed|bucket|basket|ladder|path|pump|\
 swing]
 soon: <then>|<then>|a [minute|second|moment|while|little while] later|when a [bell|bird|clock|dog|rooster|cow|owl|\
@@ -236,13 +236,13 @@ friend], {h}, and [I|we] won't [give up|stop|go home]."
 [is not|isn't] the [end|whole story]."
  {c} <smile> <how> and gave {h} [a hug|some <food>|a <color> <thing>|a little push|a clean cloth]. "[Better|Ready|\
 Feeling better], {h}?" {c} asked.
- {c} [thought|sat|waited] <where> and <said> <how>, "^{h}, [two heads are|a friend is|help is|a plan is] [better than|\
-worth more than] [one|tears|worry|a frown]."
+ {c} [thought|sat|waited] <where> and <said> <how>, "^{h}, [two heads are better than one|[a friend|help|a plan|a \
+song] is [better than|worth more than] [tears|worry|a frown|gold]]."
  {c} [did not laugh|did not leave|never laughed]. ^{che} <said> <how>, "[We can|Let's|We will] [try|start|think] \
 again, {h}."
 
 meet:
- <soon>, a {ha} {helper} [came|walked|wandered|strolled] up to {h} with {hold}. "[Why so <blue>|What is wrong|What \
+ <soon>, a {ha} {helper} [came|walked|wandered|strolled] past {c} with {hold}. "[Why so <blue>|What is wrong|What \
 happened|What is the trouble], {h}?" the {ha} {helper} <asked> <how>.
  a {ha} {helper} [who lived|who worked|who was resting] <where> [heard|noticed|saw] {h} and {c}. "[Can|May|Could] I \
 help, {h}?" the {ha} {helper} <asked> <how>.
@@ -279,7 +279,7 @@ seemed] <glad> [again|now].
 
 night:
  [that|later that] [night|evening], {h} [ate|had|shared] <food> and <food> and told {his} {fam} [everything|the whole \
-story|about it|about {c}] <fast>.
+story|about it|about {c}] <softly>.
  [on the way|walking] [home|back], {h} and {c} [ate|shared] <food> and [watched|looked at] the [stars|moon|clouds|\
 sunset].
  [when|as] the [sun|moon] [went down|came up|sank low|rose], {c} [said|waved] good night and {h} [fell asleep|went to \
@@ -424,7 +424,7 @@ damp; the rain had [just|] [stopped|ended] <lately>; the [roads|roofs|leaves] we
 """
 
 # Plots: (columns, rows, moral, beats). One row is drawn per story and its columns become facts (overriding FACTS).
-# Beats stand between blank lines, one alternative per line; -- starts a new paragraph.
+# Beats stand between blank lines, one alternative per line (a bare ^ leaves the beat out); -- starts a new paragraph.
 PLOTS = (
     (
         "o",
@@ -434,59 +434,60 @@ flute,
 mitten, purse, wooden horse, spinning top, paint brush, hair brush, lunch box, toy bear, magnet, compass, necklace
 """,
         """
-[calm|patient|careful|open|kind|slow] eyes [often|soon|always] [find|notice|spot] [a lost {o}|small things|hidden \
-things]
+[calm|patient|careful|open|kind|slow] eyes and [{c}|a {ha} {helper}] [find|notice|spot] [a lost {o}|small things|\
+hidden things]
 [asking|calling|trusting] [a {ha} {helper}|{c}|the {ha} {helper}] [beats|is better than|helps more than] [tears|\
 crying|hurry|worry]
-[a calm mind|a slow look|a patient search|a friend like {c}] [brings back|finds] a lost {o} [sooner|faster|best]
+[a calm mind|a slow look|a patient search|a friend like {c}] [brings back|finds] a {oa} {o} [sooner|faster|best]
 no {oa} {o} is lost while [{c}|a friend like {c}|a {ha} {helper}|a <helptrait> neighbor] [helps|looks|searches] [too|\
 along|with you]
 [losing|missing] a {oa} {o} is [easier|less bad|lighter] with [{c}|a {ha} {helper}|help] [near|close by|at hand]
-a [dear|fine|lovely] {o} [needs|asks for|wants] [good|loving|watchful] care {at}
+a {oa} {o} [needs|asks for|wants] [good|loving|watchful] care {at}
 """,
         """
 <open>
 
-[<about>||]
+[<about>|||]
 
 <friend>
 --
 <day>
 
-{h} [had|carried|took along|brought] {his} [dear|favorite|precious|beloved|best] {oa} {o}, a [gift|present|treasure|\
-prize] from {his} {fam} [last <weekday>|that week|in the [spring|summer|winter]].
-in {his} {bag}, {h} [carried|kept|had] the {oa} {o} that {his} {fam} had [made|bought|found] for {h} [last week|on \
-<weekday>|in the spring|<num> days ago].
+{h} [had|carried|took along|brought] {his} [dear|favorite|precious|beloved|best] {oa} {o}, and {c} [said|whispered] \
+<softly> that it [was|looked] <nice>.
+in {his} {bag}, {h} [carried|kept|had] the {oa} {o} that {his} {fam} had [made|bought|found] near <past>.
 {h} [proudly|] [showed|handed] {c} a {oa} {o}. "My {fam} [gave|made|bought|found] me this, {c}," {h} <said> <how>.
 
-<they> played {game} and <romped> <until>. <soon>, {h} [reached|felt|looked] for the {o}, [but|and] it was [gone|\
-missing|not there].
-after a [long|wild|noisy|merry|quick] game of {game} with {c}, {h} [saw|noticed|found] that the {oa} {o} was [gone|\
-missing|lost].
+{h} and {c} played {game} <where> and <romped> <until>. <soon>, {h} [reached|felt|looked] for the {o}, [but|and] it \
+was [gone|missing|not there].
+after a [long|wild|noisy|merry|quick] game of {game}, {c} [sat down|rested|lay down] <where>, and {h} [saw|noticed|\
+found] that the {oa} {o} was [gone|missing|lost].
 [while|as] {c} [rested|sat|sang] <where>, {h} [checked|patted|opened|emptied] {his} {bag} <fast>. ^the {oa} {o} was \
 [gone|missing|not there]!
 "[Where is|Have you seen|Do you have|Did you pick up] my {o}, {c}?" {h} <asked> <how>. {c} [had not seen it|shook \
 {chis} head|looked around <fast>].
 --
-<sad>
+[<sad>|]
 
 {h} and {c} [looked|searched|hunted|peeked] {s1} and {s2}. [Then|Next], {h} [crawled|felt around] {s4} <fast> but \
 found [only|just] <trifle>.
+^
+^
 {h} [looked|searched|crawled around] {s1} [while|as] {c} [searched|looked|poked about] {s2}. [All|The only thing] {c} \
 found was <trifle>.
 {c} [found|turned up|pulled out] <trifle> {s1}, and {h} found <trifle> {s2}. [Neither|None of that] was the {oa} {o}.
 ^
 ^
 
-[<cheer>||]
+[<cheer>|||]
 
 <meet>
 --
 "[Close your eyes|Sit still|Stop running|Take a breath], {h}," the {ha} {helper} <said> <how>. "[Where|When] did [{c} \
 and you|you and {c}] [last hold|last see|last use|play with] the {o}?"
-the {ha} {helper} [listened|nodded|thought] <softly>. "[Go|Walk] back [slowly|step by step|the way you came], {h}, \
-and look [past|behind] <trifle>," the {helper} said.
-"[Small|Lost|Shiny|Quiet] things [like to hide|roll away|hide low]," [said|laughed] the {helper} <how>. "^{h}, look \
+the {ha} {helper} [listened|nodded|thought] <softly>. "[Go|Walk|Run] back <quickly> with {c}, {h}, and look [past|\
+behind] <trifle>," the {helper} said.
+"^{h}, [small|lost|shiny|quiet] things [like to hide|roll away|hide low]," the {ha} {helper} <said> <how>. "Look \
 [close to the ground|where you sat|where you played {game}|where {c} ran]."
 
 {h} <deep> and [remembered|went back|looked again] <fast>. ^there, {s3}, [lay|sat|was] the {oa} {o}!
@@ -494,12 +495,14 @@ and look [past|behind] <trifle>," the {helper} said.
 {s3}, something [moved|gleamed|stuck out|caught {his} eye]. {h} [pulled|picked|lifted] it [up|out] <fast>. [It was|\
 There was] the {oa} {o}!
 
-<thank>
+[<thank>|]
 --
 [<joy>|]
 
 [{h} [tied|put|tucked|dropped] the {oa} {o} [into|in] {his} {bag} <fast>, and {c} [held|watched|carried] it [part of|\
 half|most of|all] the way home <fast>.|]
+^
+^
 
 [<night>|]
 
@@ -530,14 +533,15 @@ ivy; [wooden|long] oar; [knocked|poked] it loose, streamer; blew; on a [lamp|sig
 pulling] <sim>
 [a {ha} {helper}|{c}|a <helptrait> neighbor] can [help|save the day|find a way] when a {oa} {o} is [stuck|lost|gone|\
 too far]
-no [wall|roof|tree|hole|ditch|bush] is too [high|deep|hard] for [{c}|a {ha} {helper}] [and a friend|with a {tool}]
+no [[wall|roof|tree|pole] is too [high|steep|tall]|[hole|ditch|bush] is too [deep|dark|wide]] for {c} [and|with] a \
+{ha} {helper}
 [thinking|planning|asking {c}|asking a {ha} {helper}] comes first, and [jumping|pulling|shouting] comes [later|second|\
 last]
 """,
         """
 <open>
 
-[<about>||]
+[<about>|||]
 
 <friend>
 --
@@ -559,6 +563,8 @@ shouted|yelled] <how>.
 {h} [jumped|stretched|reached|tried] <num> times <sim>. {c} [lifted|pushed|held] {h} <fast>, but [nothing|none of it] \
 [helped|worked].
 {c} [threw|tossed|waved] <trifle>, and {h} [jumped|called|whistled] <sim>, but the {o} [did not move|only shook].
+^
+^
 [first|at first] {h} [shouted at|pulled at|whistled to] it. [Next|Then] {c} [tried|used] <trifle>. [Nothing|None of \
 it] [worked|helped], and {h} <felt> <low>.
 ^
@@ -566,13 +572,13 @@ it] [worked|helped], and {h} <felt> <low>.
 
 [<sad>||]
 
-[<cheer>||]
+[<cheer>|||]
 --
 <meet>
 
 "^{h}, [I have|here is|I own|take] a {tool}," the {ha} {helper} <said> <how>. "[Hold|Carry|Mind|Watch] my [basket|bag|\
 coat|hat|lunch|dog|boots|cart], {c}, and [we|I] [can|will] try it."
-the {ha} {helper} [looked|gazed|peered] at the {oa} {o}, [turned|nodded|spoke] to {h}, and <said> <how>, "^{c}, \
+the {ha} {helper} [looked|gazed|peered] at the {oa} {o}, [turned|nodded|bowed|waved] to {h}, and <said> <how>, "^{c}, \
 [bring|find|fetch] my {tool} <where>."
 the {ha} {helper} [went|hurried] past <past> to [fetch|find|get] a {tool}. {h} [waited|watched] <sim> and {c} [hummed|\
 hopped|stood] <where>.
@@ -586,7 +592,7 @@ is [torn|broken|hurt], {h}," {c} <said> <how>.
 
 [<thank>|]
 --
-[<joy>|<night>||]
+[<joy>|<night>|||]
 
 <lesson>
 """,
@@ -604,8 +610,7 @@ carpenter, plum pudding; cook; cooked; sugar; shopkeeper, dog bed; sew; sewed; f
 built; screws; miller
 """,
         """
-[work|a hard job|making a {thing}] [feels|is|grows] [lighter|sweeter|shorter] with [{c}|a friend like {c}|a {ha} \
-{helper}]
+[work|a hard job|making a {thing}] [feels|is|grows] [lighter|sweeter|shorter] with {c} and a {ha} {helper}
 a [fair|good|kind] trade leaves {c} and a {ha} {helper} [happy|smiling|content]
 the [best|finest|nicest] {thing} is [made|finished] with {c} and [shared|enjoyed] with <food>
 [work|help] for a {ha} {helper} [earns|brings] [{need}|<food>] and [thanks|<food>|a friend like {c}]
@@ -615,7 +620,7 @@ the [best|finest|nicest] {thing} is [made|finished] with {c} and [shared|enjoyed
         """
 <open>
 
-[<about>||]
+[<about>|||]
 
 <friend>
 --
@@ -628,8 +633,8 @@ came along] <fast>.
 {sky} that {day}. "^{why}, {c}, [let's|I want to|we should] {verb} a {tadj} {thing}," {h} <said> <how>, and {c} \
 <smile> <fast>.
 
-{h} [opened|searched|checked] [every|each] [drawer|box|jar|shelf|bag] and found <trifle>, <color> [paper|string|paint|\
-tape], and [a|one] <thing>, but {c} [saw|found|had] no {need} <where>.
+{h} [opened|searched|checked] [every|each] [drawer|box|jar|shelf|bag] and found <trifle>, <color> [paper|tape|chalk|\
+wax|beads], and [a|one] <thing>, but {c} [saw|found|had] no {need} <where>.
 {h} [put on|tied on|found] a <color> [apron|coat|shirt] and {c} [cleared|wiped|set|washed] the [table|bench|shelf] \
 <fast>. "^{h}, [there is|we have] no {need}!" {c} [cried|said] <how>.
 "we [need|must have|can't start without] {need}," said {c} <how>, [and|but] the [shelf|box|jar|basket|drawer] [was|\
@@ -662,7 +667,8 @@ clean|big|heavy] <color> [bag|box|jar].
 pressed|turned] <sim>. <soon>, <they> had {done} the {tadj} {thing}.
 {h} worked [all {day}|until dark|with care] [while|as] {c} [sang|cleaned up|held things|told jokes] <where>. ^their \
 {tadj} {thing} was <very> <nice>.
-{h} [needed|took|used] <num> tries and {c} [made|left] a <color> mess <where>, but they {done} a <nice> {thing}.
+{h} [needed|took|used] <num> tries and {c} [made|left] a <color> mess <where>, but {h} and {c} {done} a {tadj} \
+{thing} <fast>.
 
 [{his} {fam} [saw|touched|looked at] the {thing} and <smile> <fast>. "[Who made this|Is this yours|Did you do this], \
 {h}?" ^{h} [nodded|pointed at {c} too|<smile>].|]
@@ -673,7 +679,7 @@ pressed|turned] <sim>. <soon>, <they> had {done} the {tadj} {thing}.
 ^
 ^
 
-[<joy>|<night>||]
+[<joy>|<night>|||]
 
 <lesson>
 """,
@@ -703,7 +709,7 @@ of {fear}
         """
 <open>
 
-[<about>||]
+[<about>|||]
 
 <friend>
 
@@ -731,8 +737,10 @@ run|hide|cry|tremble] <sim> [because of|when I think of] {fear}."
 <asked> <how>.
 ^
 ^
+^
+^
 --
-[<cheer>||]
+[<cheer>|||]
 
 "[When I am|If I feel|Whenever I am] [afraid|scared|<low>]," {c} <said> <how>, "^I [count to <num>|sing a [song|tune]|\
 think of <food>|hold a <color> <thing>|take <num> deep breaths]."
@@ -755,10 +763,12 @@ it was [hard|scary|strange] [at first|for a minute|in the beginning|to start wit
 with {c} [singing|humming|counting|waiting] <where>, {h} {past} <fast>. {his} [legs|{hand}s|knees] [shook|were cold], \
 [but|yet] {h} [kept going|went on].
 
-<joy>
+[<joy>|]
 
 {h} did it [again|once more] <fast>, and {c} [counted|hummed|waited] <where>. [The next time|Each try] [felt|was|\
 seemed] [easier|less scary|better], and {h} <smile> at {c} <fast>.
+^
+^
 "[You were|How|That was] [so|very|really] brave, {h}!" {c} <said> <how>. {h} [blushed|<smile>] and [offered|gave] \
 {chim} <gift>.
 "[Again|Once more|One more time], {c}!" {h} [cried|said|shouted], and {c} [laughed|<smile>] <fast>. <they> [stayed|\
@@ -784,17 +794,18 @@ handle, basket; fell apart; wove in new reeds
 """,
         """
 a {o} is [twice|much|far|always] [better|sweeter|finer] when [two|friends|{c} and friends] [share|take turns]
-one friend like {c} is worth [more than|far more than|ten times] [a {oa} {o}|a box of <color> <thing>s|<food>]
+[one|a] [good|dear|true|loyal] friend like {c} is worth [more than|far more than|ten times] [a {oa} {o}|a box of \
+<color> <thing>s|<food>]
 saying sorry to {c} [mends|fixes|heals] more than [glue|thread|nails|shouting|<food>]
 [pulling|grabbing|fighting] <sim> [breaks|spoils|ruins] [toys|games|a {o}|a friendship]
-if [you|children|friends] [share|lend] [<food>|a {oa} {o}|a <color> <thing>], [{c}|a friend like {c}] will [share|\
-smile|come back|stay]
+if [you|children|friends] [gladly|freely|often] [share|lend] [<food>|a {oa} {o}|a <color> <thing>], [{c}|a friend \
+like {c}] will [share|smile|come back|stay]
 [nobody|no one|neither side] wins a [loud|long|silly|bitter] [fight|quarrel] [over|about] [a {oa} {o}|<food>|{game}]
 """,
         """
 <open>
 
-[<about>||]
+[<about>|||]
 
 <friend>
 --
@@ -807,7 +818,7 @@ a {ha} {helper} with {hold} let {h} and {c} [use|borrow|play with|try] a {oa} {o
 {c} had [brought|carried along|come with] a {oa} {o}, and {h} [badly|really] wanted [a turn|to try it|to hold it]. \
 "[Not yet|Wait|Not now], {h}," {c} <said> <how>.
 
-{h} [pulled|tugged|grabbed] [one|this] [side|end] <sim>, {c} [pulled|tugged|yanked] the other, and [crack|snap|bang|\
+{h} [pulled|tugged|grabbed] [one|this] [side|end], {c} [pulled|tugged|yanked] the other <sim>, and [crack|snap|bang|\
 crash]! ^the {oa} {o} {break} <where>.
 "[Give it|Let go|Hand it over|Stop], {c}!" {h} [said|yelled|cried]. "[No|Never|You let go]!" {c} [said|yelled|cried] \
 <sim>. [Then|So|Suddenly] the {oa} {o} {break} <where>.
@@ -817,6 +828,8 @@ crash]! ^the {oa} {o} {break} <where>.
 [<sad>||]
 
 {h} [sat|went to sit] {s2}, and {c} [sat|went to sit] {s3}. {h} did not [speak|look up|smile|say a word] <until>.
+^
+^
 "[You did it|It was you|This is your fault|You pulled too hard], {h}," {c} <said> <how>. {h} [turned away|walked off|\
 frowned] <sim> and <felt> <low>.
 {c} [hid|cried|frowned] {s2} <sim>. {h} [looked at|picked up|held] the {oa} {o} and [thought|began to think] [about|\
@@ -829,13 +842,15 @@ of] {c}.
 {h} <deep> <where>. Was {c} worth less than a {o}? <soon>, {h} [gave|offered] {c} <food> <fast>.
 {his} [heart|throat] [hurt|ached]. {h} [broke|cut|split] some <food> in two <fast> and [took|carried|brought] {c} \
 [half|one piece|the bigger half] <where>.
+^
+^
 
-"[I am|I'm] [sorry|so sorry|very sorry], {c}," {h} <said> <how>. "I [was|acted] [selfish|mean|unfair] <sim>. [Can|\
+"[I am|I'm] [sorry|so sorry|very sorry]," {h} <said> <how>. "I [was|acted] [selfish|mean|unfair] <sim>, {c}. [Can|\
 Will] you [forgive|excuse] me?"
 "[Please forgive me|Forgive me|I was wrong], {c}," {h} <said> <how>. "[Here is|Please take] [my|this] <color> \
 <thing>, and [share|keep|enjoy] the {oa} {o}."
-"^{c}, I [pulled|grabbed|shouted|acted] <sim>," {h} <said> <how>. "[Can we|Could we|May we] be friends and [share|eat|\
-have] <food>, {c}?"
+"I [pulled|grabbed|shouted|acted] <sim>," {h} <said> <how>. "^{c}, [can we|could we|may we] be friends and [share|eat|\
+have] <food>?"
 --
 "[I am sorry too|So am I|Me too|It was my fault too], {h}," {c} <said> <how>. [Soon|Then] <they> [took|carried] the \
 {oa} {o} to the {ha} {helper}.
@@ -853,14 +868,15 @@ the {ha} {helper} [showed|taught] them how, and [{h} and {c}|{c} and {h}] {mend}
 
 [[after that|from then on|now], {h} had [it|a turn] for <num> minutes, and {c} had [it|a turn] for <num> minutes[ too|\
 ].|]
-{h} and {c} [made|agreed on|wrote] a rule: {h} [first|before lunch|on <weekday>], {c} [next|after lunch|on \
-<weekday>], and [both|the two] [together|side by side] on <weekday> [morning|afternoon|night].
+^
+{h} and {c} [made|agreed on|wrote] a rule: {h} [first|before lunch|on [Monday|Tuesday|Wednesday]], {c} [next|after \
+lunch|on [Thursday|Friday|Saturday]], and [both|the two] [together|side by side] on Sunday [morning|afternoon|night].
 {c} [went|played] first, {h} [went|played] second, and [the {helper}|a <helptrait> <helpword>] [kept time|counted|\
 clapped] <where>.
 ^
 ^
 
-[<joy>|<night>||]
+[<joy>|<night>|||]
 
 <lesson>
 """,
@@ -895,7 +911,7 @@ a [soft voice|calm heart|gentle {hand}] [wins|earns] [trust|a friend like {c}|a 
         """
 <open>
 
-[<about>||]
+[<about>|||]
 
 <friend>
 --
@@ -906,8 +922,8 @@ a [soft voice|calm heart|gentle {hand}] [wins|earns] [trust|a friend like {c}|a 
 "[Listen|Hush|Wait|Stop], {h}!" {c} <said> <how>. "[Something|Somebody] is [hiding|crying] {s1}." ^{h} [saw|spotted|\
 found] a {bsize} {bhue} {baby} <where>. It {hurt}, {c} [saw|noticed], and {h} <felt> <low>.
 {c} [almost|nearly] [stepped on|tripped over|walked past] a {bsize} {bhue} {baby} {s1}. "[Careful|Stop], {c}!" [said|\
-cried] {h}. [It|The {bhue} {baby}] {hurt}, and {c} told {h} <softly> to [be quiet|sit down|stay back|move slowly] \
-<where>.
+cried] {h}. [It|The {bhue} {baby}] {hurt}, and {c} told {h} <softly> to [be quiet|sit down|stay back|move slowly|\
+stand still|keep calm|wait].
 
 {h} [bent|leaned|knelt] down <fast>. "[Poor thing|Poor little one|Don't be afraid], {bsize} {baby}," {he} <said> \
 <how>. "[Eat|Taste|Try|Take] <crumbs>, and {c} [will|can] [sing|hum|wait|watch] [for you|near you|<where>]."
@@ -922,6 +938,8 @@ the {bhue} {baby}.
 {c} [ran|went|raced|hurried|dashed] off <fast>.
 {h} [took|used] {his} {clothes} to keep the {bhue} {baby} [warm|safe|calm], and {c} <go> past <past> for [help|the \
 {helper}].
+^
+^
 {h} [saw|felt] that it [shook|feared them] <sim>. {h} [sang|hummed|whispered] <how> and {c} [stayed quiet|sat still] \
 <where>.
 ^
@@ -930,7 +948,7 @@ the {bhue} {baby}.
 a {ha} {helper} [came|hurried over|walked up] with {hold}. "[Be gentle|Move slowly|No loud sounds|Stay calm], {h}," \
 said the {ha} {helper} <how>.
 "^{h}, [hold|touch|talk to] it <how>," said a {ha} {helper}, who [came|walked] past {c} with {hold}. "[It|The {baby}] \
-[is|looks] [scared|shy|tired|lost], so be [calm|kind|slow|patient]."
+[is|looks] [scared|shy|tired|lost], so {c} and you must be [calm|kind|slow|patient]."
 "[You and {c} have|I see] [kind|good|brave|warm] hearts," a {ha} {helper} <where> <said> <how>. "[Sit|Stay|Kneel] by \
 {c}, {h}, and [watch|copy|help] me."
 
@@ -942,6 +960,7 @@ so {h} {care} <deft>, and {c} [brought|fetched|found] [clean water|fresh leaves|
 --
 for <num> [days|hours|minutes], {h} and {c} [stayed|waited|kept watch] <where>, and the {bhue} {baby} [ate|nibbled|\
 tasted] <crumbs> <fast>.
+^
 the {bhue} {baby} [rested|slept|lay still] {s2} for <num> [hours|minutes]. {c} [counted|hummed|yawned] <where>, and \
 {h} [stayed awake|told it stories|kept it warm].
 [little by little|bit by bit|slowly], the {bsize} {bhue} {baby} [felt|grew|got] [stronger|braver|better]. {h} [gave|\
@@ -955,7 +974,7 @@ the {bhue} {baby}] [winked at|nudged|looked at] {h} <quickly> and {end}.
 <soon>, the {bhue} {baby} [winked at|bowed to|nudged] {h} <quickly> and {end}. {c} waved [goodbye|{chis} {ccap}] \
 <fast>, and {h} [blinked|smiled|sniffed] <where>.
 
-[<joy>|<night>||]
+[<joy>|<night>|||]
 
 <lesson>
 """,
@@ -1006,13 +1025,23 @@ def draw(items, count: int, rng: random.Random) -> list:
 
 def grow(node, rng: random.Random) -> str:
     """One random expansion of a node."""
-    if type(node) is list:
-        node = choose(node, rng)
+    words: list[str] = []
+    spread(node, rng.random, words.append)
+    return "".join(words)
+
+
+def spread(node, draw_number: Callable[[], float], emit: Callable[[str], None]) -> None:
+    """Emit the strings of one random expansion of a node, in order."""
+    while type(node) is list:
+        node = node[int(draw_number() * len(node))]
     if type(node) is str:
-        return node
-    if type(node) is list:
-        return grow(node, rng)
-    return "".join([part if type(part) is str else grow(part, rng) for part in node])
+        emit(node)
+        return
+    for part in node:
+        if type(part) is str:
+            emit(part)
+        else:
+            spread(part, draw_number, emit)
 
 
 def rows(table: str, separator: str = "\n") -> list[list]:
@@ -1074,9 +1103,9 @@ def make_world(plot: tuple, rng: random.Random) -> dict[str, str]:
     kind, ckind = draw(ANIMALS, 2, rng) if animal else (gender, other)
     if other == "it":
         ckind = choose([pet for pet in PET_KINDS if pet != kind], rng)
-    kin = "" if animal or other == "it" else "|cousin|brother" if other == "boy" else "|cousin|sister"
+    kin = [] if animal or other == "it" else ["cousin", "brother" if other == "boy" else "sister"]
     world |= {"kind": kind, "ckind": ckind, "cwho": f"a {trait} {ckind}"}
-    world["rel"] = grow(parse("best friend|dear friend|good friend|friend" + kin), rng)
+    world["rel"] = choose(["best friend", "dear friend", "good friend", "friend", *kin], rng)
     to, at, spots, sights = choose(PLACE_ROWS, rng)
     world |= {"to": to.strip(), "at": at.strip(), "sight": grow(sights, rng).strip()}
     for number, spot in enumerate(draw(spots, 4, rng), 1):

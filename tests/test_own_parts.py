@@ -143,3 +143,20 @@ def test_the_worked_example_is_causal_and_is_the_published_recurrence():
         total = total + phi_k
         out = torch.einsum("bhd,bhde->bhe", phi_q, memory) / (phi_q * total).sum(-1, keepdim=True)
         assert torch.allclose(ours[:, t], out, rtol=1e-10)
+
+
+def test_a_part_that_looks_at_values_while_it_is_built_still_trains(tmp_path):
+    """Building on the meta device is how we find errors early; a part that can't be built there is built in full."""
+    from runs import small_run
+
+    file = tmp_path / "looks_at_values.py"
+    file.write_text(
+        "import torch\nfrom torch import nn\nfrom toolkit.registry import register\n\n\n"
+        '@register("ffn")\nclass LooksAtValues(nn.Module):\n'
+        "    def __init__(self, dim):\n        super().__init__()\n"
+        "        self.rates = torch.linspace(0, 1, 3).tolist()\n        self.up = nn.Linear(dim, dim)\n\n"
+        "    def forward(self, x, context):\n        return self.up(x) * (2.0 if x.mean().item() > 0 else 1.0)\n"
+    )
+    flags = ("--import", str(file), "--stop-at", "2")
+    assert small_run(tmp_path, "a", *flags, bindings=("GPT.ffn = @LooksAtValues",)) == 0
+    assert facts(tmp_path / "a")["parameters"]["total"] > 0

@@ -339,4 +339,3 @@ def test_a_checkpoint_that_is_not_sound_is_walked_past_and_named(tmp_path, caplo
     assert "step-00000008: model.safetensors is not what was written" in caplog.text
     with pytest.raises(ValueError, match="is not what was written"):
         generate.main([str(broken.parent)])
-

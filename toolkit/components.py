@@ -19,7 +19,7 @@ def describe(entry) -> dict[str, object]:
     return {
         "kind": entry.kind,
         "name": entry.name,
-        "summary": re.split(r"(?<!al\.)(?<=[.:;])\s", " ".join(text.split()), maxsplit=1)[0].rstrip(".:;"),
+        "summary": entry.summary,
         "knobs": {knob: _default(parameter) for knob, parameter in entry.knobs.items()},
         "paper": paper.group() if paper else None,
         "file": _relative(inspect.getsourcefile(entry.cls)),

@@ -91,7 +91,7 @@ class Config:
         lines = [f"import {module}" for module in self.imports]
         for (scope, name), knobs in self.parts.items():
             entry = CATALOG[name]
-            lines += ["", f"# {entry.kind}: {(entry.cls.__doc__ or name).strip().splitlines()[0]}"]
+            lines += ["", f"# {entry.kind}: {entry.summary}"]
             prefix = f"{scope}/" if scope else ""
             lines += [f"{prefix}{name}.{knob} = {show(value)}" for knob, value in knobs.items()]
         return "\n".join(lines).lstrip("\n") + "\n"

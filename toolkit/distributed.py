@@ -1,6 +1,7 @@
 """Data parallelism: which process this is, what they agree on, and how several are started."""
 
 import os
+import signal
 import subprocess
 import sys
 from datetime import timedelta
@@ -35,7 +36,10 @@ def launch(processes: int, module: str, arguments: list[str]) -> int:
     threads = max(1, (os.cpu_count() or 1) // processes)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
-    return subprocess.run([*command, "-m", module, *arguments], env=environment, check=False).returncode
+    process = subprocess.Popen([*command, "-m", module, *arguments], env=environment)
+    signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches the processes by itself
+    return process.wait()
 
 
 def setup() -> torch.device:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import re
 import subprocess
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from toolkit.objective import Objective
 
+log = logging.getLogger("toolkit")
 PACKAGES = ("torch", "numpy", "gin-config", "tiktoken", "tokenizers", "datasets", "safetensors", "flash-attn")
 
 
@@ -51,6 +55,17 @@ def parameter_table(model: nn.Module) -> list[tuple[str, str, int]]:
         shape = shapes.pop() if len(shapes) == 1 else "various"
         table.append((name, f"{times} of {shape}" if times > 1 else shape, count))
     return table
+
+
+def on_meta(count: Callable, *arguments: object) -> Any:
+    """``count(*arguments)``, or None, with a warning, where a part does not run on meta tensors."""
+    try:
+        return count(*arguments)
+    except (NotImplementedError, RuntimeError) as error:
+        log.warning(
+            "%s is not known: a part does not run on meta tensors (%s)", count.__name__, str(error).split("\n")[0]
+        )
+        return None
 
 
 def flops_per_token(model: nn.Module, seq_len: int) -> int:
@@ -127,7 +142,7 @@ class _FusedAttention(TorchFunctionMode):
 
 def environment(device: torch.device) -> dict[str, object]:
     """What the run ran on: device, threads, versions, commit."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     versions = {}
     for package in PACKAGES:
         try:
@@ -168,6 +183,15 @@ def peak_memory(device: torch.device) -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def _processor():
+    """The processor's name, as the system tells it."""
+    try:
+        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
 
 
 def _git(folder, *command):

@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import re
 import sys
 import typing
 from dataclasses import dataclass
@@ -30,6 +31,12 @@ class Entry:
     @property
     def module(self) -> str:
         return self.cls.__module__
+
+    @property
+    def summary(self) -> str:
+        """The first sentence of the part's docstring."""
+        text = " ".join(inspect.cleandoc(self.cls.__doc__ or self.name).split())
+        return re.split(r"(?<!al\.)(?<=[.:])\s", text, maxsplit=1)[0].rstrip(".:;")
 
     @property
     def hints(self) -> dict[str, object]:

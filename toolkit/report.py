@@ -23,7 +23,7 @@ def say(text: str) -> None:
 def header(run: Path, known: dict, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Architecture, parameters, what the optimizer treats alike, and what it all runs on."""
     count = known["parameters"]
-    console.print(f"[bold]{run}[/bold]  {_architecture(known['config'])}")
+    console.print(f"[bold]{run}[/bold]  {_architecture(known['config'])}", soft_wrap=True)
     console.print(parameter_table(model, count))
     for group in optimizer.param_groups:
         size = sum(parameter.numel() for parameter in group["params"])
@@ -63,11 +63,13 @@ def dry_run(config, experiment, blank, as_json: bool) -> int:
     """Print the resolved config, parameters, FLOPs and memory of an experiment that was built on the meta device."""
     from toolkit.train import dtype_of
 
-    count, flops = facts.parameters(blank.model), facts.flops_per_token(blank.model, experiment.seq_len)
+    count = facts.parameters(blank.model)
+    flops = facts.on_meta(facts.flops_per_token, blank.model, experiment.seq_len)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     half = dtype_of(experiment, device) == torch.bfloat16
     micro_batch = experiment.batch_size // experiment.accumulate
-    size = facts.memory(blank.objective, blank.optimizer, micro_batch, experiment.seq_len, half)
+    shape = (micro_batch, experiment.seq_len)
+    size = facts.on_meta(facts.memory, blank.objective, blank.optimizer, *shape, half)
     if as_json:
         record = {
             "parameters": count["total"],
@@ -82,10 +84,12 @@ def dry_run(config, experiment, blank, as_json: bool) -> int:
         return 0
     say(config.text)
     console.print(parameter_table(blank.model, count))
-    console.print(f"training FLOPs per token: {flops:,} (forward and backward, causal)")
-    total = sum(size.values())
-    parts = ", ".join(f"{name} {value / 2**30:.2f}" for name, value in size.items())
-    console.print(f"memory, estimated for a micro-batch of {micro_batch}: {total / 2**30:.1f} GiB ({parts})")
+    if flops is not None:
+        console.print(f"training FLOPs per token: {flops:,} (forward and backward, causal)")
+    if size is not None:
+        parts = ", ".join(f"{name} {value / 2**30:.2f}" for name, value in size.items())
+        whole = f"{sum(size.values()) / 2**30:.1f} GiB"
+        say(f"memory, estimated for a micro-batch of {micro_batch}: {whole} ({parts})")
     return 0
 
 

@@ -29,7 +29,10 @@ def main(argv: list[str] | None = None) -> int:
     add_code(Path(base).parent)
     config, code = compose(arguments.overlays, arguments.bindings, base, arguments.imports)
     experiment = config.build()
-    blank = build(experiment, torch.device("meta"))  # finds what can't work before anything is read or written
+    try:
+        blank = build(experiment, torch.device("meta"))  # finds what can't work before anything is read or written
+    except (NotImplementedError, RuntimeError):  # a part that computes with values while it is built: build it in full
+        blank = build(experiment, torch.device("cpu"))
     if arguments.dry_run:
         return report.dry_run(config, experiment, blank, arguments.json)
     processes = distributed.devices_wanted(experiment.devices)
@@ -69,8 +72,9 @@ def _train(arguments, config, code, experiment, blank, run) -> int:
                 run.write_status("running", progress["step"])
             ended = train(experiment, parts, run.path, device, progress, arguments.stop_at)
         except Diverged as error:
-            run.write_status("diverged", reason=str(error))
-            print(f"error: diverged at {error}", file=sys.stderr)
+            if main_process:
+                run.write_status("diverged", reason=str(error))
+                print(f"error: diverged at {error}", file=sys.stderr)
             return DIVERGED
         except BaseException as error:
             if main_process:
@@ -98,7 +102,7 @@ def facts_before(run, config, experiment, blank, parts, device, source) -> dict[
         "seed": experiment.seed,
         "tokens": experiment.steps * experiment.batch_size * experiment.seq_len,
         "parameters": facts.parameters(blank.model),
-        "flops_per_token": facts.flops_per_token(blank.model, experiment.seq_len),
+        "flops_per_token": facts.on_meta(facts.flops_per_token, blank.model, experiment.seq_len),
         "precision": str(dtype).removeprefix("torch."),
         "compiled": is_compiled(experiment, device),
         "attention": facts.attention_implementation(parts.model, device, dtype),

@@ -30,7 +30,7 @@ Count = Annotated[int, Gt(0)]
 @register("experiment")
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """The whole config: which parts, and how they are trained. Counts are in optimizer steps unless they say otherwise.
+    """Which parts to train, and how: the whole config. Counts are in optimizer steps unless they say otherwise.
 
     batch_size      sequences per optimizer step, over all devices; devices x accumulate has to divide it
     accumulate      micro-batches per step
@@ -41,7 +41,7 @@ class Experiment:
     compile         "auto": on CUDA; True compiles on a CPU as well, which takes a C++ compiler
     devices         processes to train with, on as many GPUs where there are any; "all" GPUs
     eval_windows    validation windows per evaluation, the same every time; the whole split is read once at the end
-    sample_tokens   length of the text sampled every ``sample_every`` steps after ``sample_prompt``
+    sample_prompt   continued by ``sample_tokens`` tokens at ``sample_temperature`` every ``sample_every`` steps
     keep_checkpoints  step checkpoints kept, besides the best
     mask_documents  attention inside documents alone, positions from each document's start
     """
@@ -68,6 +68,7 @@ class Experiment:
     sample_every: Count = 1000
     sample_prompt: str = "Once upon a time"
     sample_tokens: Count = 200
+    sample_temperature: Annotated[float, Ge(0)] = 0.8
     checkpoint_every: Count = 1000
     keep_checkpoints: Annotated[int, Ge(2)] = 2
     mask_documents: bool = False
@@ -184,8 +185,10 @@ def train(
                         checkpoint.save(checkpoints / "best", model, optimizer, {"step": step, "best": best})
             if main and step > 0 and (step % experiment.sample_every == 0 or step == experiment.steps):
                 with _as_judged(model, optimizer), autocast(experiment, device):
-                    seed, length = named_seed(experiment.seed, "sample", step), experiment.sample_tokens
-                    journal.sample(step, generate(model, tokenizer, experiment.sample_prompt, length, seed=seed))
+                    options = {"temperature": experiment.sample_temperature}
+                    options["seed"] = named_seed(experiment.seed, "sample", step)
+                    text = generate(model, tokenizer, experiment.sample_prompt, experiment.sample_tokens, **options)
+                    journal.sample(step, text)
             if main and step > start and (step % experiment.checkpoint_every == 0 or stopping):
                 folder = checkpoints / f"step-{step:08d}"
                 checkpoint.save(folder, model, optimizer, {"step": step, "best": best})
