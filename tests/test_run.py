@@ -15,7 +15,7 @@ from runs import arguments, command, facts, rows, small_run, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import toolkit
-from toolkit import checkpoint, evaluate, generate, journal, run
+from toolkit import checkpoint, evaluate, generate, journal, run, sampling
 from toolkit.train import Diverged
 
 
@@ -226,21 +226,21 @@ def test_generation_with_a_cache_gives_the_tokens_without_it(finished):
     ids = [int(i) for i in tokenizer.encode("Once upon")]
     for options in ({"temperature": 0}, {"num": 3, "seed": 5}, {"top_k": 5}, {"top_p": 0.9}):
         slid = []
-        cached = torch.stack(list(generate.stream(model, ids, 60, on_slide=lambda s=slid: s.append(1), **options)))
-        plain = torch.stack(list(generate.stream(model, ids, 60, cache=False, **options)))
+        cached = torch.stack(list(sampling.stream(model, ids, 60, on_slide=lambda s=slid: s.append(1), **options)))
+        plain = torch.stack(list(sampling.stream(model, ids, 60, cache=False, **options)))
         assert torch.equal(cached, plain) and slid == [1], options
     long = ids * 8  # a prompt beyond the context
-    cached = list(generate.stream(model, long, 5, temperature=0))
-    assert cached == list(generate.stream(model, long, 5, temperature=0, cache=False))
+    cached = list(sampling.stream(model, long, 5, temperature=0))
+    assert cached == list(sampling.stream(model, long, 5, temperature=0, cache=False))
 
 
 def test_top_k_and_top_p_leave_only_the_likeliest(finished):
     logits = torch.tensor([[4.0, 3.0, 2.0, 1.0, 0.0]]).repeat(400, 1)
-    drawn = generate._choose(logits, 1.0, 2, None, torch.Generator().manual_seed(0))
+    drawn = sampling._choose(logits, 1.0, 2, None, torch.Generator().manual_seed(0))
     assert set(drawn.tolist()) == {0, 1}
-    drawn = generate._choose(logits, 1.0, None, 0.7, torch.Generator().manual_seed(0))
+    drawn = sampling._choose(logits, 1.0, None, 0.7, torch.Generator().manual_seed(0))
     assert set(drawn.tolist()) == {0, 1}  # probabilities .636, .234: the second is needed to reach .7
-    assert generate._choose(logits, 0, None, None, None).unique().tolist() == [0]
+    assert sampling._choose(logits, 0, None, None, None).unique().tolist() == [0]
 
 
 def test_the_generate_command_prints_samples(finished, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import torch
@@ -37,7 +38,7 @@ def header(run: Path, known: dict, model: torch.nn.Module, optimizer: torch.opti
     console.print(f"data: {known['windows']['train']:,} training windows, {known['windows']['val']:,} for validation\n")
 
 
-def footer(run: Path, ended: dict) -> None:
+def footer(run: Path, ended: dict, prompt: str) -> None:
     """Final values, the curve, the last sample, and what to try next."""
     whole = ended.get("val_full/loss_nats")
     if whole is not None:
@@ -52,7 +53,7 @@ def footer(run: Path, ended: dict) -> None:
         console.print(f"{ended['state']} at step {ended['step']:,}; continue with --name {run.name} --resume")
     console.print(f"curve: {run / 'curve.png'}\nnext:", markup=False)
     for command in (
-        f'python -m toolkit.generate {run} --prompt "Once upon a time"',
+        f"python -m toolkit.generate {run} --prompt {shlex.quote(prompt)}",
         f"python -m toolkit.evaluate {run}",
         f"tensorboard --logdir {run.parent}",
     ):

@@ -86,7 +86,7 @@ def _train(arguments, config, code, experiment, blank, run) -> int:
             newest = checkpoint.newest(run.path / "checkpoints")
             run.write_end(ended, facts.peak_memory(device), checkpoint.digest(newest) if newest else None)
             curve.draw(run.path)
-            report.footer(run.path, ended)
+            report.footer(run.path, ended, experiment.sample_prompt)
     return PREEMPTED if ended["state"] == "preempted" else 0
 
 

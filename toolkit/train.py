@@ -16,12 +16,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from toolkit import checkpoint, distributed
-from toolkit.evaluate import evaluate
-from toolkit.generate import generate
 from toolkit.journal import Journal
 from toolkit.objective import Objective
 from toolkit.prefetch import prefetch
 from toolkit.registry import register
+from toolkit.sampling import generate
+from toolkit.scoring import evaluate
 from toolkit.seeding import named_seed
 
 Count = Annotated[int, Gt(0)]
