@@ -89,6 +89,13 @@ def test_a_wrong_binding_in_a_block_names_its_line(tmp_path):
     assert message(overlay) == f"{overlay}:3: GPT has no parameter 'n_haed'; did you mean 'n_head'?"
 
 
+def test_an_unfinished_value_is_no_gin():
+    said = message(bindings=("GPT.dim = (1,",))  # Python words the middle differently from 3.12 on
+    assert said.startswith("-p 'GPT.dim = (1,': this is not gin: ") and said.endswith(
+        f"EOF in multi-line statement {NOT_GIN}"
+    )
+
+
 def test_all_problems_are_named_at_once(tmp_path):
     overlay = tmp_path / "overlay.gin"
     overlay.write_text("GTP.dim = 3\nGPT.n_layer = 0\n")

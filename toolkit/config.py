@@ -189,7 +189,7 @@ def _read(text, title, where) -> Layer:
         statements = list(config_parser.ConfigParser(text, _Delegate()))
     except (SyntaxError, tokenize.TokenError, ValueError, RecursionError) as error:
         line = getattr(error, "lineno", None) or (error.args[1][0] if isinstance(error, tokenize.TokenError) else 1)
-        reason = str(getattr(error, "msg", None) or error).strip().splitlines()[0].rstrip(".")
+        reason = str(getattr(error, "msg", None) or (error.args or [error])[0]).strip().splitlines()[0].rstrip(".")
         reason = re.sub(r"malformed node or string.*", "a bare word is no value", reason)
         hint = "strings need quotes; True, False and None are capitalised; there is no arithmetic"
         raise ConfigError(f"{where(line)}: this is not gin: {reason} ({hint})") from error
