@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,10 +86,13 @@ WORLDS = {
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_a_resumed_run_is_the_run_that_never_stopped(world, tmp_path):
-    """Interrupted at 5 and at 9: rows, samples, weights and optimizer state are equal to the last bit."""
+    """Interrupted at 5, at 6 where it evaluates and samples, and at 9, whose checkpoint is then lost, as if it had been
+    killed since 8: rows, samples, weights and optimizer state are equal to the last bit."""
     assert small_run(tmp_path, "straight", **WORLDS[world]) == 0
     assert small_run(tmp_path, "broken", "--stop-at", "5", **WORLDS[world]) == 0
+    assert small_run(tmp_path, "broken", "--resume", "--stop-at", "6", **WORLDS[world]) == 0
     assert small_run(tmp_path, "broken", "--resume", "--stop-at", "9", **WORLDS[world]) == 0
+    shutil.rmtree(tmp_path / "broken" / "checkpoints" / "step-00000009")
     assert small_run(tmp_path, "broken", "--resume", **WORLDS[world]) == 0
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     assert rows(straight) == rows(broken)
