@@ -43,6 +43,42 @@ def parts(*kinds: str) -> list:
     return [pytest.param(e, id=f"{e.kind}-{e.name}") for e in entries]
 
 
+PARITY = pytest.StashKey[list]()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--parity", action="store_true", help="print every parity error: part, reference, largest error")
+
+
+@pytest.fixture
+def parity(request):
+    """``parity("RMSNorm", "torch.nn.RMSNorm", ours, theirs, 1e-6)`` asserts that the largest difference, in units of
+    the reference's largest value, stays below the tolerance, and puts the figure into the table of ``--parity``.
+    ``ours`` and ``theirs`` are tensors, numbers, or tuples of tensors."""
+
+    def compare(part, reference, ours, theirs, tolerance=1e-6):
+        from parity.reference import relative_error
+
+        pairs = zip(ours, theirs, strict=True) if isinstance(ours, tuple) else [(ours, theirs)]
+        error = max(relative_error(one, other) for one, other in pairs)
+        request.config.stash.setdefault(PARITY, []).append((part, reference, error, tolerance))
+        assert error < tolerance, f"{part} against {reference}: {error:.2e}, tolerance {tolerance:.0e}"
+
+    return compare
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if not config.getoption("--parity"):
+        return
+    worst = {}
+    for part, reference, error, tolerance in config.stash.get(PARITY, []):
+        worst[part, reference] = max(worst.get((part, reference), (0.0, 0.0)), (error, tolerance))
+    terminalreporter.section("parity: largest difference, in units of the reference's largest value")
+    for (part, reference), (error, tolerance) in sorted(worst.items()):
+        terminalreporter.write_line(f"{part:26} {error:8.1e}  (tolerance {tolerance:.0e})  {reference}")
+    terminalreporter.write_line(f"{len({part for part, _ in worst})} parts, {len(worst)} comparisons")
+
+
 torch.set_num_threads(1)  # sums in one order everywhere, and the tensors are too small to share out
 
 

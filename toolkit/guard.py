@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import typing
 from collections.abc import Iterable
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -179,7 +180,8 @@ def _check_binding(binding: Binding, layers: list[Layer]) -> Iterable[str]:
 def _check_references(binding: Binding) -> Iterable[str]:
     for reference in references(binding.value):
         if _entry(reference.name) is None:
-            kind = _kind(binding.parameter)
+            owner = _entry(binding.name) if binding.parameter else None
+            kind = _kind(owner, binding.parameter) if owner else None
             yield f"there is no part {reference.name!r}{_suggest(reference.name, _named(kind) or CATALOG)}"
         elif reference.called:
             yield f"{binding.key} takes the class itself: write {str(reference)}, without parentheses"
@@ -187,8 +189,8 @@ def _check_references(binding: Binding) -> Iterable[str]:
 
 def _check_value(entry: Entry, knob: str, value: object) -> Iterable[str]:
     """Kinds by the slot's name, everything else by the annotation, strictly."""
-    kind, name, hint = _kind(knob), f"{entry.name}.{knob}", entry.hints.get(knob, object)
-    if kind:
+    kind, name, hint = _kind(entry, knob), f"{entry.name}.{knob}", entry.hints.get(knob, object)
+    if kind and not (value is None and _fits(hint, None)):
         example = next(iter(_named(kind)), "Name")
         wrong = None
         for item in value if isinstance(value, list) else [value]:
@@ -220,9 +222,14 @@ def _fits(hint: object, value: object) -> bool:
     return True
 
 
-def _kind(knob: str) -> str | None:
-    """The kind that a knob holds: a knob named after a kind is a slot, one named after several a list of them."""
-    return knob if knob in KINDS else knob.removesuffix("s") if knob.removesuffix("s") in KINDS else None
+def _kind(entry: Entry, knob: str) -> str | None:
+    """The kind that a knob holds: one named after a kind is a slot, one named after several a list of them, and one
+    whose name ends in a kind a slot if it takes a class (qk_norm)."""
+    for name in (knob, knob.removesuffix("s")):
+        if name in KINDS:
+            return name
+    kind = knob.rpartition("_")[2]
+    return kind if kind in KINDS and type in typing.get_args(entry.hints.get(knob)) else None
 
 
 def _named(kind: str | None) -> list[str]:

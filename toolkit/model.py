@@ -12,7 +12,7 @@ from annotated_types import Gt, Interval
 from torch import Tensor, nn
 
 from toolkit.context import Context
-from toolkit.registry import CATALOG, register
+from toolkit.registry import able, register
 from toolkit.seeding import initialize, seeded
 
 Slot = type | list[type]
@@ -79,6 +79,7 @@ class GPT(nn.Module):
         self.padding = padding * dim * (1 if tie_embeddings else 2)  # parameters that stand for no token
         with seeded(seed, "embed"):
             self.embed = nn.Embedding(vocab_size, dim)
+            self.embed.tied = tie_embeddings
             self.unembed = None if tie_embeddings else nn.Linear(dim, vocab_size, bias=False)
         distinct = list(dict.fromkeys(layers["position"]))
         self.positions = nn.ModuleList()
@@ -152,13 +153,12 @@ class GPT(nn.Module):
 
     @staticmethod
     def _check_bias(mixer, position):
-        if hasattr(position, "score_bias") and "bias" not in getattr(mixer, "supports", set()):
+        uses = "position" not in getattr(mixer, "ignores", ())
+        if uses and hasattr(position, "score_bias") and "bias" not in getattr(mixer, "supports", set()):
             part = type(getattr(mixer, "attention", mixer)).__name__
-            kernels = [entry for entry in CATALOG.values() if entry.kind == "attention"]
-            able = [entry.name for entry in kernels if "bias" in getattr(entry.cls, "supports", ())]
             raise ValueError(
                 f"{type(position).__name__} adds a score bias, which {part} can't honour; use GPT.attention = "
-                f"{' or '.join('@' + name for name in able)}"
+                f"{able('attention', 'bias')}"
             )
 
 

@@ -3,8 +3,10 @@
 Shapes: B batch, T queries, S keys, H heads, G key/value heads, D head dim, C model dim, V vocabulary, N = B * T.
 The arguments of ``__init__`` come from the toolkit, positionally, and can't be bound in gin. Whatever a constructor
 takes beyond them is a knob: gin binds it, its annotation is checked (``Annotated[int, Gt(0)]``), and its default is
-what one gets without a binding. A class qualifies by its shape; there is nothing to inherit from. What a part can't
-honour, it refuses when it is built, with a ValueError that names the remedy.
+what one gets without a binding. A knob that is named after a kind is a slot for a part and has no default; one whose
+name ends in a kind (``qk_norm: type | None = None``) is a slot that may stay empty. A class qualifies by its shape;
+there is nothing to inherit from. What a part can't honour, it refuses when it is built, with a ValueError that names
+the remedy.
 """
 
 from __future__ import annotations
@@ -52,8 +54,9 @@ class Mixer(Protocol):
     ``position`` is the index of this layer's own in ``context.position`` and ``context.bias``; ``attention`` a class
     to build with (n_head, head_dim); ``depth`` is (index, n_layer). ``init_cache(batch, max_len)`` returns what
     ``context.cache[index]`` will hold while decoding, tensors of a fixed size on the model's device;
-    ``cache = False`` instead: generation then recomputes. A class attribute ``ignores`` names the sibling slots of
-    GPT that the part does not use, such as ("attention", "position").
+    ``cache = False`` instead: generation then recomputes. ``supports`` is as for Attention, and most often the
+    kernel's. A class attribute ``ignores`` names the sibling slots of GPT that the part does not use, such as
+    ("attention", "position").
     """
 
     def __init__(self, dim: int, n_head: int, n_kv_head: int, position: int, attention: type, depth: tuple): ...
@@ -89,9 +92,12 @@ class Block(Protocol):
 
 class Init(Protocol):
     """Fills ``parameter`` in place from ``generator``: weights and biases of every Linear and Embedding; all others
-    keep what their constructor gave them. ``parameter.residual`` is True for a projection back into the residual
-    stream (the part marks its layer: ``linear.residual = True``). A module with a method
-    ``draw(name, parameter, generator)`` fills its own parameters instead."""
+    keep what their constructor gave them. A part says of its layers, and the init reads off the parameter:
+    ``residual`` True for a projection back into the residual stream (``linear.residual = True``); ``merged`` the rows
+    of the matrices that a layer merges (``linear.merged = {"q": 64, "k": 32, "v": 32}``), else None; ``tied`` True for
+    an embedding that is the output matrix as well. The init may set ``parameter.lr_scale``, which multiplies the
+    parameter's learning rate. A module with a method ``draw(name, parameter, generator)`` fills its own parameters
+    instead. On the meta device nothing is drawn, but the init is called all the same."""
 
     def __init__(self, n_layer: int): ...
 

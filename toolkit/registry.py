@@ -53,6 +53,12 @@ def supplied(kind: str) -> list[str]:
     return list(inspect.signature(KINDS[kind].__init__).parameters)[1:]
 
 
+def able(kind: str, what: str) -> str:
+    """The parts of a kind that support something, to name in an error: "@A or @B", three at most."""
+    names = [f"@{e.name}" for e in CATALOG.values() if e.kind == kind and what in getattr(e.cls, "supports", ())]
+    return " or ".join(names[:3])
+
+
 def register(kind: str):
     """Class decorator. Refuses, with ValueError, what would fail later or in silence: an unknown kind, ``*args`` or
     ``**kwargs`` (typos would pass), too few leading arguments, a missing method, a name already on the shelf."""
@@ -77,6 +83,8 @@ def register(kind: str):
         for knob in parameters[len(wanted) :]:
             if knob.name in KINDS and knob.default is not inspect.Parameter.empty:
                 raise ValueError(f"{where}: the slot {knob.name!r} needs to be without a default; gin names its part")
+            if isinstance(knob.default, type) and knob.default is not knob.empty:  # gin would ignore its bindings
+                raise ValueError(f"{where}: {knob.name} takes None or nothing as its default; gin names the part")
         if name in CATALOG:
             raise ValueError(f"{where}: the name is taken by the {CATALOG[name].kind} in {CATALOG[name].module}")
         gin.register(cls, denylist=[p.name for p in leading] or None)

@@ -23,13 +23,14 @@ def seeded(*names: object):
 
 def initialize(model: nn.Module, init, seed: int) -> None:
     """Draw each weight and bias of Linear and Embedding layers through ``init``, each from a generator of its own,
-    seeded by (seed, name). A module with ``draw`` fills its own instead; other parameters stay as constructed."""
+    seeded by (seed, name). A module with ``draw`` fills its own instead; other parameters stay as constructed. What a
+    layer says of itself (``residual``, ``merged``, ``tied``) is told to the init as an attribute of the parameter."""
     for path, module in model.named_modules():
         draw = getattr(module, "draw", init if isinstance(module, nn.Linear | nn.Embedding) else None)
         for leaf, parameter in module.named_parameters(recurse=False) if draw else ():
-            if parameter.is_meta:
-                continue
             name = f"{path}.{leaf}" if path else leaf
             parameter.residual = getattr(module, "residual", False)
+            parameter.merged = getattr(module, "merged", None)
+            parameter.tied = getattr(module, "tied", False)
             with torch.no_grad():
                 draw(name, parameter, torch.Generator().manual_seed(named_seed(seed, name)))

@@ -19,7 +19,7 @@ from toolkit import checkpoint, distributed
 from toolkit.journal import Journal
 from toolkit.objective import Objective
 from toolkit.prefetch import prefetch
-from toolkit.registry import register
+from toolkit.registry import able, register
 from toolkit.sampling import generate
 from toolkit.scoring import evaluate
 from toolkit.seeding import named_seed
@@ -108,9 +108,11 @@ def build(experiment: Experiment, device: torch.device, tokenizer=None, data=Non
     if experiment.mask_documents:
         for mixer in getattr(model, "mixers", []):
             if "documents" not in getattr(mixer, "supports", ()):
-                name = type(getattr(mixer, "attention", mixer)).__name__
+                part = getattr(mixer, "attention", mixer)
+                kind = "mixer" if part is mixer else "attention"
                 raise ValueError(
-                    f"Experiment.mask_documents: {name} can't keep documents apart; use GPT.attention = @SDPA"
+                    f"Experiment.mask_documents: {type(part).__name__} can't keep documents apart; use another "
+                    f"GPT.{kind}, such as {able(kind, 'documents') or '@SelfAttention'}"
                 )
     objective = Objective(model, experiment.loss(), tokenizer.eot if experiment.mask_documents else None)
     return Parts(tokenizer, data, model, objective, experiment.optimizer(model), experiment.schedule(experiment.steps))
