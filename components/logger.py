@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import csv
 import html
 import json
@@ -55,7 +56,7 @@ class Console:
     def log(self, step: int, metrics: dict[str, float]) -> None:
         if "val/loss_nats" in metrics:
             self.val = f"{metrics['val/loss_nats']:.4f}"
-            self.console.print(_results(f"step {step:>{self.width},}", metrics), soft_wrap=True)
+            self._print(_results(f"step {step:>{self.width},}", metrics))
         if "train/loss_nats" not in metrics:
             return
         now = monotonic()
@@ -70,24 +71,31 @@ class Console:
             self.bar.update(self.task, completed=step, status=status, refresh=due)
         elif due:
             line = f"step {step:>{self.width},}/{self.steps:,}   loss {loss}   {speed} tokens/s   {left} left"
-            self.console.print(line, soft_wrap=True)
+            self._print(line)
 
     def text(self, step: int, name: str, text: str) -> None:
         title, short = f"{name} at step {step:,}", _printable(text, 300, self.console.encoding)
         if self.bar:
-            self.console.print(Panel(short, title=title, title_align="left", style="dim", padding=(0, 1)))
+            self._print(Panel(short, title=title, title_align="left", style="dim", padding=(0, 1)), soft_wrap=False)
         else:
-            self.console.print(f"{title}\n{textwrap.indent(short, '  ')}", soft_wrap=True)
+            self._print(f"{title}\n{textwrap.indent(short, '  ')}")
 
     def close(self, summary: dict[str, float]) -> None:
         if self.bar:
             self.bar.stop()
             atexit.unregister(self.bar.stop)
         if summary:
-            self.console.print(_results("final", summary), soft_wrap=True)
+            self._print(_results("final", summary))
+
+    def _print(self, what, soft_wrap: bool = True) -> None:
+        try:
+            self.console.print(what, soft_wrap=soft_wrap)
+        except OSError:  # stdout is a file on a full disk; what waits in its buffer would fail the end of the process
+            self._mute()
+            raise
 
     def _mute(self) -> None:
-        """The reader of stdout is gone (``| head``). rich would leave the process; a run goes on, unseen."""
+        """Nothing can be shown any more (``| head`` has left; rich would leave the process): a run goes on, unseen."""
         self.console.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -147,7 +155,8 @@ class CSV:
             self.columns += new
             self.file.close()
             self._rewrite(before)
-        self.writer.writerow({"step": step, **metrics})
+        with _given_up(self.file):
+            self.writer.writerow({"step": step, **metrics})
 
     def text(self, step: int, name: str, text: str) -> None:
         """Text has no place in a table; samples.md holds it."""
@@ -167,8 +176,9 @@ class CSV:
         # Line buffering: each row is on disk at once. The open file stays valid through the rename.
         self.file = open(draft, "w", encoding="utf-8", newline="", buffering=1)
         self.writer = csv.DictWriter(self.file, self.columns, extrasaction="ignore", lineterminator="\n")
-        self.writer.writeheader()
-        self.writer.writerows(rows)
+        with _given_up(self.file):  # a full disk leaves the table as it is
+            self.writer.writeheader()
+            self.writer.writerows(rows)
         os.replace(draft, self.path)
 
 
@@ -219,6 +229,17 @@ class WandB:
     def close(self, summary: dict[str, float]) -> None:
         self.run.summary.update(summary)
         self.run.finish()
+
+
+@contextlib.contextmanager
+def _given_up(file):
+    """Closes a file that can't be written: what its buffer holds would fail again when Python collects it."""
+    try:
+        yield
+    except OSError:
+        with contextlib.suppress(OSError):
+            file.close()
+        raise
 
 
 def _facts(run_dir: Path) -> dict:

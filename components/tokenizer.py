@@ -332,7 +332,7 @@ class TokenizerFile:
 
     @functools.cached_property
     def lossy(self) -> bool:
-        found = [(text, self.encode(text)) for text in (*_probe(), *self._file.ordinary)]
+        found = [(text, self.encode(text)) for text in _probe(self._file.ordinary)]
         return any(self.decode(i) != text or self.byte_lengths[i].sum() != len(text.encode()) for text, i in found)
 
     def encode(self, text: str) -> list[int]:  # encode_batch_fast lets go of the GIL
@@ -450,11 +450,12 @@ def _file_pieces(about: dict, ids: dict[str, int], ordinary: set[str]) -> dict[i
     return {i: stands_for(token) for token, i in ids.items() if not token.startswith(_HIDDEN)}
 
 
-def _probe() -> list[str]:
-    """Text with every byte that UTF-8 has, and what tokenizers change: case, composed letters, white space."""
+def _probe(added: list[str]) -> list[str]:
+    """Text with every byte that UTF-8 has, and what tokenizers change: case, letters, white space, added tokens."""
     codes = [*range(0x801), *range(0x1000, 0x10000, 0x1000), *range(0x10000, 0x110000, 0x10000)]
     every = "".join(map(chr, codes))
-    return [every, "e\u0301 \uff34om \ufb01 A", " a  b\t\r\n\n c ", "a", " a", "</s><0x41><|endoftext|>"]
+    fixed = [every, "e\u0301 \uff34om \ufb01 A", " a  b\t\r\n\n c ", "a", " a", "</s><0x41><|endoftext|>"]
+    return fixed + [f"a {token} b" for token in added]
 
 
 @register("tokenizer")
@@ -555,8 +556,12 @@ def _speller(kept: list[int], pieces: list[bytes]):
     length = np.array([len(ids) for ids in spelled])
     start = np.cumsum(length) - length
     flat = np.array([n for ids in spelled for n in ids])
+    single = np.array([ids[0] if len(ids) == 1 else -1 for ids in spelled])
 
     def spell(old: np.ndarray) -> np.ndarray:
+        new = single[old]
+        if (new >= 0).all():  # most documents
+            return new
         count = length[old]
         before = np.cumsum(count) - count  # where in the result the spelling of each id begins
         return flat[np.repeat(start[old] - before, count) + np.arange(count.sum())]

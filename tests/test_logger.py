@@ -1,6 +1,7 @@
 """What the loggers leave behind, read back with the tools that people read it with."""
 
 import csv
+import gc
 import json
 import math
 import os
@@ -9,12 +10,14 @@ import re
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
 
 import components.logger as shelf
 from components.logger import CSV, Console, TensorBoard, WandB
+from toolkit.journal import Journal, read
 from toolkit.registry import CATALOG
 
 ROOT = Path(shelf.__file__).parents[1]
@@ -214,6 +217,138 @@ def test_csv_after_a_resume_holds_each_step_once(run_dir):
     assert len(rows) == 15 and "extra" in rows[0]
     CSV(run_dir, 0).close({})
     assert _table(run_dir) == []
+
+
+# ------------------------------------------------------------------------------------------------------ full disks
+
+FULL = Path("/dev/full")
+on_linux = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
+
+
+class Others:
+    """A logger that has to go on hearing of everything, whatever happens to the one before it."""
+
+    def __init__(self, run_dir, start_step):
+        self.heard = []
+
+    def log(self, step, metrics):
+        self.heard.append(step)
+
+    def text(self, step, name, text):
+        self.heard.append(text)
+
+    def close(self, summary):
+        self.heard.append("close")
+
+
+def _fill(logger, run_dir):
+    """From here on the disk of that logger's file is full. Returns the path at which its earlier rows are kept."""
+    if isinstance(logger, CSV):
+        with open(FULL, "w") as full:
+            os.dup2(full.fileno(), logger.file.fileno())
+        return run_dir / "metrics.csv"
+    logger.writer.flush()
+    (events,) = run_dir.glob("events*")
+    kept = events.rename(run_dir / f"kept.{events.name}")
+    events.symlink_to(FULL)  # the writer opens its file anew for each record
+    return kept
+
+
+@on_linux
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own thread says so
+@pytest.mark.parametrize("rows_after", [0, 1, 40])
+@pytest.mark.parametrize("cls", [CSV, TensorBoard])
+def test_a_full_disk_costs_a_logger_and_nothing_else(cls, rows_after, run_dir, caplog):
+    journal = Journal(run_dir, [cls, Others], 0)
+    for step in range(3):
+        journal.row(step, _train(step))
+    broken, others = journal.loggers
+    kept = _fill(broken, run_dir)
+    before = kept.read_bytes()
+    start = time.monotonic()
+    for step in range(3, 3 + rows_after):
+        journal.row(step, _train(step))
+        journal.sample(step, "Once")
+    journal.close()
+    assert time.monotonic() - start < 20
+    assert kept.read_bytes() == before and len(read(run_dir / "metrics.jsonl")) == 3 + rows_after
+    assert len(others.heard) == 3 + 2 * rows_after + 1
+    said = [message for message in caplog.messages if cls.__name__ in message]
+    assert len(said) == (1 if rows_after or cls is TensorBoard else 0) == len(caplog.messages)
+    assert all("No space left" in message for message in said)
+    del broken, journal
+    gc.collect()  # nothing is left that fails later
+
+
+@on_linux
+@pytest.mark.parametrize("at", ["start", "a new column"])
+def test_a_csv_that_can_not_be_rewritten_stays_as_it_is(at, run_dir, caplog):
+    logger = CSV(run_dir, 0)
+    _session(logger, 0, 50)
+    if at == "start":
+        logger.close({})
+    before = (run_dir / "metrics.csv").read_bytes()
+    (run_dir / "metrics.csv.tmp").symlink_to(FULL)
+    if at == "start":
+        journal = Journal(run_dir, [CSV, Others], 20)
+        journal.row(20, _train(20))
+        journal.close()
+        assert len(caplog.messages) == 1 and "logger CSV is left out" in caplog.text
+    else:
+        with pytest.raises(OSError, match="No space left"):
+            logger.log(50, {"new": 1.0})
+    assert (run_dir / "metrics.csv").read_bytes() == before
+    del logger
+    gc.collect()
+    (run_dir / "metrics.csv.tmp").unlink()
+    CSV(run_dir, 30).close({})
+    assert max(int(row["step"]) for row in _table(run_dir)) == 20
+
+
+@on_linux
+@pytest.mark.parametrize("name", ["CSV", "TensorBoard"])
+def test_a_record_that_only_half_fits_spoils_none_before_it(name, run_dir):
+    """The limit on a file's size stands for the last free bytes of a disk."""
+    script = """
+import resource, sys
+from pathlib import Path
+from components.logger import CSV, TensorBoard
+folder = Path(sys.argv[1])
+logger = {"CSV": CSV, "TensorBoard": TensorBoard}[sys.argv[2]](folder, 0)
+logger.log(0, {"train/loss_nats": 1.0})
+if sys.argv[2] == "TensorBoard":
+    logger.writer.flush()
+(file,) = (p for p in folder.iterdir() if p.name.startswith(("events", "metrics.csv")))
+_, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 333, most))
+for step in range(1, 200):
+    try:
+        logger.log(step, {"train/loss_nats": 1.0})
+    except OSError:
+        print(step)
+        break
+"""
+    command = [sys.executable, "-c", script, str(run_dir), name]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and 0 < int(done.stdout) < 199
+    if name == "CSV":
+        CSV(run_dir, 10_000).close({})  # resumed where there is room again: the half row goes
+        steps = [int(row["step"]) for row in _table(run_dir)]
+    else:
+        steps = _steps(_events(run_dir), "train/loss_nats")
+    assert len(steps) > 3 and steps == list(range(len(steps)))
+
+
+@on_linux
+def test_console_survives_a_full_disk(run_dir):
+    script = SCRIPT.replace("for step in", "import os; os.dup2(os.open('/dev/full', os.O_WRONLY), 1)\nfor step in")
+    script = script.replace("    console.log(step, {", "    tell(step, {")
+    raising = "def tell(*row):\n    try:\n        console.log(*row)\n    except OSError as error:\n"
+    raising += "        print(error, file=sys.stderr)\n"
+    script = script.replace("console = Console", f"{raising}console = Console") + "\nprint('as the report does')"
+    done = subprocess.run([sys.executable, "-c", script, str(run_dir)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "step  1,000" in done.stdout
+    assert done.stderr == "[Errno 28] No space left on device\n"  # once: it is mute from then on
 
 
 # -------------------------------------------------------------------------------------------------------- Console

@@ -362,7 +362,7 @@ def test_an_added_token_that_is_not_special_is_text():
     token = about["added_tokens"][0] | {"id": 322, "content": "    ", "special": False}
     part = changed("byte-level", added_tokens=[*about["added_tokens"], token])
     assert part.vocab_size == 323 and part.encode("    ") == [322] and part.byte_lengths[322] == 4 and not part.lossy
-    assert changed("byte-level", added_tokens=[*about["added_tokens"], token | {"lstrip": True}]).lossy
+    assert changed("byte-level", added_tokens=[*about["added_tokens"], token | {"rstrip": True}]).lossy
 
 
 def test_eot_of_a_file(caplog):
