@@ -73,13 +73,13 @@ def test_orthogonal_matrices_are_orthogonal(rows, cols, residual, parity):
     w = filled(Orthogonal(3, gain=1.5), rows, cols, residual=residual)
     gain = 1.5 / 6**0.5 if residual else 1.5
     product = w @ w.T if rows <= cols else w.T @ w
-    parity("Orthogonal", "W W^T = gain^2 I", product, gain**2 * torch.eye(min(rows, cols)))
+    parity("Orthogonal", "W W^T = gain^2 I", product, gain**2 * torch.eye(min(rows, cols)), 1e-5)
 
 
 def test_merged_matrices_are_orthogonal_each_on_its_own(parity):
     w = filled(Orthogonal(3), 128, 64, merged={"q": 64, "k": 32, "v": 32})
     for matrix in w.split((64, 32, 32)):
-        parity("Orthogonal", "W W^T = gain^2 I, merged", matrix @ matrix.T, torch.eye(len(matrix)))
+        parity("Orthogonal", "W W^T = gain^2 I, merged", matrix @ matrix.T, torch.eye(len(matrix)), 1e-5)
 
 
 def test_an_orthogonal_model_has_normal_tables_and_zero_biases(parity):
@@ -94,12 +94,10 @@ def test_an_orthogonal_model_has_normal_tables_and_zero_biases(parity):
 # --- DeepNorm
 
 
-@pytest.mark.parametrize(
-    "name, gain", [("ffn.down", 6), ("ffn.up", 6), ("mixer.out", 6), ("mixer.v", 6), ("mixer.q", 0)]
-)
-def test_deepnorm_init_equals_xavier_normal(name, gain, parity):
+@pytest.mark.parametrize("name", ["ffn.down", "ffn.up", "mixer.out", "mixer.v", "mixer.q", "mixer.k"])
+def test_deepnorm_init_equals_xavier_normal(name, parity):
     """Bit by bit: PyTorch's draws the same numbers. (8 * 3)^(-1/4) with three layers, 1 for q and k."""
-    beta = 24**-0.25 if gain else 1.0
+    beta = 1.0 if name in ("mixer.q", "mixer.k") else 24**-0.25
     ours, theirs = filled(DeepNormInit(3), 96, 64, f"blocks.2.{name}.weight"), torch.empty(96, 64)
     nn.init.xavier_normal_(theirs, beta, generator=torch.Generator().manual_seed(3))
     parity("DeepNormInit", "torch.nn.init.xavier_normal_", ours, theirs)
