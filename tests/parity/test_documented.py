@@ -1,33 +1,14 @@
 """The documented model against references that are not ours."""
 
 import math
-from functools import partial
 
 import pytest
 import torch
 from conftest import tiny_gpt
 
 from components.attention import SDPA
-from components.ffn import GELU
 from components.init import GPT2Init
 from components.loss import ChunkedCrossEntropy
-from components.mixer import SelfAttention
-
-
-def test_gpt2_init_has_the_published_standard_deviations():
-    model = tiny_gpt(
-        512, init=GPT2Init, dim=256, n_layer=3, mixer=partial(SelfAttention, bias=True), ffn=partial(GELU, bias=True)
-    )
-    for name, parameter in model.named_parameters():
-        if "norm" in name:
-            assert (parameter == (1.0 if name.endswith("weight") else 0.0)).all(), name
-        elif parameter.ndim == 1:
-            assert (parameter == 0).all(), name
-        else:
-            residual = name.endswith(("mixer.out.weight", "ffn.down.weight"))
-            std = 0.02 / (2 * 3) ** 0.5 if residual else 0.02
-            assert parameter.std().item() == pytest.approx(std, rel=0.02), name
-            assert abs(parameter.mean().item()) < 0.02 * std, name
 
 
 @pytest.mark.parametrize("vocab_size, expected", [(100_277, 161_985_792), (50_257, 123_570_432)])
