@@ -1,15 +1,20 @@
-"""``python -m toolkit.components [list | show NAME]``: what is on the shelf, asked of the catalogue itself."""
+"""``python -m toolkit.components [list | show NAME | check NAME]``: what is on the shelf, asked of the catalogue, and
+whether a part keeps what its kind demands."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import inspect
 import json
+import logging
 import re
 import textwrap
 from pathlib import Path
 
 from toolkit.command import run_command
+
+log = logging.getLogger("toolkit")
 
 
 def describe(entry) -> dict[str, object]:
@@ -46,7 +51,13 @@ def main(argv: list[str] | None = None) -> int:
     from toolkit.compose import load_shelf
     from toolkit.registry import CATALOG
 
-    load_shelf(arguments.imports)
+    if arguments.action == "check":
+        return _check(arguments)
+    for name in [None, *arguments.imports]:
+        try:
+            load_shelf([name] if name else [])
+        except ValueError as error:  # one that can't be imported takes nobody else's parts away
+            log.warning("%s; its parts are left out", error)
     if arguments.action == "show":
         if arguments.name not in CATALOG:
             raise ValueError(f"there is no part {arguments.name!r}; list them with python -m toolkit.components list")
@@ -72,6 +83,53 @@ def main(argv: list[str] | None = None) -> int:
         report.console.print(table)
         report.say("")
     return 0
+
+
+def _check(arguments) -> int:
+    """The conformance report of one part. 0: every line passes or does not apply; 1: a line fails."""
+    import torch
+
+    from toolkit import report
+    from toolkit.compose import load_shelf
+    from toolkit.registry import CATALOG
+
+    torch.set_num_threads(1)  # the tensors are too small to share out
+    place, _, name = arguments.name.rpartition(":")
+    load_shelf([*arguments.imports, *([place] if place else [])])
+    if name not in CATALOG:
+        where = f"{place} registers no part {name!r}" if place else f"there is no part {name!r}"
+        near = difflib.get_close_matches(name, CATALOG, n=1)
+        raise ValueError(where + (f"; did you mean {near[0]!r}?" if near else "; put @register(kind) on its class"))
+    from toolkit.conformance import bench_of, lines
+
+    bench, found = bench_of(name, arguments.bindings), []
+    bench.inductor = arguments.inductor
+    entry = CATALOG[name]
+    if not arguments.json:
+        report.say(f"{name} ({entry.kind}, {describe(entry)['file']})")
+    for line in lines(bench):
+        found.append(line)
+        if not arguments.json:
+            _print_line(line)
+    counts = {verdict: sum(line.verdict == verdict for line in found) for verdict in ("pass", "fail", "n/a")}
+    if arguments.json:
+        report.say(json.dumps({"part": name, "kind": entry.kind, "lines": [vars(line) for line in found]}))
+    else:
+        report.say(f"{counts['pass']} pass, {counts['fail']} fail, {counts['n/a']} do not apply")
+    return 1 if counts["fail"] else 0
+
+
+def _print_line(line) -> None:
+    """One line: verdict, what was checked, the figure against its tolerance, and on which shapes."""
+    from rich.markup import escape
+
+    from toolkit import report
+
+    colour = {"pass": "green", "fail": "bold red", "n/a": "dim"}[line.verdict]
+    against = f" (tolerance {line.tolerance})" if line.tolerance else ""
+    told = f"{line.figure}{against}" if line.verdict == "pass" else line.why
+    tried = f"  [dim]{escape(line.tried)}[/dim]" if line.verdict == "pass" else ""
+    report.console.print(f"[{colour}]{line.verdict:4}[/]  {line.check:38}  {escape(told)}{tried}", soft_wrap=True)
 
 
 def _show(entry, as_json) -> int:
@@ -121,16 +179,27 @@ def _relative(file):
 
 def _arguments(argv):
     parser = argparse.ArgumentParser(
-        prog="python -m toolkit.components", description="What is on the shelf: every part that gin can name."
+        prog="python -m toolkit.components",
+        description="What is on the shelf: every part that gin can name. `check` tries whether a part keeps what its "
+        "kind demands, a line each: exit code 0 when all pass, 1 when one fails, 2 when the part can't be loaded.",
     )
-    parser.add_argument("action", choices=("list", "show"), nargs="?", default="list")
-    parser.add_argument("name", metavar="NAME", nargs="?", help="the part to show")
+    parser.add_argument("action", choices=("list", "show", "check"), nargs="?", default="list")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="a part; for check also MODULE:NAME or FILE.py:NAME")
+    parser.add_argument(
+        "-p",
+        dest="bindings",
+        metavar="'X.y = 1'",
+        action="append",
+        default=[],
+        help="check: a knob to build the part with",
+    )
+    parser.add_argument("--inductor", action="store_true", help="check: compile with inductor too (a C++ compiler)")
     parser.add_argument("--kind", help="list one kind only")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--import", dest="imports", metavar="M|F.py", action="append", default=[])
     arguments = parser.parse_intermixed_args(argv)
-    if (arguments.action == "show") != (arguments.name is not None):
-        parser.error("show takes the name of a part, list takes none")
+    if (arguments.action != "list") != (arguments.name is not None):
+        parser.error("show and check take the name of a part, list takes none")
     return arguments
 
 

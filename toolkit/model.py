@@ -123,6 +123,11 @@ class GPT(nn.Module):
         x = self.drop(x)
         for block in self.blocks:
             x = block(x, context)
+        if x.ndim != 3:
+            raise ValueError(
+                f"hidden states are {tuple(x.shape)} after the last block: {type(self.blocks[-1]).__name__} does not "
+                "close the streams that an earlier block opened; give every layer of GPT.block the same part"
+            )
         weight = self.embed.weight if self.unembed is None else self.unembed.weight
         return self.norm(x), Head(weight, self.vocab_size, self.softcap)
 

@@ -145,7 +145,8 @@ class Tokenizer(Protocol):
     ``byte_lengths`` ((V,) int array, the UTF-8 bytes each id stands for; 0 for specials). ``save`` writes all that
     ``load`` needs to encode alike elsewhere, with the same ``fingerprint``, which covers knobs and what was learnt. A
     tokenizer that learns from text has ``train(texts)`` as well, which the data layer calls; it leaves one alone that
-    has learnt or loaded already."""
+    has learnt or loaded already. ``lossy = True`` where decode(encode(text)) may differ from the text; ``pieces``, the
+    bytes of each id, where a vocabulary may be cut down to fewer ids."""
 
     vocab_size: int
     eot: int

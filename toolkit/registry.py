@@ -60,38 +60,46 @@ def able(kind: str, what: str) -> str:
 
 
 def register(kind: str):
-    """Class decorator. Refuses, with ValueError, what would fail later or in silence: an unknown kind, ``*args`` or
-    ``**kwargs`` (typos would pass), too few leading arguments, a missing method, a name already on the shelf."""
-    if kind not in KINDS:
-        raise ValueError(f"there is no kind {kind!r}; kinds are {', '.join(KINDS)}")
+    """Class decorator: the part goes into the catalogue, and gin can name it. Refuses, with ValueError, what
+    ``entry_of`` refuses, and a name already on the shelf."""
 
     def add(cls: type) -> type:
-        name, wanted = cls.__name__, supplied(kind)
-        where = f"{name} in {cls.__module__}"
-        parameters = list(inspect.signature(cls).parameters.values())
-        if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
-            raise ValueError(
-                f"{where}: a part has an __init__ of its own, without *args or **kwargs, where typos would pass unseen"
-            )
-        leading = parameters[: len(wanted)]
-        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        if len(leading) < len(wanted) or any(p.kind not in positional for p in leading):
-            raise ValueError(f"{where}: the toolkit builds {kind} parts as {name}({', '.join(wanted)}), positionally")
-        for method in (m for m, f in vars(KINDS[kind]).items() if inspect.isfunction(f) and m != "__init__"):
-            if method in vars(KINDS[kind]) and not callable(getattr(cls, method, None)):
-                raise ValueError(f"{where}: parts of kind {kind} have a method {method}(); see toolkit/protocols.py")
-        for knob in parameters[len(wanted) :]:
-            if knob.name in KINDS and knob.default is not inspect.Parameter.empty:
-                raise ValueError(f"{where}: the slot {knob.name!r} needs to be without a default; gin names its part")
-            if isinstance(knob.default, type) and knob.default is not knob.empty:  # gin would ignore its bindings
-                raise ValueError(f"{where}: {knob.name} takes None or nothing as its default; gin names the part")
-        if name in CATALOG:
-            raise ValueError(f"{where}: the name is taken by the {CATALOG[name].kind} in {CATALOG[name].module}")
-        gin.register(cls, denylist=[p.name for p in leading] or None)
-        CATALOG[name] = Entry(kind, name, cls, {p.name: p for p in parameters[len(wanted) :]})
+        entry = entry_of(kind, cls)
+        if entry.name in CATALOG:
+            where, taken = f"{entry.name} in {cls.__module__}", CATALOG[entry.name]
+            raise ValueError(f"{where}: the name is taken by the {taken.kind} in {taken.module}; choose another")
+        gin.register(cls, denylist=supplied(kind) or None)
+        CATALOG[entry.name] = entry
         return cls
 
     return add
+
+
+def entry_of(kind: str, cls: type) -> Entry:
+    """The entry that a class would have. Raises ValueError for what would fail later or in silence: an unknown kind,
+    ``*args`` or ``**kwargs`` (typos would pass), too few leading arguments, a missing method, a slot with a default."""
+    if kind not in KINDS:
+        raise ValueError(f"there is no kind {kind!r}; kinds are {', '.join(KINDS)}")
+    name, wanted = cls.__name__, supplied(kind)
+    where = f"{name} in {cls.__module__}"
+    parameters = list(inspect.signature(cls).parameters.values())
+    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
+        raise ValueError(
+            f"{where}: a part has an __init__ of its own, without *args or **kwargs, where typos would pass unseen"
+        )
+    leading, knobs = parameters[: len(wanted)], parameters[len(wanted) :]
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    if len(leading) < len(wanted) or any(p.kind not in positional for p in leading):
+        raise ValueError(f"{where}: the toolkit builds {kind} parts as {name}({', '.join(wanted)}), positionally")
+    for method in (m for m, f in vars(KINDS[kind]).items() if inspect.isfunction(f) and m != "__init__"):
+        if not callable(getattr(cls, method, None)):
+            raise ValueError(f"{where}: parts of kind {kind} have a method {method}(); see toolkit/protocols.py")
+    for knob in knobs:
+        if knob.name in KINDS and knob.default is not knob.empty:
+            raise ValueError(f"{where}: the slot {knob.name!r} needs to be without a default; gin names its part")
+        if isinstance(knob.default, type) and knob.default is not knob.empty:  # gin would ignore its bindings
+            raise ValueError(f"{where}: {knob.name} takes None or nothing as its default; gin names the part")
+    return Entry(kind, name, cls, {p.name: p for p in knobs})
 
 
 def load_module(name: str) -> None:

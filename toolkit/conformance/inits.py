@@ -1,0 +1,49 @@
+"""Checks of an initialisation."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from toolkit.conformance.bench import VOCAB, Bench
+from toolkit.conformance.report import Broken, Gauge, check
+
+
+@check("fills what it is given", "init")
+def fills(bench: Bench) -> Gauge:
+    """Weights and biases are overwritten with finite numbers, from the generator given and from no other."""
+    gauge, init = Gauge(0.0, "largest difference"), bench.cls(2)
+    cases = {
+        "blocks.0.a.weight": (48, 32),
+        "blocks.1.b.weight": (32, 48),
+        "blocks.1.b.bias": (32,),
+        "e.weight": (64, 32),
+    }
+    for name, shape in cases.items():
+        drawn = []
+        for _ in range(2):
+            parameter = nn.Parameter(torch.full(shape, 9.0))
+            parameter.residual, parameter.merged, parameter.tied = name.startswith("blocks.1"), None, False
+            before = torch.get_rng_state()
+            with torch.no_grad():
+                init(name, parameter, torch.Generator().manual_seed(3))
+            if not torch.equal(before, torch.get_rng_state()):
+                raise Broken(f"{name} was drawn from the global generator; draw from the one that is handed over")
+            if (parameter == 9.0).any() or not parameter.isfinite().all():
+                raise Broken(f"{name} of shape {shape} was not filled, or not with finite numbers")
+            drawn.append(parameter.detach())
+        gauge.see((drawn[0] - drawn[1]).abs().max(), f"{name.split('.')[-1]} {tuple(shape)}")
+    return gauge
+
+
+@check("padding the vocabulary changes nothing", "init")
+def padding(bench: Bench) -> Gauge:
+    """The rows that stand for tokens start alike, however many more rows pad the table."""
+    gauge = Gauge(0.0, "largest difference")
+    for tied in (True, False):
+        if tied and bench.untied:
+            continue
+        bare, padded = (bench.model(pad_vocab_to=to, tie_embeddings=tied).state_dict() for to in (1, 64))
+        for name, value in bare.items():
+            gauge.see((value - padded[name][: len(value)]).abs().max(), f"V={VOCAB}, {'tied' if tied else 'untied'}")
+    return gauge
