@@ -27,14 +27,15 @@ class Bench:
 
     def __init__(self, entry: Entry, knobs: dict[str, object] | None = None):
         self.entry, self.kind = entry, entry.kind
-        self.cls = functools.partial(entry.cls, **knobs) if knobs else entry.cls
+        self.knobs = knobs or {}
+        self.cls = with_knobs(entry.cls, self.knobs)
         self.inductor = False  # compile with PyTorch's own backend as well
         self.missing = ""  # why the part can't be had here, once that is known
         self._untied: bool | None = None
 
     def variants(self) -> list[tuple[str, type]]:
         """The part as it is, and with a window shorter than the sequences where it has that knob."""
-        short = functools.partial(self.cls, window=5)
+        short = with_knobs(self.entry.cls, self.knobs | {"window": 5})
         return [("", self.cls), (", window 5", short)] if "window" in self.entry.knobs else [("", self.cls)]
 
     def model(self, cls: type | None = None, *, seed: int = 0, plain_init: bool = False, **changes) -> nn.Module:
@@ -43,7 +44,7 @@ class Bench:
         base = _plain("GPT")
         slots = dict(base.keywords)
         if plain_init:
-            slots["init"] = slots["init"].func
+            slots["init"] = CATALOG[slots["init"].__name__].cls
         if self.kind in slots:
             slots[self.kind] = cls or self.cls
         if self.untied:
@@ -92,14 +93,26 @@ def bench_of(name: str, bindings: Sequence[str] = ()) -> Bench:
     return Bench(entry, {knob: _built(config, value, "") for knob, value in found[0].items()} if found else None)
 
 
+def with_knobs(cls: type, knobs: dict[str, object]) -> type:
+    """The class with knobs bound, as gin hands it over: a subclass of the same name."""
+    if not knobs:
+        return cls
+
+    def __init__(self, *args, **given):
+        cls.__init__(self, *args, **(knobs | given))
+
+    return type(cls.__name__, (cls,), {"__init__": __init__, "__module__": cls.__module__, "__doc__": cls.__doc__})
+
+
 @functools.cache
 def _plain(name: str) -> functools.partial:
     """A part of check.gin with all its knobs, without gin in between."""
     config, _ = compose([OVERLAY])
-    return _built(config, Reference("", name, False), "")
+    knobs = config.parts[("", name)]
+    return functools.partial(CATALOG[name].cls, **{knob: _built(config, value, "") for knob, value in knobs.items()})
 
 
-def plain_part(kind: str) -> functools.partial:
+def plain_part(kind: str) -> type:
     """The part that check.gin puts into a slot of Experiment: loss, optimizer, tokenizer ..."""
     return _plain("Experiment").keywords[kind]
 
@@ -109,7 +122,7 @@ def _built(config, value, scope):
     if isinstance(value, Reference):
         scope, name = value.scope or scope, value.name.rpartition(".")[2]
         knobs = config.parts.get((scope, name), {})
-        return functools.partial(CATALOG[name].cls, **{k: _built(config, v, scope) for k, v in knobs.items()})
+        return with_knobs(CATALOG[name].cls, {knob: _built(config, v, scope) for knob, v in knobs.items()})
     return [_built(config, item, scope) for item in value] if isinstance(value, list) else value
 
 

@@ -58,7 +58,6 @@ def refused(bench: Bench) -> Gauge:
 
 def _built(bench, steps):
     """(title, schedule) for several warm-ups and fractions; settings that it refuses by ValueError are left out."""
-    given = getattr(bench.cls, "keywords", {})
     warmups = [w for w in sorted({0, 1, steps // 10, steps // 2}) if w < steps]
     warmups = [{"warmup_steps": w} for w in warmups] if "warmup_steps" in bench.entry.knobs else [{}]
     fractions = [knob for knob in bench.entry.knobs if knob.endswith("_fraction")]
@@ -66,7 +65,7 @@ def _built(bench, steps):
     built = []
     for warmup in warmups:
         for setting in settings:
-            knobs = given | warmup | setting
+            knobs = bench.knobs | warmup | setting
             try:
                 built.append((f", {knobs}" if knobs else "", functools.partial(bench.entry.cls, **knobs)(steps)))
             except ValueError:
