@@ -136,10 +136,13 @@ def test_no_gradient_flows_from_a_position_to_later_ones(part):
     model, embedded = gpt_with(part), []
     model.embed.register_forward_hook(lambda module, args, out: embedded.append(out))
     hidden = model(tokens(2, 13))[0]
+    reach = 13  # positions; a mixer with a knob called width looks that far in each layer
+    if part.kind == "mixer" and "width" in part.knobs:
+        reach = TINY["n_layer"] * (part.knobs["width"].default - 1)
     for t in (0, 6, 11):
         (gradient,) = torch.autograd.grad((hidden[:, t] * torch.randn(32)).sum(), embedded[0], retain_graph=True)
         assert (gradient[:, t + 1 :] == 0).all()
-        assert (gradient[:, : t + 1].abs().sum((0, 2)) > 0).all()
+        assert (gradient[:, max(0, t - reach) : t + 1].abs().sum((0, 2)) > 0).all()
 
 
 # --- learning
@@ -301,7 +304,11 @@ def test_decoding_with_a_cache_equals_the_full_forward(mixer, position, attentio
     ids = tokens(2, 32)
     for n_kv_head in (4, 2, 1) if supports(attention, "gqa") else (4,):
         slots = dict(mixer=mixer.cls, position=position.cls, attention=attention.cls)
-        model = tiny_gpt(**slots, n_kv_head=n_kv_head).eval()
+        try:
+            model = tiny_gpt(**slots, n_kv_head=n_kv_head).eval()
+        except ValueError as refusal:  # a mixer may refuse grouped heads, with the remedy
+            assert n_kv_head < 4 and "GPT.n_kv_head" in str(refusal)
+            continue
         if model.init_cache(2) is None:
             pytest.skip(f"{mixer.name} keeps no cache")
         torch.testing.assert_close(decode(model, ids, chunks), model(ids)[0], rtol=1e-4, atol=1e-4)
