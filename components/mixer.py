@@ -19,9 +19,9 @@ class SelfAttention(nn.Module):
 
     ``qk_norm`` is a norm over the D channels of every head, one for q and one for k (Henry et al. 2020,
     arXiv:2010.04245; Dehghani et al. 2023, arXiv:2302.05442); None leaves q and k as they are. It comes before the
-    rotation of the position part, as in Qwen3, or after it with ``qk_norm_after_rotation``, as in Hunyuan. ``gate``
-    multiplies what the heads return by sigmoid(W_g x), element by element, before the output projection (Qiu et al.
-    2025, arXiv:2505.06708): C * C more weights."""
+    rotation of the position part, as in Qwen3, or after it with ``qk_norm_after_rotation``, as in Hunyuan: for an RMS
+    norm, only its gain tells the two orders apart. ``gate`` multiplies what the heads return by sigmoid(W_g x), element
+    by element, before the output projection (Qiu et al. 2025, arXiv:2505.06708): C * C more weights."""
 
     def __init__(
         self,
