@@ -150,14 +150,14 @@ def test_judging_puts_the_training_weights_back_to_the_bit():
         assert kept is None
 
 
+FREE = {"bindings": ("Experiment.optimizer = @ScheduleFreeAdamW",)}
+
+
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")
     assert small_run(runs, "straight", **FREE) == 0
     return runs / "straight"
-
-
-FREE = {"overlays": ("gin/optimizer/schedule_free.gin",), "bindings": ("Constant.warmup_steps = 2",)}
 
 
 def states(run, step=12):
@@ -166,7 +166,7 @@ def states(run, step=12):
 
 def test_how_often_one_evaluates_and_saves_changes_nothing(straight, tmp_path):
     often = ("Experiment.eval_every = 1", "Experiment.sample_every = 5", "Experiment.checkpoint_every = 3")
-    assert small_run(tmp_path, "often", overlays=FREE["overlays"], bindings=(*FREE["bindings"], *often)) == 0
+    assert small_run(tmp_path, "often", bindings=(*FREE["bindings"], *often)) == 0
     assert_same(states(straight)["training_weights"], states(tmp_path / "often")["training_weights"])
 
 
