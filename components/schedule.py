@@ -7,7 +7,9 @@ from annotated_types import Ge, Interval
 
 from toolkit.registry import register
 
+Steps = Annotated[int, Ge(0)]
 Fraction = Annotated[float, Interval(ge=0, le=1)]
+Share = Annotated[float, Interval(gt=0, le=1)]
 
 
 @register("schedule")
@@ -15,15 +17,29 @@ class WarmupCosine:
     """Linear from 0 over ``warmup_steps``, then half a cosine down to ``final_fraction`` of the peak at the last step
     (Loshchilov & Hutter 2016, arXiv:1608.03983)."""
 
-    def __init__(self, steps: int, warmup_steps: Annotated[int, Ge(0)] = 2000, final_fraction: Fraction = 0.1):
+    def __init__(self, steps: int, warmup_steps: Steps = 2000, final_fraction: Fraction = 0.1):
         _check("WarmupCosine", steps, warmup_steps)
         self.steps, self.warmup_steps, self.final_fraction = steps, warmup_steps, final_fraction
 
     def __call__(self, step: int) -> float:
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
-        done = (step - self.warmup_steps) / max(1, self.steps - 1 - self.warmup_steps)
-        return self.final_fraction + (1 - self.final_fraction) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return _between(self.final_fraction, 1.0, _cosine(_progress(step, self.warmup_steps, self.steps - 1)))
+
+
+@register("schedule")
+class WarmupLinear:
+    """Linear from 0 over ``warmup_steps``, then linear down to ``final_fraction`` of the peak at the last step (Devlin
+    et al. 2018, arXiv:1810.04805)."""
+
+    def __init__(self, steps: int, warmup_steps: Steps = 2000, final_fraction: Fraction = 0.0):
+        _check("WarmupLinear", steps, warmup_steps)
+        self.steps, self.warmup_steps, self.final_fraction = steps, warmup_steps, final_fraction
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        return _between(self.final_fraction, 1.0, 1 - _progress(step, self.warmup_steps, self.steps - 1))
 
 
 @register("schedule")
@@ -34,31 +50,123 @@ class WarmupStableDecay:
     def __init__(
         self,
         steps: int,
-        warmup_steps: Annotated[int, Ge(0)] = 2000,
-        decay_fraction: Fraction = 0.2,
+        warmup_steps: Steps = 2000,
+        decay_fraction: Share = 0.2,
         final_fraction: Fraction = 0.0,
     ):
-        _check("WarmupStableDecay", steps, warmup_steps)
-        self.warmup_steps, self.final_fraction = warmup_steps, final_fraction
-        self.steps, self.decay_steps = steps, max(1, round(decay_fraction * steps))
+        self.decay_start = _decay_start("WarmupStableDecay", steps, warmup_steps, decay_fraction)
+        self.steps, self.warmup_steps, self.final_fraction = steps, warmup_steps, final_fraction
 
     def __call__(self, step: int) -> float:
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
-        left = min(1.0, (self.steps - step) / self.decay_steps)
-        return self.final_fraction + (1 - self.final_fraction) * left
+        return _between(self.final_fraction, 1.0, 1 - _progress(step, self.decay_start, self.steps - 1))
+
+
+@register("schedule")
+class WarmupStableSqrt:
+    """Linear warm-up, the peak, then 1 - sqrt(progress) down to ``final_fraction`` over the last ``decay_fraction`` of
+    all steps: steep at first, flat at the end (Hägele et al. 2024, arXiv:2405.18392)."""
+
+    def __init__(
+        self,
+        steps: int,
+        warmup_steps: Steps = 2000,
+        decay_fraction: Share = 0.2,
+        final_fraction: Fraction = 0.0,
+    ):
+        self.decay_start = _decay_start("WarmupStableSqrt", steps, warmup_steps, decay_fraction)
+        self.steps, self.warmup_steps, self.final_fraction = steps, warmup_steps, final_fraction
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        return _between(self.final_fraction, 1.0, 1 - math.sqrt(_progress(step, self.decay_start, self.steps - 1)))
+
+
+@register("schedule")
+class WarmupStableCosine:
+    """Linear warm-up, the peak, then half a cosine down to ``final_fraction`` over the last ``decay_fraction`` of all
+    steps: WarmupStableDecay's phases (Hu et al. 2024, arXiv:2404.06395) with WarmupCosine's shape."""
+
+    def __init__(
+        self,
+        steps: int,
+        warmup_steps: Steps = 2000,
+        decay_fraction: Share = 0.2,
+        final_fraction: Fraction = 0.0,
+    ):
+        self.decay_start = _decay_start("WarmupStableCosine", steps, warmup_steps, decay_fraction)
+        self.steps, self.warmup_steps, self.final_fraction = steps, warmup_steps, final_fraction
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        return _between(self.final_fraction, 1.0, _cosine(_progress(step, self.decay_start, self.steps - 1)))
+
+
+@register("schedule")
+class InverseSqrt:
+    """Linear warm-up, then sqrt(warmup_steps / step), counted from 1 (Vaswani et al. 2017, arXiv:1706.03762, section
+    5.3). The steps of the whole run don't enter: it can go on for longer."""
+
+    def __init__(self, steps: int, warmup_steps: Steps = 2000):
+        _check("InverseSqrt", steps, warmup_steps)
+        self.warmup_steps = max(1, warmup_steps)
+
+    def __call__(self, step: int) -> float:
+        return min((step + 1) / self.warmup_steps, math.sqrt(self.warmup_steps / (step + 1)))
+
+
+@register("schedule")
+class OneCycle:
+    """Up from ``initial_fraction`` to the peak over the first ``up_fraction`` of all steps, then down to
+    ``final_fraction`` at the last, each half a cosine (Smith & Topin 2017, arXiv:1708.07120, who take straight
+    lines)."""
+
+    def __init__(
+        self,
+        steps: int,
+        up_fraction: Fraction = 0.3,
+        initial_fraction: Fraction = 0.04,
+        final_fraction: Fraction = 0.0,
+    ):
+        self.peak = max(0, min(round(up_fraction * steps) - 1, steps - 2))  # the last step is the end of the descent
+        self.steps, self.initial_fraction, self.final_fraction = steps, initial_fraction, final_fraction
+
+    def __call__(self, step: int) -> float:
+        if step < self.peak:
+            return _between(1.0, self.initial_fraction, _cosine(_progress(step, 0, self.peak)))
+        return _between(self.final_fraction, 1.0, _cosine(_progress(step, self.peak, self.steps - 1)))
 
 
 @register("schedule")
 class Constant:
     """The peak at every step, after a linear warm-up."""
 
-    def __init__(self, steps: int, warmup_steps: Annotated[int, Ge(0)] = 0):
+    def __init__(self, steps: int, warmup_steps: Steps = 0):
         _check("Constant", steps, warmup_steps)
         self.warmup_steps = warmup_steps
 
     def __call__(self, step: int) -> float:
         return min(1.0, (step + 1) / max(1, self.warmup_steps))
+
+
+def _progress(step, start, end):
+    """0 up to ``start``, 1 from ``end`` on. A run of one step is all start: it trains at the peak."""
+    if step >= end > 0:
+        return 1.0
+    return max(0, step - start) / max(1, end - start)
+
+
+def _cosine(progress):
+    """1 at the start, 0 at the end."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _between(low, high, share):
+    """``low`` at share 0 and ``high`` at share 1, both exactly."""
+    return low + (high - low) * share
 
 
 def _check(name, steps, warmup_steps):
@@ -67,3 +175,16 @@ def _check(name, steps, warmup_steps):
             f"{name}.warmup_steps = {warmup_steps} leaves no step of Experiment.steps = {steps} at the peak learning "
             f"rate; set {name}.warmup_steps below {steps}"
         )
+
+
+def _decay_start(name, steps, warmup_steps, decay_fraction):
+    """The last step at the peak. Raises ValueError where the decay would have to begin before the warm-up's end."""
+    _check(name, steps, warmup_steps)
+    decay_steps = min(max(1, round(decay_fraction * steps)), max(1, steps - 1))
+    if warmup_steps + decay_steps > max(steps, 2):
+        raise ValueError(
+            f"{name}.warmup_steps = {warmup_steps} and {name}.decay_fraction = {decay_fraction:g} ({decay_steps} steps)"
+            f" overlap in Experiment.steps = {steps}; set {name}.warmup_steps to {steps - decay_steps} or less, or "
+            f"{name}.decay_fraction to {math.floor(1e6 * (steps - warmup_steps) / steps) / 1e6:g} or less"
+        )
+    return max(0, steps - 1 - decay_steps)

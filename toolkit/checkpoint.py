@@ -7,10 +7,12 @@ the best score, and the training weights where the optimizer keeps both."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import safetensors.torch
@@ -32,13 +34,11 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progr
     temporary.mkdir()
     try:
         state = {"optimizer": optimizer.state_dict(), "progress": progress}
-        if hasattr(optimizer, "eval"):  # weights to train on and weights to judge by are not the same
-            state["training_weights"] = {name: value.clone() for name, value in model.state_dict().items()}
-            optimizer.eval()
-        weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-        safetensors.torch.save_file(weights, temporary / "model.safetensors")
-        if hasattr(optimizer, "train"):
-            optimizer.train()
+        with evaluation_weights(model, optimizer) as training_weights:
+            weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+            safetensors.torch.save_file(weights, temporary / "model.safetensors")
+        if training_weights is not None:
+            state["training_weights"] = training_weights
         with open(temporary / "state.pt", "wb") as file:
             torch.save(state, file)
         files = {f.name: {"sha256": sha256(f), "size": f.stat().st_size} for f in sorted(temporary.iterdir())}
@@ -51,6 +51,23 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progr
         shutil.rmtree(temporary, ignore_errors=True)
         raise error if isinstance(error, OSError) else OSError(f"can't write {folder}: {error}") from error
     return folder
+
+
+@contextlib.contextmanager
+def evaluation_weights(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[dict | None]:
+    """The model with the weights to judge by, where the optimizer keeps others to train on: then yields a copy of
+    those, which goes back in afterwards. There and back by the optimizer's own arithmetic alone would round, and how
+    often one evaluates would change the run."""
+    if not hasattr(optimizer, "eval"):
+        yield None
+        return
+    kept = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer.eval()
+    try:
+        yield kept
+    finally:
+        optimizer.train()
+        model.load_state_dict(kept)
 
 
 def sweep(root: Path) -> None:

@@ -247,11 +247,8 @@ def train(
 def _as_judged(model: nn.Module, optimizer: torch.optim.Optimizer):
     """Without dropout, and with the weights to judge by where the optimizer keeps others to train on."""
     model.eval()
-    if hasattr(optimizer, "eval"):
-        optimizer.eval()
-    yield
-    if hasattr(optimizer, "train"):
-        optimizer.train()
+    with checkpoint.evaluation_weights(model, optimizer):
+        yield
     model.train()
 
 
