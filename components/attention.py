@@ -76,12 +76,12 @@ class FlashAttention(nn.Module):
 
 @register("attention")
 class FlexAttention(nn.Module):
-    """``torch.nn.attention.flex_attention``: blocks of pairs that the mask rules out are skipped, and bias, window and
-    soft-cap are fused into the kernel (Dong et al. 2024, arXiv:2412.05496). Scores are q k^T / sqrt(D), then the
-    soft-cap, then the bias.
+    """PyTorch's ``flex_attention``, softmax attention with bias, documents, window and soft-cap in one fused kernel
+    (Dong et al. 2024, arXiv:2412.05496). Blocks of pairs that the mask rules out are skipped. Scores are
+    q k^T / sqrt(D), then the soft-cap, then the bias.
 
-    That kernel exists where the model is compiled, on CUDA. Everywhere else the same is computed densely: PyTorch's
-    uncompiled form holds all scores as well, and has no gradient on a CPU.
+    That kernel runs where the model is compiled, on CUDA, for heads of 16 or wider. Everywhere else the same is
+    computed densely: PyTorch's uncompiled form holds all scores as well, and has no gradient on a CPU.
 
     window    a query sees this many positions, its own among them; None: all before it
     softcap   bounds the scores, softcap * tanh(scores / softcap); None leaves them
@@ -102,7 +102,9 @@ class FlexAttention(nn.Module):
     def implementation(self, device: str, dtype: torch.dtype) -> str:
         """What runs for inputs on ``device`` in ``dtype``, in words, for the run's facts."""
         dense = "dense SDPA" if self.softcap is None else "dense scores in float32"
-        return f"flex_attention where compiled, else {dense}" if device == "cuda" else dense
+        return (
+            f"flex_attention where compiled and heads are 16 wide or more, else {dense}" if device == "cuda" else dense
+        )
 
     def forward(self, q, k, v, mask=None):
         wide = min(q.shape[-1], v.shape[-1]) >= 16  # narrower heads have no compiled kernel
@@ -113,7 +115,7 @@ class FlexAttention(nn.Module):
         return _mix((_capped(q, k, self.softcap) + _dense(q, k, mask, self.window, torch.float32)).softmax(-1), v)
 
     def flex(self, q, k, v, mask=None):
-        """flex_attention itself, wherever the tensors are."""
+        """flex_attention itself, wherever the tensors are (on a CPU without gradients)."""
         mask = _causal(q, k, mask)
         start, documents, bias = mask.start, mask.documents, mask.bias
 
@@ -192,7 +194,7 @@ class SigmoidAttention(nn.Module):
 @register("attention")
 class LinearAttention(nn.Module):
     """phi(q) phi(k)^T v over the sum of its weights, phi = elu + 1, with no softmax (Katharopoulos et al. 2020,
-    arXiv:2006.16236, eq. 9 to 12). Written as the masked T x T product, which is exact but not linear in time: the
+    arXiv:2006.16236). Written as the masked T x T product, which is exact but not linear in time: the
     recurrence pays off at contexts far beyond these. A score bias is refused: there is no score to add it to.
 
     eps    added to the sum of the weights

@@ -7,7 +7,14 @@ import torch
 import torch.nn.functional as F
 from conftest import parts
 
-from components.attention import FlexAttention, LinearAttention, SigmoidAttention, SlidingWindow, SoftcapAttention
+from components.attention import (
+    FlashAttention,
+    FlexAttention,
+    LinearAttention,
+    SigmoidAttention,
+    SlidingWindow,
+    SoftcapAttention,
+)
 from parity.reference import attention_loop
 from toolkit.context import Mask
 
@@ -173,3 +180,10 @@ def test_linear_attention_equals_the_published_recurrence(case, n_kv_head, eps, 
 def test_sigmoid_attention_does_not_depend_on_what_comes_later(bias):
     kernel, (q, k, v) = SigmoidAttention(4, 8, bias=bias), torch.randn(3, 2, 13, 4, 8)
     assert torch.allclose(kernel(q, k, v)[:, :5], kernel(q[:, :5], k[:, :5], v[:, :5]), atol=1e-6)
+
+
+def test_values_of_another_width_do_not_reach_the_flash_package(monkeypatch, parity):
+    kernel, (inputs, _, _) = FlashAttention(4, 8), masked("plain")
+    monkeypatch.setattr(kernel, "_packaged", lambda device, dtype: True)
+    monkeypatch.setattr(kernel, "package", None)  # a call would fail
+    parity("FlashAttention", "softmax loop in float64", kernel(*inputs), attention_loop(*inputs))
