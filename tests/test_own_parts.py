@@ -127,22 +127,21 @@ def test_a_part_that_can_not_be_registered_is_refused_with_the_reason(source, tm
     assert BROKEN[source] in str(caught.value) and str(file) in str(caught.value)
 
 
-def test_the_worked_example_is_causal_and_is_the_published_recurrence():
-    """Against the recurrent form of Katharopoulos et al., equations 16 to 20, step by step."""
+def test_the_worked_example_is_causal_and_is_softmax_over_cosines():
+    """Against torch's own cosine and attention: the cosine of the angle in place of the scaled product."""
     import torch
     import torch.nn.functional as F
 
-    from experiments.linear_attention.kernel import LinearAttention
+    from experiments.cosine_attention.kernel import CosineAttention
 
     q, k, v = (torch.randn(2, 13, 3, 8, dtype=torch.float64) for _ in range(3))
-    ours = LinearAttention(3, 8, eps=0.0)(q, k, v)
-    memory, total = torch.zeros(2, 3, 8, 8, dtype=torch.float64), torch.zeros(2, 3, 8, dtype=torch.float64)
+    kernel = CosineAttention(3, 8).double()
+    torch.nn.init.uniform_(kernel.scale, 1, 20)
+    ours = kernel(q, k, v)
     for t in range(13):
-        phi_q, phi_k = F.elu(q[:, t]) + 1, F.elu(k[:, t]) + 1  # (B, H, D)
-        memory = memory + phi_k[..., :, None] * v[:, t][..., None, :]
-        total = total + phi_k
-        out = torch.einsum("bhd,bhde->bhe", phi_q, memory) / (phi_q * total).sum(-1, keepdim=True)
-        assert torch.allclose(ours[:, t], out, rtol=1e-10)
+        cosines = F.cosine_similarity(q[:, t : t + 1], k[:, : t + 1], dim=-1)  # (B, S, H)
+        weights = (kernel.scale * cosines).softmax(1)
+        assert torch.allclose(ours[:, t], (weights[..., None] * v[:, : t + 1]).sum(1), rtol=1e-10)
 
 
 def test_a_part_that_looks_at_values_while_it_is_built_still_trains(tmp_path):

@@ -29,8 +29,9 @@ def llama_config(**changes):
     return LlamaConfig(**{**sizes, **changes})
 
 
-def attention_loop(q, k, v, start=0, documents=None, bias=None):
-    """softmax(q k^T / sqrt(D) + bias) v, one query at a time, in float64."""
+def attention_loop(q, k, v, start=0, documents=None, bias=None, window=None, softcap=None, weigh=None):
+    """softmax(q k^T / sqrt(D) + bias) v, one query at a time, in float64. ``window`` leaves the last keys alone,
+    ``softcap`` bounds the scores before the bias, ``weigh`` maps a list of scores to weights in place of softmax."""
     q, k, v = (t.detach().double() for t in (q, k, v))
     out, share = torch.zeros(*q.shape[:3], v.shape[-1], dtype=torch.float64), q.shape[2] // k.shape[2]
     for b in range(q.shape[0]):
@@ -38,13 +39,20 @@ def attention_loop(q, k, v, start=0, documents=None, bias=None):
             for h in range(q.shape[2]):
                 at = start + t
                 seen = [s for s in range(at + 1) if documents is None or documents[b, s] == documents[b, at]]
+                seen = [s for s in seen if window is None or s > at - window]
                 scores = [float(q[b, t, h] @ k[b, s, h // share]) / q.shape[3] ** 0.5 for s in seen]
+                if softcap is not None:
+                    scores = [softcap * math.tanh(score / softcap) for score in scores]
                 if bias is not None:
                     scores = [score + float(bias[h, t, s]) for score, s in zip(scores, seen, strict=True)]
-                weights = [math.exp(score - max(scores)) for score in scores]
-                for weight, s in zip(weights, seen, strict=True):
-                    out[b, t, h] += weight / sum(weights) * v[b, s, h // share]
+                for weight, s in zip((weigh or softmax)(scores), seen, strict=True):
+                    out[b, t, h] += weight * v[b, s, h // share]
     return out
+
+
+def softmax(scores):
+    weights = [math.exp(score - max(scores)) for score in scores]
+    return [weight / sum(weights) for weight in weights]
 
 
 def lone_context(position):
