@@ -14,6 +14,7 @@ import sys
 import textwrap
 import warnings
 from collections import deque
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Annotated, Literal
@@ -41,7 +42,7 @@ class Console:
         self.rows, self.shown, self.val, self.bar = deque(maxlen=500), -math.inf, "", None
         live = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
         self.console = rich.console.Console(force_terminal=live, force_jupyter=False, markup=False, highlight=False)
-        self.console.on_broken_pipe = self._mute
+        self.console.on_broken_pipe = partial(_mute, self.console)
         if live:
             columns = [TextColumn("{task.completed:,}/{task.total:,}", style="bold")]
             columns += [BarColumn(bar_width=None)] if self.console.width >= 80 else []
@@ -91,13 +92,8 @@ class Console:
         try:
             self.console.print(what, soft_wrap=soft_wrap)
         except OSError:  # stdout is a file on a full disk; what waits in its buffer would fail the end of the process
-            self._mute()
+            _mute(self.console)
             raise
-
-    def _mute(self) -> None:
-        """Nothing can be shown any more (``| head`` has left; rich would leave the process): a run goes on, unseen."""
-        self.console.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @register("logger")
@@ -240,6 +236,12 @@ def _given_up(file):
         with contextlib.suppress(OSError):
             file.close()
         raise
+
+
+def _mute(console: rich.console.Console) -> None:
+    """Nothing can be shown any more (``| head`` has left; rich would leave the process): a run goes on, unseen."""
+    console.quiet = True
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _facts(run_dir: Path) -> dict:

@@ -44,6 +44,7 @@ def parts(*kinds: str) -> list:
 
 
 PARITY = pytest.StashKey[list]()
+RUNS = pytest.StashKey[list]()
 
 
 def pytest_addoption(parser):
@@ -68,6 +69,12 @@ def parity(request):
 
 
 def pytest_terminal_summary(terminalreporter, config):
+    runs = config.stash.get(RUNS, [])
+    if runs:
+        terminalreporter.section("30 steps with each overlay: validation nats before and after")
+        for overlay, before, after in runs:
+            terminalreporter.write_line(f"{overlay:44} {before:7.4f} -> {after:7.4f}")
+        terminalreporter.write_line(f"{len(runs)} overlays")
     if not config.getoption("--parity"):
         return
     worst = {}

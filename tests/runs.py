@@ -23,15 +23,22 @@ SMALL = (
     "Experiment.log_every = 1",
     "SyntheticStories.stories = 60",
     "SyntheticStories.val_stories = 10",
-    "WarmupCosine.warmup_steps = 2",
+    "warmup_steps = 2",
 )
 
 
 def arguments(
-    runs: Path, name: str, *more: str, overlays: tuple[str, ...] = (), bindings: tuple[str, ...] = ()
+    runs: Path,
+    name: str,
+    *more: str,
+    overlays: tuple[str, ...] = (),
+    bindings: tuple[str, ...] = (),
+    warmup: bool = True,
 ) -> list[str]:
-    """The command line of a small run: tiny.gin, the bindings above, and what the test adds."""
-    flags = [flag for binding in _displace(SMALL, bindings) for flag in ("-p", binding)]
+    """The command line of a small run: tiny.gin, the bindings above, and what the test adds. ``warmup=False`` for a
+    schedule without one: binding what it lacks would be refused."""
+    given = [binding for binding in _displace(SMALL, bindings) if warmup or not binding.startswith("warmup_steps")]
+    flags = [flag for binding in given for flag in ("-p", binding)]
     return ["gin/model/tiny.gin", *overlays, *flags, "--runs", str(runs), "--name", name, *more]
 
 

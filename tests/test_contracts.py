@@ -215,7 +215,7 @@ def test_a_kernel_without_offsets_gets_no_cache():
 def test_a_schedule_on_the_shelf_has_no_jumps(part):
     schedule = part.cls(777, **({"warmup_steps": 77} if "warmup_steps" in part.knobs else {}))
     values = [schedule(step) for step in range(777)]
-    assert max(abs(after - before) for before, after in zip(values, values[1:], strict=False)) < 0.05
+    assert max(abs(after - before) for before, after in zip(values, values[1:], strict=False)) < 0.1
 
 
 @pytest.mark.parametrize("steps, warmup", [(2, 0), (3, 1), (10, 3), (500, 0), (1000, 1), (1000, 998), (777, 100)])

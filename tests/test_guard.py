@@ -8,6 +8,7 @@ from toolkit.compose import compose
 from toolkit.config import ConfigError
 
 NOT_GIN = "(strings need quotes; True, False and None are capitalised; there is no arithmetic)"
+NORMS = "LayerNorm, RMSNorm, ScaleNorm, DynamicTanh, NoNorm"
 KNOBS = (
     "block, mixer, position, attention, norm, ffn, init, dim, n_layer, n_head, n_kv_head, dropout, tie_embeddings, "
     "pad_vocab_to, logit_softcap"
@@ -27,8 +28,8 @@ WRONG = {
     "GPT.max_len = 3": f"GPT.max_len can't be bound: the toolkit supplies it; its knobs are {KNOBS}",
     "FlashAttention.n_head = 3": "FlashAttention.n_head can't be bound: the toolkit supplies it; it has no knobs",
     # kinds
-    "GPT.norm = @GELU": "GPT.norm = @GELU: that is of kind ffn; of kind norm are LayerNorm, RMSNorm",
-    "GPT.norm = [@LayerNorm, @GELU]": "GPT.norm = @GELU: that is of kind ffn; of kind norm are LayerNorm, RMSNorm",
+    "GPT.norm = @GELU": f"GPT.norm = @GELU: that is of kind ffn; of kind norm are {NORMS}",
+    "GPT.norm = [@LayerNorm, @GELU]": f"GPT.norm = @GELU: that is of kind ffn; of kind norm are {NORMS}",
     "GPT.norm = 'rms'": "GPT.norm takes a reference to a norm, such as @LayerNorm, not 'rms'",
     "GPT.norm = None": "GPT.norm takes a reference to a norm, such as @LayerNorm, not None",
     "GPT.norm = @LayerNorm()": "GPT.norm takes the class itself: write @LayerNorm, without parentheses",

@@ -64,7 +64,7 @@ def test_the_facts_are_a_receipt(finished):
     assert known["attention"].startswith("FlashAttention: PyTorch fused SDPA")
     manifest = json.loads((finished / "checkpoints" / "step-00000012" / "manifest.json").read_text())
     assert known["weights_sha256"] == manifest["files"]["model.safetensors"]["sha256"]
-    assert (finished / "bindings.gin").read_text().splitlines()[-1] == "WarmupCosine.warmup_steps = 2"
+    assert (finished / "bindings.gin").read_text().splitlines()[-1] == "warmup_steps = 2"
 
 
 def test_tensorboard_shows_scalars_text_and_each_step_once(finished):
@@ -262,7 +262,10 @@ BAD_INPUT = {
     "-p GPT.n_head=5": (2, "GPT.dim = 768 is not a multiple of GPT.n_head = 5"),
     "-p Experiment.batch_size=7 -p Experiment.accumulate=2": (2, "is not a multiple of accumulate x devices = 2"),
     "gin/position/alibi.gin -p GPT.attention=@FlashAttention": (2, "use GPT.attention = @MathAttention or @SDPA"),
-    "-p Experiment.mask_documents=True": (2, "FlashAttention can't keep documents apart; use GPT.attention = @SDPA"),
+    "-p Experiment.mask_documents=True": (
+        2,
+        "FlashAttention can't keep documents apart; use another GPT.attention, such as @MathAttention",
+    ),
     "gin/data/text_files.gin -p TextFiles.paths=['no/such.txt']": (2, "no/such.txt"),
     "-p WarmupCosine.warmup_steps=100_000": (2, "set WarmupCosine.warmup_steps below 100000"),
     "-p AdamW.no_decay=['emb']": (2, "no_decay pattern 'emb' matches no parameter"),

@@ -159,11 +159,12 @@ def _overlay(entry) -> str | None:
     from toolkit.config import find
 
     root = find("gin/default.gin").parent
-    pattern = re.compile(rf"@(\w+/)?{entry.name}\b")
-    found = [
-        path for path in sorted(root.glob(f"{entry.kind}/*.gin")) if pattern.search(path.read_text(encoding="utf-8"))
-    ]
-    return f"gin/{found[0].relative_to(root)}" if found else None
+    texts = {path: path.read_text(encoding="utf-8") for path in sorted(root.glob(f"{entry.kind}/*.gin"))}
+    for pattern in (rf"{entry.kind}s? = \[?@{entry.name}\]?$", rf"@(\w+/)?{entry.name}\b"):  # alone, else in a list
+        for path, text in texts.items():
+            if re.search(pattern, text, re.MULTILINE):
+                return f"gin/{path.relative_to(root)}"
+    return None
 
 
 def _shelf():

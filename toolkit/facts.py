@@ -19,7 +19,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from toolkit.objective import Objective
 
 log = logging.getLogger("toolkit")
-PACKAGES = ("torch", "numpy", "gin-config", "tiktoken", "tokenizers", "datasets", "safetensors", "flash-attn")
+PACKAGES = (
+    "torch",
+    "numpy",
+    "gin-config",
+    "tiktoken",
+    "tokenizers",
+    "datasets",
+    "safetensors",
+    "schedulefree",
+    "flash-attn",
+)
 
 
 def parameters(model: nn.Module) -> dict[str, int]:

@@ -45,9 +45,11 @@ class Journal:
 
     def close(self) -> None:
         """End the file and the loggers, which hear the latest values."""
-        if self.file is not None:
-            self.file.close()
-        self._tell("close", self.latest)
+        try:
+            if self.file is not None:
+                self.file.close()
+        finally:
+            self._tell("close", self.latest)
 
     def _tell(self, method, *arguments):
         for logger in list(self.loggers):

@@ -55,8 +55,8 @@ class Mixer(Protocol):
     to build with (n_head, head_dim); ``depth`` is (index, n_layer). ``init_cache(batch, max_len)`` returns what
     ``context.cache[index]`` will hold while decoding, tensors of a fixed size on the model's device;
     ``cache = False`` instead: generation then recomputes. ``supports`` is as for Attention, and most often the
-    kernel's. A class attribute ``ignores`` names the sibling slots of GPT that the part does not use, such as
-    ("attention", "position").
+    kernel's. A class attribute ``ignores`` names the sibling slots and knobs of GPT that the part does
+    not use, such as ("attention", "position", "n_kv_head"). A cache may be used again from start 0, for another text.
     """
 
     def __init__(self, dim: int, n_head: int, n_kv_head: int, position: int, attention: type, depth: tuple): ...

@@ -39,6 +39,8 @@ def cached(bench: Bench) -> Gauge:
 @check("grouped and multi-query heads", "mixer", "attention")
 def grouped(bench: Bench) -> Gauge:
     """n_kv_head < n_head is honoured or refused, never ignored: fewer key/value heads are fewer parameters."""
+    if "n_kv_head" in getattr(bench.entry.cls, "ignores", ()):
+        raise NotApplicable("it declares that it ignores n_kv_head, so binding that for it alone is refused")
     gauge = Gauge(0.0, "settings ignored")
     full = sum(p.numel() for p in bench.model().parameters())
     for n_kv_head in (2, 1):
