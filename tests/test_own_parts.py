@@ -159,3 +159,43 @@ def test_a_part_that_looks_at_values_while_it_is_built_still_trains(tmp_path):
     flags = ("--import", str(file), "--stop-at", "2")
     assert small_run(tmp_path, "a", *flags, bindings=("GPT.ffn = @LooksAtValues",)) == 0
     assert facts(tmp_path / "a")["parameters"]["total"] > 0
+
+
+FAILING = """\
+from torch import nn
+
+from toolkit.registry import register
+
+
+@register("ffn")
+class Failing(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        %s
+
+    def forward(self, x, context):
+        return x.no_such_method()
+"""
+
+
+@pytest.mark.parametrize("line", ["raise TypeError('nothing works')", "pass"], ids=["constructor", "forward"])
+def test_a_part_that_raises_is_named_with_its_file_and_line(line, tmp_path):
+    from runs import command
+
+    file = tmp_path / "failing.py"
+    file.write_text(FAILING % line)
+    flags = ("--import", str(file), "-p", "GPT.ffn = @Failing", "--runs", str(tmp_path / "runs"))
+    done = command("toolkit.run", "gin/model/tiny.gin", *flags, TOOLKIT_CACHE=str(tmp_path / "cache"))
+    number = FAILING.splitlines().index("        %s") + 1 if line != "pass" else len(FAILING.splitlines())
+    assert done.returncode == 2 and f"error: Failing ({file}:{number}): " in done.stderr, done.stderr
+
+
+def test_parts_that_load_are_listed_beside_a_file_that_does_not(tmp_path):
+    from runs import command
+
+    (tmp_path / "sound_part.py").write_text(KERNEL)
+    (tmp_path / "broken_part.py").write_text("1 / 0\n")
+    imports = [flag for name in ("broken_part", "sound_part") for flag in ("--import", str(tmp_path / f"{name}.py"))]
+    done = command("toolkit.components", "list", "--kind", "attention", *imports)
+    assert done.returncode == 0 and "MeanAttention" in done.stdout and "FlashAttention" in done.stdout
+    assert f"{tmp_path}/broken_part.py:1" in done.stderr and "ZeroDivisionError" in done.stderr

@@ -17,14 +17,18 @@ def run_command(main: Callable[[], int]) -> None:
     """Run a command and leave the process: 0 done, 2 bad config or input, 3 diverged, 4 storage, 130 interrupted.
 
     An error that we raised is its message alone; one from elsewhere, such as a part of the user's own, comes with its
-    traceback. TOOLKIT_DEBUG=1 shows it always."""
+    traceback, and the part and its file are named. TOOLKIT_DEBUG=1 shows the traceback always."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         code = main()
-    except (ValueError, OSError) as error:
+    except Exception as error:
+        culprit = _culprit(error)
+        if culprit is None and not isinstance(error, ValueError | OSError):
+            raise
         if os.environ.get("TOOLKIT_DEBUG") or not _is_ours(error):
             traceback.print_exc()
-        print(f"error: {clean(error)}", file=sys.stderr)
+        kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+        print(f"error: {culprit + ': ' if culprit else ''}{kind}{clean(error)}", file=sys.stderr)
         code = STORAGE if isinstance(error, OSError) else BAD_INPUT
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -36,6 +40,17 @@ def run_command(main: Callable[[], int]) -> None:
 def clean(error: BaseException) -> str:
     """An error's message without what gin adds to it on the way up."""
     return re.sub(r"\n\s*In call to configurable '.*", "", str(error)).strip()
+
+
+def _culprit(error: BaseException) -> str | None:
+    """The part of somebody's own in whose code an error arose, with file and line; None where there is none."""
+    catalog = getattr(sys.modules.get("toolkit.registry"), "CATALOG", {})
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        for cls in type(frame.f_locals.get("self")).__mro__:
+            entry = catalog.get(cls.__name__)
+            if entry and entry.cls is cls and entry.module.split(".")[0] not in OURS:
+                return f"{entry.name} ({frame.f_code.co_filename}:{line})"
+    return None
 
 
 def _is_ours(error: BaseException) -> bool:

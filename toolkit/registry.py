@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import re
 import sys
+import traceback
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,13 +67,19 @@ def register(kind: str):
     def add(cls: type) -> type:
         entry = entry_of(kind, cls)
         if entry.name in CATALOG:
-            where, taken = f"{entry.name} in {cls.__module__}", CATALOG[entry.name]
-            raise ValueError(f"{where}: the name is taken by the {taken.kind} in {taken.module}; choose another")
+            taken = CATALOG[entry.name]
+            raise ValueError(f"{_place(cls)}: the name is taken by the {taken.kind} in {taken.module}; choose another")
         gin.register(cls, denylist=supplied(kind) or None)
         CATALOG[entry.name] = entry
         return cls
 
     return add
+
+
+def _place(cls: type) -> str:
+    """A class with the file that it stands in."""
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    return f"{cls.__name__} in {file or cls.__module__}"
 
 
 def entry_of(kind: str, cls: type) -> Entry:
@@ -81,7 +88,7 @@ def entry_of(kind: str, cls: type) -> Entry:
     if kind not in KINDS:
         raise ValueError(f"there is no kind {kind!r}; kinds are {', '.join(KINDS)}")
     name, wanted = cls.__name__, supplied(kind)
-    where = f"{name} in {cls.__module__}"
+    where = _place(cls)
     parameters = list(inspect.signature(cls).parameters.values())
     if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
         raise ValueError(
@@ -107,7 +114,7 @@ def load_module(name: str) -> None:
     try:
         importlib.import_module(name)
     except Exception as error:
-        raise ValueError(f"can't import {name!r}: {type(error).__name__}: {error}") from error
+        raise ValueError(f"can't import {name!r}: {_told(error)}") from error
 
 
 def load_file(path: str | Path) -> tuple[str, bool]:
@@ -130,7 +137,7 @@ def load_file(path: str | Path) -> tuple[str, bool]:
             spec.loader.exec_module(module)
         except Exception as error:
             del sys.modules[file.stem]
-            raise ValueError(f"can't import {path}: {type(error).__name__}: {error}") from error
+            raise ValueError(f"can't import {path}: {_told(error)}") from error
     elif loaded is None or Path(getattr(loaded, "__file__", None) or ".").resolve() != file:
         raise ValueError(
             f"--import {path}: {file.stem!r} can't be its module name (taken, or no identifier); rename it"
@@ -146,8 +153,15 @@ def load_entry_points() -> list[str]:
         try:
             point.load()
         except Exception as error:
-            failures.append(f"entry point {point.name} = {point.value}: {type(error).__name__}: {error}")
+            failures.append(f"entry point {point.name} = {point.value}: {_told(error)}")
     return failures
+
+
+def _told(error: Exception) -> str:
+    """An error with the line that raised it, unless that is ours, where the message says all."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    ours = Path(frame.filename).parent == Path(__file__).parent or "importlib" in frame.filename
+    return f"{type(error).__name__}: {error}" + ("" if ours else f" ({frame.filename}:{frame.lineno})")
 
 
 def _origin(module: str) -> Path | None:
