@@ -87,6 +87,13 @@ def test_the_readme_shows_the_catalogue_as_it_is():
     assert markdown() in (ROOT / "README.md").read_text(encoding="utf-8"), "paste toolkit.components.markdown() there"
 
 
+def test_the_readme_counts_the_planted_faults():
+    from planted import FAULTS, SOUND
+
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"{len(FAULTS)} planted faults each fail their own line, and {len(SOUND)} odd but correct parts" in text
+
+
 def test_the_readme_names_only_files_that_exist():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for name in re.findall(r"\b((?:gin|experiments|toolkit|components)/[\w/]+\.(?:gin|py|md))", text):

@@ -10,6 +10,7 @@ import json
 import logging
 import re
 import textwrap
+from collections import Counter
 from pathlib import Path
 
 from toolkit.command import run_command
@@ -36,11 +37,11 @@ def markdown() -> str:
     """The table of parts that the README shows: all but the experiment itself, in the order of the kinds."""
     from toolkit.protocols import KINDS
 
-    lines = ["| kind | parts |", "|---|---|"]
+    lines = ["| kind | | parts |", "|---|---|---|"]
     for kind in KINDS:
         names = [f"`{entry.name}`" for entry in _shelf() if entry.kind == kind]
         if names and kind != "experiment":
-            lines.append(f"| {kind} | {', '.join(names)} |")
+            lines.append(f"| {kind} | {len(names)} | {', '.join(names)} |")
     return "\n".join(lines)
 
 
@@ -68,9 +69,13 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     from rich.table import Table
 
-    for kind in dict.fromkeys(row["kind"] for row in rows):
+    for kind, count in Counter(row["kind"] for row in rows).items():
         table = Table(
-            title=f"[bold]{kind}[/bold]", title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0)
+            title=f"[bold]{kind}[/bold], {count} part{'s' if count > 1 else ''}",
+            title_justify="left",
+            box=None,
+            pad_edge=False,
+            padding=(0, 3, 0, 0),
         )
         for column, least in (("name", 20), ("what it is", None), ("knobs", None), ("paper", 16)):
             table.add_column(column, min_width=least, no_wrap=least is not None)
