@@ -37,7 +37,7 @@ class Entry:
     def summary(self) -> str:
         """The first sentence of the part's docstring."""
         text = " ".join(inspect.cleandoc(self.cls.__doc__ or self.name).split())
-        return re.split(r"(?<!al\.)(?<=[.:])\s", text, maxsplit=1)[0].rstrip(".:;")
+        return re.split(r"(?<!al\.)(?<!eq\.)(?<=[.:])\s", text, maxsplit=1)[0].rstrip(".:;")
 
     @property
     def hints(self) -> dict[str, object]:

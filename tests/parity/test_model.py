@@ -16,7 +16,7 @@ from components.loss import CrossEntropy
 from components.mixer import SelfAttention
 from components.norm import LayerNorm, RMSNorm
 from components.position import Learned, RoPE
-from parity.reference import llama_config, randomize, relative_error
+from parity.reference import llama_config, randomize
 
 
 def losses_and_gradients(ours, theirs, ids):
@@ -31,7 +31,7 @@ def losses_and_gradients(ours, theirs, ids):
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("n_kv_head", [4, 2])
-def test_a_whole_model_equals_llama(n_kv_head, tied):
+def test_a_whole_model_equals_llama(n_kv_head, tied, parity):
     slots = dict(block=PreNorm, position=RoPE, ffn=partial(SwiGLU, hidden=96), norm=RMSNorm, attention=SDPA)
     ours = randomize(tiny_gpt(50, 64, n_kv_head=n_kv_head, tie_embeddings=tied, pad_vocab_to=1, **slots))
     theirs = llama.LlamaForCausalLM(llama_config(num_key_value_heads=n_kv_head, tie_word_embeddings=tied)).train()
@@ -48,12 +48,13 @@ def test_a_whole_model_equals_llama(n_kv_head, tied):
     theirs.load_state_dict(state)
     ids = torch.randint(50, (2, 65))
     hidden, head = ours(ids[:, :-1])
-    assert relative_error(head.logits(hidden), theirs(ids[:, :-1]).logits) < 1e-5
+    parity("GPT", "transformers Llama, logits", head.logits(hidden), theirs(ids[:, :-1]).logits, 1e-5)
     mine, yours, my_gradient, your_gradient = losses_and_gradients(ours, theirs, ids)
-    assert relative_error(mine, yours) < 1e-5 and relative_error(my_gradient, your_gradient) < 1e-4
+    parity("GPT", "transformers Llama, loss", mine, yours, 1e-5)
+    parity("GPT", "transformers Llama, gradient", my_gradient, your_gradient, 1e-4)
 
 
-def test_a_whole_model_equals_gpt2():
+def test_a_whole_model_equals_gpt2(parity):
     slots = dict(block=PreNorm, position=Learned, norm=LayerNorm, attention=SDPA)
     slots |= dict(mixer=partial(SelfAttention, bias=True), ffn=partial(GELU, bias=True))
     ours = randomize(tiny_gpt(50, 64, pad_vocab_to=64, **slots))
@@ -74,6 +75,7 @@ def test_a_whole_model_equals_gpt2():
     theirs.load_state_dict(loaded)
     ids = torch.randint(50, (2, 65))
     hidden, head = ours(ids[:, :-1])
-    assert relative_error(head.logits(hidden), theirs(ids[:, :-1]).logits) < 1e-5
+    parity("GPT", "transformers GPT-2, logits", head.logits(hidden), theirs(ids[:, :-1]).logits, 1e-5)
     mine, yours, my_gradient, your_gradient = losses_and_gradients(ours, theirs, ids)
-    assert relative_error(mine, yours) < 1e-5 and relative_error(my_gradient, your_gradient) < 1e-4
+    parity("GPT", "transformers GPT-2, loss", mine, yours, 1e-5)
+    parity("GPT", "transformers GPT-2, gradient", my_gradient, your_gradient, 1e-4)
