@@ -125,16 +125,29 @@ def _check(arguments) -> int:
 
 
 def _print_line(line) -> None:
-    """One line: verdict, what was checked, the figure against its tolerance, and on which shapes."""
+    """One line: verdict, what was checked, the figure against its tolerance, and on which shapes. Columns in a
+    terminal, one line of text elsewhere."""
     from rich.markup import escape
+    from rich.table import Table
 
     from toolkit import report
 
     colour = {"pass": "green", "fail": "bold red", "n/a": "dim"}[line.verdict]
     against = f" (tolerance {line.tolerance})" if line.tolerance else ""
-    told = f"{line.figure}{against}" if line.verdict == "pass" else line.why
-    tried = f"  [dim]{escape(line.tried)}[/dim]" if line.verdict == "pass" else ""
-    report.console.print(f"[{colour}]{line.verdict:4}[/]  {line.check:38}  {escape(told)}{tried}", soft_wrap=True)
+    told = escape(f"{line.figure}{against}" if line.verdict == "pass" else line.why)
+    tried = f"[dim]{escape(line.tried)}[/]" if line.verdict == "pass" else ""
+    verdict = f"[{colour}]{line.verdict}[/]"
+    if not report.console.is_terminal:
+        report.console.print(
+            f"{verdict:{len(verdict) - len(line.verdict) + 4}}  {line.check:38}  {told}  {tried}".rstrip(),
+            soft_wrap=True,
+        )
+        return
+    grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
+    for options in ({"width": 4}, {"ratio": 3}, {"ratio": 4}, {"ratio": 4} if tried else {"width": 0}):
+        grid.add_column(**options)
+    grid.add_row(verdict, line.check, told, tried)
+    report.console.print(grid)
 
 
 def _show(entry, as_json) -> int:

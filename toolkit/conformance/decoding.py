@@ -8,7 +8,7 @@ from toolkit.conformance.bench import LAYERS, VOCAB, Bench, position_with, relat
 from toolkit.conformance.report import Broken, Gauge, NotApplicable, check
 from toolkit.context import Context
 
-CHUNKS = {"a token at a time": [1] * 33, "chunks of 5, 1, 7, 2, 18": [5, 1, 7, 2, 18]}
+CHUNKS = {"a token at a time": [1] * 33, "chunks of 5/1/7/2/18": [5, 1, 7, 2, 18]}
 
 
 @check("cached equals uncached", *LAYERS, "model")
@@ -49,7 +49,7 @@ def grouped(bench: Bench) -> Gauge:
         except ValueError as error:
             if bench.kind == "attention" and bench.supports("gqa"):
                 raise Broken(f"declares gqa, and refuses n_kv_head = {n_kv_head}: {error}") from error
-            gauge.see(0, f"n_kv_head={n_kv_head} refused when built")
+            gauge.see(0, f"n_kv_head={n_kv_head}, refused when built")
             continue
         if bench.kind == "attention" and not bench.supports("gqa"):
             raise Broken(f"does not declare gqa, yet n_kv_head = {n_kv_head} was not refused")

@@ -58,12 +58,12 @@ class Gauge:
 
 
 def _short(tried: list[str]) -> str:
-    """T=2; T=13; T=64 as T=2, 13, 64."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for title in dict.fromkeys(tried):
-        found = re.fullmatch(r"(\w+=)(\d+)(.*)", title)
-        groups.setdefault((found[1], found[3]) if found else (title, ""), []).append(found[2] if found else "")
-    return "; ".join(before + ", ".join(numbers) + after for (before, after), numbers in groups.items())
+    """Each shape and setting once: T=2; T=13; T=13, bias as T=2, 13; bias."""
+    groups: dict[str, list[str]] = {}
+    for factor in dict.fromkeys(factor for title in tried for factor in title.split(", ")):
+        found = re.fullmatch(r"(\w+=)(\d+)", factor)
+        groups.setdefault(found[1] if found else factor, []).append(found[2] if found else "")
+    return "; ".join(before + ", ".join(numbers) for before, numbers in groups.items())
 
 
 @dataclass(frozen=True)

@@ -115,8 +115,8 @@ def epochs(bench: Bench) -> Gauge:
         if count > TOO_MANY:
             raise NotApplicable(f"{count:,} windows in {split}: too many to compare one by one")
         epochs = [[data.batch(split, e * count + i, 1).tobytes() for i in range(count)] for e in (0, 1)]
-        gauge.see(count - len(set(epochs[0])), f"{split}, {count:,} windows, first epoch")
-        gauge.see(len(set(epochs[0]) ^ set(epochs[1])), f"{split}, second epoch")
+        gauge.see(count - len(set(epochs[0])), f"{split} of {count:,} windows, first epoch")
+        gauge.see(len(set(epochs[0]) ^ set(epochs[1])), f"{split} of {count:,} windows, second epoch")
     return gauge
 
 
