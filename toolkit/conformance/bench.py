@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import warnings
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -12,6 +10,7 @@ from torch import Tensor, nn
 
 from toolkit.compose import compose
 from toolkit.config import Reference
+from toolkit.conformance.report import Broken, Gauge
 from toolkit.context import Context
 from toolkit.registry import CATALOG, Entry
 
@@ -126,15 +125,6 @@ def _built(config, value, scope):
     return [_built(config, item, scope) for item in value] if isinstance(value, list) else value
 
 
-@contextlib.contextmanager
-def quiet():
-    """A check's own surroundings: seeded, the caller's generator as found, warnings kept out of the report."""
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.manual_seed(0)
-        yield
-
-
 def tokens(batch: int, length: int, seed: int = 1) -> Tensor:
     """(B, T) random ids."""
     return torch.randint(VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))
@@ -146,6 +136,23 @@ def objective(model: nn.Module, ids: Tensor, loss: nn.Module | None = None) -> T
     hidden, head = model(ids[:, :-1], context)
     total = (loss or plain_part("loss")())(hidden.flatten(0, 1), head, targets)[0] / len(targets)
     return total + sum(context.losses.values())
+
+
+def two_steps(model: nn.Module, loss: nn.Module) -> Gauge:
+    """Two steps of AdamW on one batch: raises Broken where they don't lower the loss."""
+    ids, seen = tokens(4, 33), []
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for _ in range(3):
+        optimizer.zero_grad()
+        value = objective(model, ids, loss)
+        seen.append(value.item())
+        value.backward()
+        optimizer.step()
+    if not seen[2] < seen[0]:
+        raise Broken(f"the loss went from {seen[0]:.4f} to {seen[2]:.4f} in two steps")
+    gauge = Gauge(note=f"{seen[0]:.4f} -> {seen[2]:.4f}")
+    gauge.see(0, "B=4, T=32")
+    return gauge
 
 
 def relative(ours: Tensor, theirs: Tensor) -> float:

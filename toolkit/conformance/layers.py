@@ -22,6 +22,7 @@ from toolkit.conformance.bench import (
     position_with,
     relative,
     tokens,
+    two_steps,
 )
 from toolkit.conformance.report import Broken, Gauge, NotApplicable, check
 from toolkit.context import Context
@@ -149,19 +150,7 @@ def gradients(bench: Bench) -> Gauge:
 @check("two steps lower the loss", *MODELS, "init")
 def learns(bench: Bench) -> Gauge:
     """Two steps of AdamW on one batch lower its loss."""
-    model, ids = bench.model(plain_init=True), tokens(4, 33)
-    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=1e-3), []
-    for _ in range(3):
-        optimizer.zero_grad()
-        loss = objective(model, ids)
-        losses.append(loss.item())
-        loss.backward()
-        optimizer.step()
-    if not losses[2] < losses[0]:
-        raise Broken(f"the loss went from {losses[0]:.4f} to {losses[2]:.4f} nats in two steps")
-    gauge = Gauge(note=f"{losses[0]:.4f} -> {losses[2]:.4f} nats")
-    gauge.see(0, "B=4, T=32")
-    return gauge
+    return two_steps(bench.model(plain_init=True), plain_part("loss")())
 
 
 @check("the seed fixes everything", *MODELS, "init")

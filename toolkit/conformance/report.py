@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -91,13 +95,11 @@ def check(title: str, *kinds: str, slow: bool = False):
 
 def lines(bench, slow: bool = True) -> Iterator[Line]:
     """The report on one part, a Line per check of its kind, in order; ``slow=False`` leaves out what compiles."""
-    from toolkit.conformance.bench import quiet
-
     for each in CHECKS:
         if bench.entry.kind not in each.kinds or (each.slow and not slow):
             continue
         try:
-            with quiet():
+            with _quiet():
                 yield each.run(bench).line(each.title)
         except NotApplicable as reason:
             yield Line(each.title, "n/a", why=str(reason))
@@ -105,6 +107,15 @@ def lines(bench, slow: bool = True) -> Iterator[Line]:
             yield Line(each.title, "fail", why=str(fault))
         except Exception as error:  # a part can fail in any way; its report goes on
             yield Line(each.title, "fail", why=_told(error))
+
+
+@contextlib.contextmanager
+def _quiet():
+    """A check's own surroundings: seeded, the caller's generator as found, warnings kept out of the report."""
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        yield
 
 
 def _told(error: Exception) -> str:
