@@ -286,9 +286,9 @@ def _sd_to_plan_with(name, diff, arms, bases, measured, paired):
 
 
 def _verdict(word, diff, p, q, effect, alpha, arms, planning):
-    seeds = f"{diff.n_arm} {'paired ' if diff.paired else ''}seeds"
+    seeds = f"{diff.n_arm} {'paired' if diff.paired else 'unpaired'} seeds"
     if diff.n_arm != diff.n_base:
-        seeds = f"{diff.n_arm} seeds against {diff.n_base}"
+        seeds += f" against {diff.n_base}"
     over = f"Holm over {arms} arms, " if arms > 1 else ""
     interval = f"{100 * (1 - alpha):.4g} %"
     if word == "difference":
@@ -317,9 +317,10 @@ def _verdict(word, diff, p, q, effect, alpha, arms, planning):
         target = effect / 2
         needs = max(needed(sd, target, diff.paired, alpha / arms), now + 1)
     alone = ", the interval for this arm alone" if diff.low * diff.high > 0 and arms > 1 else ""
+    enough = f"{needs}" if needs <= MOST else f"more than {MOST}"
     why = (
         f"Neither zero (p = {p:.2g}) nor a difference of {effect:.4g} or more (p = {q:.2g}) is ruled out: {found}"
-        f" ({over}{seeds}{alone}); {_seeds(needs).removeprefix('= ').replace('> ', 'more than ')} seeds per arm would find"
+        f" ({over}{seeds}{alone}); {enough} seeds per arm would find"
         f" {target:.4g} in 4 of 5 tries ({source} {sd:.4g})."
     )
     return Verdict(word, why, needs)
