@@ -146,6 +146,7 @@ def judge(
     verdict. ``base`` is the baseline's values, or for each arm those to compare it with (an arm that lost a seed is
     paired over the seeds that both have). ``effect`` is the smallest effect of interest, in units of the metric.
 
+    The sentence of an "equivalent" gives the 1 - 2 alpha interval, which belongs to two one-sided tests at alpha.
     "inconclusive" says how many seeds per arm find a true difference of ``effect`` in 4 of 5 tries at alpha / arms,
     Holm's strictest step. Where that many are there already, it asks for those that find half of it: a true difference
     is at least that far from zero or from the effect. The sd is that of the arm's paired differences; with fewer than
@@ -306,6 +307,10 @@ def _verdict(word, diff, p, q, effect, alpha, arms, planning):
         side = "below" if diff.mean < 0 else "above"
         return Verdict(word, f"It is {side} the baseline: {found} (p = {p:.2g}, {over}{seeds}).")
     if word == "equivalent":
+        # the interval that is inside the effect exactly when both one-sided tests of this arm say so
+        half = (diff.high - diff.low) / 2 * stats.t.isf(alpha, diff.df) / stats.t.isf(alpha / 2, diff.df)
+        ends = f"[{diff.mean - half:+.4g}, {diff.mean + half:+.4g}]"
+        found = f"{diff.mean:+.4g}, {100 * (1 - 2 * alpha):.4g} % interval {ends}"
         there = f"; it is not zero (p = {p:.2g}) but too small to matter" if p < alpha else ""
         return Verdict(
             word, f"The difference is inside \u00b1{effect:.4g}: {found} (p = {q:.2g}, {over}{seeds}){there}."
