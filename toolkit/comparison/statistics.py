@@ -105,7 +105,8 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 def detectable(sd: float, n: int, paired: bool, alpha: float = 0.05, power: float = 0.8) -> float:
     """The smallest true difference that n seeds per arm find (two-sided p below alpha, right sign) with this power.
-    ``sd`` is that of the paired differences when paired, of one arm otherwise, and the answer has its unit.
+    ``sd`` is that of the paired differences when paired, of one arm otherwise (Welch's test at equal true
+    variances, exactly), and the answer has its unit. For a plan of m arms, alpha / m is Holm's strictest step.
     ValueError: fewer than 2 seeds, a negative sd, alpha or power outside (0, 1)."""
     _check(alpha=alpha, power=power, sd=sd)
     if n < 2:
@@ -244,7 +245,7 @@ def _spread(arm, base, paired):
 
 def _correlation(arm, base):
     arm, base = (x - x.mean(-1, keepdims=True) for x in (arm, base))
-    return (arm * base).sum(-1) / np.sqrt((arm**2).sum(-1) * (base**2).sum(-1))
+    return np.clip((arm * base).sum(-1) / np.sqrt((arm**2).sum(-1) * (base**2).sum(-1)), -1, 1)
 
 
 def _holm(ps):
