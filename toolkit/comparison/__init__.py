@@ -1,0 +1,1 @@
+"""What turns the directories of a plan's runs into an answer."""

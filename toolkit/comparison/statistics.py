@@ -1,0 +1,336 @@
+"""From the values of two arms to a verdict: scipy's t tests, statsmodels' Holm, and the rules that make words of them.
+
+Values are the metric of one run each, one per seed, and every difference is arm minus baseline in units of the metric.
+Values may carry leading axes of independent repetitions, ``(..., seeds)``: ``measure`` and ``words`` compute with
+arrays only, and ``judge`` is the two of them at one repetition, so a simulation tries the formulas that judge runs.
+
+Multiplicity. Two families of tests, each over all arms of the plan, each held at alpha by Holm's step-down method:
+"it differs from the baseline" (two-sided t tests) and "it is inside the smallest effect of interest" (two one-sided
+t tests; the p of an arm is the larger of its two). So the chance of any false "better" or "worse" in a plan is at most
+alpha, and the chance of any false "equivalent" is at most alpha. An arm without a test counts with p = 1.
+The interval of a Difference is for that arm alone: Holm has no simple intervals, and it may leave out zero where the
+adjusted p does not.
+
+Both at once. An arm that differs beyond doubt, by less than the smallest effect of interest beyond doubt, is
+"equivalent": the plan said beforehand that such a difference does not matter. The sentence says that it is there."""
+
+from __future__ import annotations
+
+import bisect
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from scipy import optimize, special, stats
+from statsmodels.stats.multitest import multipletests
+
+FEW = 5  # below this many seeds, the sd of one arm is too unsure to plan with
+MOST = 1000  # seeds: beyond, "needed" only says more than that
+ROUNDING = 1e-12  # values that agree to this share of their size have no spread
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Arm minus baseline. ``low`` and ``high`` end the Student-t interval, ``p`` is two-sided, ``sd`` is that of the
+    paired differences, or the arms' pooled one where unpaired. What can't be computed is None: all but the mean with
+    one seed; interval, p and df where the values have no spread; the correlation where unpaired or an arm is constant.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    p: float | None
+    df: float | None
+    sd: float | None
+    n_arm: int
+    n_base: int
+    paired: bool
+    correlation: float | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``word`` is "better", "worse", "equivalent" or "inconclusive"; or "difference", which is no verdict: one seed, or
+    values without spread. ``why`` is one sentence with the numbers. ``needs`` is the seeds per arm that an inconclusive
+    one needs (above MOST: more than MOST), else None."""
+
+    word: str
+    why: str
+    needs: int | None = None
+
+    def __str__(self):
+        return self.word if self.needs is None else f"{self.word} (needs n {_seeds(self.needs)})"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the tests say of one arm, in arrays over the repetitions; nan where there is no test."""
+
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    p: np.ndarray
+    df: np.ndarray
+    sd: np.ndarray
+    correlation: np.ndarray
+    p_equivalence: np.ndarray  # not adjusted
+
+
+def difference(arm: Sequence[float], base: Sequence[float], paired: bool, alpha: float = 0.05) -> Difference:
+    """Arm minus baseline with its 1 - alpha Student-t interval.
+
+    Paired (values in the same order of seeds): d = arm - base, mean(d) +- t(n - 1) sd(d) / sqrt(n).
+    Else Welch: mean(arm) - mean(base) +- t(df) sqrt(s_a^2 / n_a + s_b^2 / n_b), df by Welch and Satterthwaite.
+    ValueError: no values, values that aren't finite, unequal numbers when paired, alpha outside (0, 1)."""
+    return _difference(arm, base, paired, measure(arm, base, paired, alpha))
+
+
+def equivalence(arm: Sequence[float], base: Sequence[float], paired: bool, effect: float) -> float | None:
+    """The p of the two one-sided t tests (the larger) against "the difference is at or beyond -effect or +effect".
+    None with one seed or without spread. ValueError: as in ``difference``, and an effect that isn't above 0."""
+    return _number(measure(arm, base, paired, effect=effect).p_equivalence)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Holm's adjusted p: the k-th smallest of m times (m - k + 1), made monotone, at most 1; in the order given.
+    ValueError: a p outside [0, 1]."""
+    ps = np.asarray(ps, dtype=float)
+    if not ((ps >= 0) & (ps <= 1)).all():
+        raise ValueError(f"p-values lie between 0 and 1, not {ps.tolist()}; give an arm without a test p = 1")
+    return _holm(ps).tolist()
+
+
+def detectable(sd: float, n: int, paired: bool, alpha: float = 0.05, power: float = 0.8) -> float:
+    """The smallest true difference that n seeds per arm find (two-sided p below alpha, right sign) with this power.
+    ``sd`` is that of the paired differences when paired, of one arm otherwise (Welch's test at equal true
+    variances, exactly), and the answer has its unit. For a plan of m arms, alpha / m is Holm's strictest step.
+    ValueError: fewer than 2 seeds, a negative sd, alpha or power outside (0, 1)."""
+    _check(alpha=alpha, power=power, sd=sd)
+    if n < 2:
+        raise ValueError(f"n = {n} seeds have no spread to test with; 2 are the fewest")
+    high = 1.0
+    while _power(high, n, paired, alpha) < power:
+        high *= 2
+    return sd * optimize.brentq(lambda size: _power(size, n, paired, alpha) - power, 0, high, xtol=1e-10)
+
+
+def needed(sd: float, effect: float, paired: bool, alpha: float = 0.05, power: float = 0.8) -> int:
+    """The seeds per arm that find a true difference of ``effect`` with this power, at least 2; MOST + 1 means that even
+    MOST are too few. ``sd`` as in ``detectable``. ValueError: as there, and an effect that isn't above 0."""
+    _check(alpha=alpha, power=power, sd=sd, effect=effect)
+    if sd == 0:
+        return 2
+    return 2 + bisect.bisect_left(range(2, MOST + 1), power, key=lambda n: _power(effect / sd, n, paired, alpha))
+
+
+def noise_floor(groups: Iterable[Sequence[float]]) -> tuple[float, int]:
+    """The sd over seeds pooled over groups, sqrt(sum (n_i - 1) s_i^2 / sum (n_i - 1)), and its degrees of freedom.
+    Groups of one value add nothing; with no degree of freedom the sd is nan. ValueError: values that aren't finite."""
+    groups = [_values(group, "a group") for group in groups]
+    df = sum(group.size - 1 for group in groups)
+    squares = sum(float(((group - group.mean()) ** 2).sum()) for group in groups)
+    return (math.sqrt(squares / df) if df else math.nan), df
+
+
+def judge(
+    arms: Mapping[str, Sequence[float]],
+    base: Sequence[float] | Mapping[str, Sequence[float]],
+    paired: Mapping[str, bool],
+    effect: float,
+    alpha: float = 0.05,
+    lower_is_better: bool = True,
+) -> dict[str, tuple[Difference, float | None, float | None, Verdict]]:
+    """For each arm its difference, its p adjusted by Holm, the p of its two one-sided tests adjusted by Holm, and the
+    verdict. ``base`` is the baseline's values, or for each arm those to compare it with (an arm that lost a seed is
+    paired over the seeds that both have). ``effect`` is the smallest effect of interest, in units of the metric.
+
+    The sentence of an "equivalent" gives the 1 - 2 alpha interval, which belongs to two one-sided tests at alpha.
+    "inconclusive" says how many seeds per arm find a true difference of ``effect`` in 4 of 5 tries at alpha / arms,
+    Holm's strictest step. Where that many are there already, it asks for those that find half of it: a true difference
+    is at least that far from zero or from the effect. The sd is that of the arm's paired differences; with fewer than
+    FEW seeds it is pooled over all paired arms, and where unpaired it is the noise floor over all arms.
+    ValueError: as in ``difference`` and ``equivalence``; an arm that ``paired`` does not name."""
+    if missing := [name for name in arms if name not in paired]:
+        raise ValueError(f"paired says nothing about {', '.join(missing)}: give True or False for each arm")
+    bases = {name: base[name] if isinstance(base, Mapping) else base for name in arms}
+    measured = {name: measure(arms[name], bases[name], paired[name], alpha, effect) for name in arms}
+    said, p_holm, p_equivalence = words(measured.values(), alpha, lower_is_better)
+    out = {}
+    for k, (name, each) in enumerate(measured.items()):
+        diff = _difference(arms[name], bases[name], paired[name], each)
+        tested = diff.p is not None
+        p, q = (float(p_holm[k]), float(p_equivalence[k])) if tested else (None, None)
+        planning = _sd_to_plan_with(name, diff, arms, bases, measured, paired)
+        out[name] = diff, p, q, _verdict(str(said[k]), diff, p, q, effect, alpha, len(arms), planning)
+    return out
+
+
+def measure(arm, base, paired: bool, alpha: float = 0.05, effect: float | None = None) -> Measured:
+    """The tests of one arm on arrays ``(..., seeds)``; the formulas are those of ``difference`` and ``equivalence``."""
+    arm, base = _values(arm, "the arm"), _values(base, "the baseline")
+    if paired and arm.shape[-1] != base.shape[-1]:
+        raise ValueError(
+            f"paired values come one per seed, and the arm has {arm.shape[-1]} where the baseline has {base.shape[-1]}:"
+            " give both at the seeds that both have, or paired=False"
+        )
+    _check(alpha=alpha, effect=1.0 if effect is None else effect)
+    mean = (arm - base).mean(-1) if paired else arm.mean(-1) - base.mean(-1)
+    nan = np.full_like(mean, np.nan)
+    if min(arm.shape[-1], base.shape[-1]) < 2:
+        return Measured(mean, nan, nan, nan, nan, nan, nan, nan)
+    sd = _spread(arm, base, paired)
+    flat = sd <= ROUNDING * np.maximum(np.abs(arm).max(-1), np.abs(base).max(-1))
+    test = partial(stats.ttest_rel, axis=-1) if paired else partial(stats.ttest_ind, axis=-1, equal_var=False)
+    with warnings.catch_warnings():  # of values without spread, which are masked below
+        warnings.simplefilter("ignore", RuntimeWarning)
+        found = test(arm, base)
+        interval = found.confidence_interval(1 - alpha)
+        p_equivalence = nan
+        if effect is not None:
+            above = test(arm + effect, base, alternative="greater").pvalue
+            below = test(arm - effect, base, alternative="less").pvalue
+            p_equivalence = np.maximum(above, below)
+        correlation = _correlation(arm, base) if paired else nan
+    tested = (interval.low, interval.high, found.pvalue, found.df + np.zeros_like(mean))
+    low, high, p, df, p_equivalence = (np.where(flat, np.nan, x) for x in (*tested, p_equivalence))
+    return Measured(mean, low, high, p, df, np.where(flat, 0.0, sd), correlation, p_equivalence)
+
+
+def words(measured: Iterable[Measured], alpha: float, lower_is_better: bool = True):
+    """The verdicts' words, and the two adjusted p, in arrays ``(..., arms)``."""
+    measured = list(measured)
+    if not measured:
+        return np.empty(0, dtype=str), np.empty(0), np.empty(0)
+    mean, p, q = (np.stack([getattr(m, key) for m in measured], -1) for key in ("mean", "p", "p_equivalence"))
+    untested = np.isnan(p)
+    p_holm, p_equivalence = (_holm(np.where(untested, 1.0, each)) for each in (p, q))
+    good = mean < 0 if lower_is_better else mean > 0
+    rules = [
+        (untested, "difference"),
+        (p_equivalence < alpha, "equivalent"),
+        ((p_holm < alpha) & good, "better"),
+        ((p_holm < alpha) & ~good, "worse"),
+    ]
+    return np.select([rule for rule, _ in rules], [word for _, word in rules], "inconclusive"), p_holm, p_equivalence
+
+
+def _values(values, whose):
+    values = np.asarray(values, dtype=float)
+    if values.ndim == 0 or values.shape[-1] == 0:
+        raise ValueError(f"{whose} has no values")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{whose} has values that aren't finite: a diverged run is a row of its own, not a value here")
+    return values
+
+
+def _check(**numbers):
+    for name, value in numbers.items():
+        if name in ("alpha", "power") and not 0 < value < 1:
+            raise ValueError(f"{name} = {value}: it has to lie between 0 and 1")
+        if name == "sd" and not 0 <= value < math.inf:
+            raise ValueError(f"sd = {value}: it can't be negative, and has to be finite")
+        if name == "effect" and not 0 < value < math.inf:
+            raise ValueError(f"effect = {value}: the smallest effect of interest has to be above 0")
+
+
+def _spread(arm, base, paired):
+    if paired:
+        return (arm - base).std(-1, ddof=1)
+    df_arm, df_base = arm.shape[-1] - 1, base.shape[-1] - 1
+    return np.sqrt((df_arm * arm.var(-1, ddof=1) + df_base * base.var(-1, ddof=1)) / (df_arm + df_base))
+
+
+def _correlation(arm, base):
+    arm, base = (x - x.mean(-1, keepdims=True) for x in (arm, base))
+    return np.clip((arm * base).sum(-1) / np.sqrt((arm**2).sum(-1) * (base**2).sum(-1)), -1, 1)
+
+
+def _holm(ps):
+    if ps.shape[-1] < 2:  # one arm: nothing to adjust
+        return ps
+    return np.apply_along_axis(lambda row: multipletests(row, method="holm")[1], -1, ps)
+
+
+def _power(size, n, paired, alpha):
+    """Chance that a true difference of ``size`` sd is found with its right sign. Unpaired: Welch's df depends on the
+    share x of one arm in the sum of both variances. With equal true variances x is Beta((n - 1) / 2, (n - 1) / 2) and
+    independent of t, which is noncentral with 2 n - 2 degrees of freedom, so the power is an average over x."""
+    if paired:
+        return float(stats.nct.sf(stats.t.isf(alpha / 2, n - 1), n - 1, size * math.sqrt(n)))
+    x, weight = special.roots_jacobi(40, (n - 3) / 2, (n - 3) / 2)
+    share = (1 + x) / 2
+    critical = stats.t.isf(alpha / 2, (n - 1) / (share**2 + (1 - share) ** 2))
+    return float(weight @ stats.nct.sf(critical, 2 * n - 2, size * math.sqrt(n / 2)) / weight.sum())
+
+
+def _number(value):
+    return float(value) if np.isfinite(value) else None
+
+
+def _difference(arm, base, paired, m):
+    numbers = [_number(x) for x in (m.low, m.high, m.p, m.df, m.sd)]
+    return Difference(float(m.mean), *numbers, len(arm), len(base), bool(paired), _number(m.correlation))
+
+
+def _sd_to_plan_with(name, diff, arms, bases, measured, paired):
+    """The sd that says how many seeds are needed, and in words where it is from. Arms whose differences have no spread
+    stay out: a copy of the baseline says nothing about noise."""
+    if not diff.paired:
+        sd, _ = noise_floor([*arms.values(), max(bases.values(), key=len)])
+        return sd, "noise floor pooled over all arms"
+    pairs = [np.subtract(arms[each], bases[each]) for each in arms if paired[each] and measured[each].sd > 0]
+    if diff.n_arm >= FEW or len(pairs) == 1:
+        return diff.sd, "sd of its paired differences"
+    return noise_floor(pairs)[0], f"sd of the differences pooled over {len(pairs)} paired arms"
+
+
+def _verdict(word, diff, p, q, effect, alpha, arms, planning):
+    seeds = f"{diff.n_arm} {'paired' if diff.paired else 'unpaired'} seeds"
+    if diff.n_arm != diff.n_base:
+        seeds += f" against {diff.n_base}"
+    over = f"Holm over {arms} arms, " if arms > 1 else ""
+    interval = f"{100 * (1 - alpha):.4g} %"
+    if word == "difference":
+        if diff.sd is None:
+            return Verdict(word, f"One seed shows a difference of {diff.mean:+.4g}, and never a verdict.")
+        if diff.mean == 0 and diff.paired:
+            return Verdict(
+                word, f"Every seed gives exactly the baseline's value, so there is nothing to test ({seeds})."
+            )
+        what = "paired differences" if diff.paired else "values"
+        why = f"A difference of {diff.mean:+.4g} without a test: the {what} have no spread over the seeds ({seeds})."
+        return Verdict(word, why)
+    found = f"{diff.mean:+.4g}, {interval} interval [{diff.low:+.4g}, {diff.high:+.4g}]"
+    if word in ("better", "worse"):
+        side = "below" if diff.mean < 0 else "above"
+        return Verdict(word, f"It is {side} the baseline: {found} (p = {p:.2g}, {over}{seeds}).")
+    if word == "equivalent":
+        # the interval that is inside the effect exactly when both one-sided tests of this arm say so
+        half = (diff.high - diff.low) / 2 * stats.t.isf(alpha, diff.df) / stats.t.isf(alpha / 2, diff.df)
+        ends = f"[{diff.mean - half:+.4g}, {diff.mean + half:+.4g}]"
+        found = f"{diff.mean:+.4g}, {100 * (1 - 2 * alpha):.4g} % interval {ends}"
+        there = f"; it is not zero (p = {p:.2g}) but too small to matter" if p < alpha else ""
+        return Verdict(
+            word, f"The difference is inside \u00b1{effect:.4g}: {found} (p = {q:.2g}, {over}{seeds}){there}."
+        )
+    sd, source = planning
+    now, target = min(diff.n_arm, diff.n_base), effect
+    needs = needed(sd, effect, diff.paired, alpha / arms)
+    if needs <= now:
+        target = effect / 2
+        needs = max(needed(sd, target, diff.paired, alpha / arms), now + 1)
+    alone = ", the interval for this arm alone" if diff.low * diff.high > 0 and arms > 1 else ""
+    enough = f"{needs}" if needs <= MOST else f"more than {MOST}"
+    why = (
+        f"Neither zero (p = {p:.2g}) nor a difference of {effect:.4g} or more (p = {q:.2g}) is ruled out: {found}"
+        f" ({over}{seeds}{alone}); {enough} seeds per arm would find"
+        f" {target:.4g} in 4 of 5 tries ({source} {sd:.4g})."
+    )
+    return Verdict(word, why, needs)
+
+
+def _seeds(n):
+    return f"= {n}" if n <= MOST else f"> {MOST}"
