@@ -140,7 +140,8 @@ def compare(plan: Plan, runs: list[Run], exclude: Sequence[tuple[str, str]], eff
     noise, df = statistics.noise_floor([[v for _, v in arm.values] for arm in arms.values() if arm.values])
     for name, (difference, p, q, verdict) in statistics.judge(values, bases, paired, effect, plan.alpha).items():
         sd, n = (difference.sd if difference.paired else noise), min(difference.n_arm, difference.n_base)
-        least = statistics.detectable(sd, n, difference.paired, plan.alpha) if n > 1 and sd else None
+        strictest = plan.alpha / len(values)  # Holm's first step, which is what "needs n" is counted for as well
+        least = statistics.detectable(sd, n, difference.paired, strictest) if n > 1 and sd else None
         arms[name] = replace(arms[name], difference=difference, p_holm=p, p_equivalence=q, verdict=verdict,
                              detectable=least)  # fmt: skip
     tuned = {name: rates.tune(plan, name, judged, selection, metric) for name in arms}
@@ -207,7 +208,10 @@ def _pairing(arm: Arm, base: Arm, metric: str) -> tuple[list[tuple[float, float]
     if len({order(run) for run in runs}) > 1:
         return [], "not paired (Welch): the batch order differs"
     if len(commits) > 1:
-        return [], f"not paired (Welch): the code differs ({' and '.join(sorted(map(short, commits)))}), so the init may"
+        return (
+            [],
+            f"not paired (Welch): the code differs ({' and '.join(sorted(map(short, commits)))}), so the init may",
+        )
     asked = {run.seed for run in arm.runs} == {run.seed for run in base.runs}
     if not common or (len(common) < min(len(ours), len(theirs)) and not asked):
         return [], "not paired (Welch): the seeds are not the same"

@@ -252,7 +252,7 @@ def _handles(comparison: Comparison) -> list:
 
 def _legend(figure: Figure, handles: list) -> None:
     longest = max(len(handle.get_label()) for handle in handles)
-    columns = max(1, min(len(handles), 110 // (longest + 8)))
+    columns = max(1, min(len(handles), 124 // (longest + 8)))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9.5, handlelength=2.6)
 
 
@@ -281,7 +281,9 @@ def _pairs(arm: Arm, base: Arm) -> list[float]:
 def _limit(axes, bands, last: float) -> None:
     """The first steps fall from ln(vocabulary) and would flatten the rest, so the frame begins a fifth into the run."""
     later = [(low[steps >= 0.2 * last], high[steps >= 0.2 * last]) for steps, low, high in bands]
-    low, high = (np.concatenate(side) if later else np.array([]) for side in zip(*later, strict=True)) if later else ([], [])
+    low, high = (
+        (np.concatenate(side) if later else np.array([]) for side in zip(*later, strict=True)) if later else ([], [])
+    )
     if len(low):
         high = np.quantile(high, 0.98)
         space = 0.08 * (high - min(low)) or 0.01

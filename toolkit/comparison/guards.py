@@ -12,7 +12,7 @@ import numpy as np
 from toolkit.comparison.runs import SEED, Plan, Run
 
 PARAMETERS, FLOPS = 0.01, 0.02  # relative difference from the baseline that is let pass
-SPIKE_SD, SPIKE_NATS, PAST = 8.0, 0.2, 7  # a spike: both of these above the median of so many points before it
+SPIKE_SD, SPIKE_NATS, PAST = 8.0, 0.2, 5  # a spike: both of these above the median of so many points before it
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,9 @@ def seeds(plan: Plan, judged: list[Run], selection: list[Run]) -> Iterable[Banne
             yield Banner("repeated seeds", f"{arm} has more than one run of seed {', '.join(map(str, found))}")
     used = sorted({run.seed for run in selection} & {run.seed for run in judged})
     if used:
-        yield Banner("selection seeds", f"seed {', '.join(map(str, used))} chose the learning rate and is judged as well")
+        yield Banner(
+            "selection seeds", f"seed {', '.join(map(str, used))} chose the learning rate and is judged as well"
+        )
 
 
 def resumed(runs: list[Run]) -> Iterable[Banner]:
@@ -241,7 +243,8 @@ def spikes(loss: np.ndarray) -> np.ndarray:
     if len(loss) <= PAST + 1:
         return np.array([], dtype=int)
     rise = np.array([loss[i] - np.median(loss[i - PAST : i]) for i in range(PAST, len(loss))])
-    sd = 1.4826 * np.median(np.abs(rise - np.median(rise)))  # the median absolute deviation of a normal, in its sd
+    change = np.diff(loss)  # from point to point, so that the trend adds little to the spread
+    sd = 1.4826 * np.median(np.abs(change - np.median(change))) / np.sqrt(2)  # of a normal, from its absolute deviations
     return PAST + np.flatnonzero(rise > max(SPIKE_SD * sd, SPIKE_NATS))
 
 

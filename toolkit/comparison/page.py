@@ -31,7 +31,7 @@ td { vertical-align: top; } td.n, th.n { text-align: right; white-space: nowrap;
   overflow-wrap: anywhere; }
 .banner b { color: var(--alarm); } .clean { border-left: 4px solid var(--equivalent); padding: .45rem .8rem;
   background: var(--panel); }
-figure { margin: 1.1rem 0 1.6rem; } figure svg { width: 100%; height: auto; display: block; }
+figure { margin: 1.1rem 0 1.6rem; } figure svg { width: 100%; max-width: 54rem; height: auto; display: block; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.4rem; margin: 0; }
 dt { font-weight: 600; } dd { margin: 0; }
 pre { background: var(--panel); padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; border-radius: 4px; }
@@ -73,16 +73,24 @@ def page(said: dict, pictures: dict[str, tuple[str, str]]) -> str:
 
 def _verdicts(said: dict) -> str:
     head = ["verdict", "arm", "n", "mean ± sd", "difference", f"{1 - said['alpha']:.0%} interval", "p (Holm)",
-            "in noise sd", "to the baseline's loss"]  # fmt: skip
+            "in noise sd"]  # fmt: skip
     rows = []
     for arm in said["arms"]:
         ends = f"{text.number(arm['low'], '+')} to {text.number(arm['high'], '+')}" if arm["low"] is not None else ""
         in_noise = "" if arm["in_noise_sd"] is None else f"{arm['in_noise_sd']:+.1f}"
-        word = f'<span class="word {arm["verdict"]}">{escape(text.verdict(arm))}</span>'
+        needs = text.verdict(arm).removeprefix(arm["verdict"])
+        word = f'<span class="word {arm["verdict"]}">{arm["verdict"]}</span>'
+        word += f'<br><span class="soft">{escape(needs.strip(" ()"))}</span>' if needs else ""
         mean = escape(text.spread(arm)) + (" *" if arm["conditional"] else "")
-        numbers = [text.count(arm), mean, text.number(arm["difference"], "+"), ends, escape(text.p(arm["p_holm"])),
-                   in_noise, text.steps(arm)]  # fmt: skip
-        rows.append([("", word), ("", escape(arm["arm"])), *(("n", cell) for cell in numbers)])
+        numbers = [
+            text.count(arm),
+            mean,
+            text.number(arm["difference"], "+"),
+            ends,
+            escape(text.p(arm["p_holm"])),
+            in_noise,
+        ]
+        rows.append([("k", word), ("", escape(arm["arm"])), *(("n", cell) for cell in numbers)])
     return _table(head, rows, plain=2)
 
 
@@ -123,7 +131,9 @@ def _runs(said: dict) -> str:
                      ("n", f"{run['step']:,}"), ("n", seconds), ("", escape(run["reason"]))])  # fmt: skip
     for one in said["excluded"]:
         outcome = '<span class="lost">excluded by hand</span>'
-        rows.append([("k", escape(one["run"])), ("n", ""), ("", outcome), *[("n", "")] * 3, ("", escape(one["reason"]))])
+        rows.append(
+            [("k", escape(one["run"])), ("n", ""), ("", outcome), *[("n", "")] * 3, ("", escape(one["reason"]))]
+        )
     head = ["run", "seed", "outcome", escape(said["metric"]), "step", "seconds", "reason"]
     return _table(head, rows, left=(0, 2, 6))
 
@@ -135,7 +145,5 @@ def _list(pairs) -> str:
 def _table(head: list[str], rows: list, plain: int = 0, left: tuple[int, ...] = ()) -> str:
     left = left or tuple(range(plain))
     top = "".join(f"<th{'' if i in left else ' class=n'}>{cell}</th>" for i, cell in enumerate(head))
-    body = "".join(
-        "<tr>" + "".join(f'<td class="{cls}">{cell}</td>' for cls, cell in row) + "</tr>\n" for row in rows
-    )
+    body = "".join("<tr>" + "".join(f'<td class="{cls}">{cell}</td>' for cls, cell in row) + "</tr>\n" for row in rows)
     return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>\n{body}</tbody></table></div>'

@@ -55,7 +55,9 @@ def headline(said: dict) -> str:
         "difference": "a difference without a verdict",
     }
     parts = [
-        f"{', '.join(by_word[word])}: {tail.format(b=said['baseline'])}" for word, tail in tails.items() if word in by_word
+        f"{', '.join(by_word[word])}: {tail.format(b=said['baseline'])}"
+        for word, tail in tails.items()
+        if word in by_word
     ]
     return "; ".join(parts) + "." if parts else "There is one arm alone; nothing to compare it with."
 

@@ -13,26 +13,37 @@ def show(said: dict, console: Console) -> None:
     """Verdicts first, then what speaks against them, then the rest."""
     console.print(f"[bold]{escape(said['question'] or said['name'])}[/bold]")
     console.print(escape(said["headline"]))
-    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for title in ("verdict", "arm", "n", "mean ± sd", f"difference [{1 - said['alpha']:.0%} interval]", "p Holm",
-                  "to the loss"):  # fmt: skip
-        grid.add_column(title, justify="right" if title in ("n", "p Holm") else "left", overflow="fold")
+    titles = ("verdict", "arm", "n", "mean ± sd", "difference", f"{1 - said['alpha']:.0%} interval", "p Holm")
+    grid = _grid(titles, ("n", "difference", "p Holm"))
     for arm in said["arms"]:
-        word = verdict(arm).replace(" (", "\n(")
         style = STYLES.get(arm["verdict"], "bold")
+        word = verdict(arm).replace(" (", "\n(")
         mark = " *" if arm["conditional"] else ""
-        cells = (count(arm), spread(arm) + mark, interval(arm), p(arm["p_holm"]), steps(arm))
+        cells = (count(arm), spread(arm) + mark, number(arm["difference"], "+"), ends(arm), p(arm["p_holm"]))
         grid.add_row(f"[{style}]{escape(word)}[/{style}]", escape(arm["arm"]), *cells)
     console.print()
     console.print(grid)
-    console.print(f"\n{escape(legend(said))}", style="dim")
+    console.print(f"\n{escape(legend(said))}\n", style="dim")
+    titles = ("to the baseline's last loss", "steps", "FLOPs", "seconds", "pairs", "correlation", "finds")
+    grid = _grid(titles, titles[1:])
+    for arm in said["arms"]:
+        pairs = "" if arm["paired"] is None else str(arm["pairs"]) if arm["paired"] else "Welch"
+        rho = "" if arm["correlation"] is None else f"{arm['correlation']:+.2f}"
+        grid.add_row(escape(arm["arm"]), *cost(arm), pairs, rho, number(arm["detectable"]))
+    console.print(grid)
+    console.print()
     for arm in said["arms"][1:]:
-        console.print(f"[bold]{escape(arm['arm'])}[/bold]  {escape(explained(arm))}")
+        if arm["verdict"] not in ("better", "worse", "equivalent"):
+            console.print(f"[bold]{escape(arm['arm'])}[/bold]  {escape(arm['why'])}")
+    for why in dict.fromkeys(arm["pairing"] for arm in said["arms"] if arm["pairing"]):
+        of = ", ".join(arm["arm"] for arm in said["arms"] if arm["pairing"] == why)
+        console.print(f"[bold]{escape(of)}[/bold]  {escape(why)}")
     tuned = [f"{arm['arm']} {rate(arm['lr']['best'])}" for arm in said["arms"] if arm["lr"]]
     if tuned:
         console.print(f"best learning rate, chosen on other seeds: {escape(', '.join(tuned))}")
     if said["banners"]:
-        console.print(f"\n[bold red]{len(said['banners'])} guards fired[/bold red]")
+        many = len(said["banners"])
+        console.print(f"\n[bold red]{many} guard{'s' if many > 1 else ''} fired[/bold red]")
         for banner in said["banners"]:
             console.print(f"[red]! {escape(banner['guard'])}[/red]  {escape(banner['text'])}")
     else:
@@ -47,12 +58,12 @@ def markdown(said: dict, pictures: dict[str, str]) -> str:
     if said["question"]:
         out += [f"**{said['question']}**", ""]
     out += [said["headline"], ""]
-    head = ["verdict", "arm", "n", "mean ± sd", f"difference [{1 - said['alpha']:.0%} interval]", "p (Holm)",
-            "to the baseline's loss"]  # fmt: skip
+    head = ["verdict", "arm", "n", "mean ± sd", "difference", f"{1 - said['alpha']:.0%} interval", "p (Holm)",
+            "steps to the baseline's loss"]  # fmt: skip
     rows = []
     for arm in said["arms"]:
         mean = spread(arm) + (" \\*" if arm["conditional"] else "")
-        rows.append([f"**{verdict(arm)}**", arm["arm"], count(arm), mean, interval(arm), p(arm["p_holm"]), steps(arm)])
+        rows.append([f"**{verdict(arm)}**", arm["arm"], count(arm), mean, number(arm["difference"], "+"), ends(arm), p(arm["p_holm"]), steps(arm)])  # fmt: skip
     out += [*_table(head, rows), "", legend(said), ""]
     out += [f"- **{arm['arm']}**: {explained(arm)}" for arm in said["arms"][1:]]
     out += ["", "## Guards", ""]
@@ -90,11 +101,9 @@ def spread(arm: dict) -> str:
     return number(arm["mean"]) + (f" ± {number(arm['sd'])}" if arm["sd"] is not None else "")
 
 
-def interval(arm: dict) -> str:
-    if arm["difference"] is None:
-        return ""
-    ends = f" [{number(arm['low'], '+')}, {number(arm['high'], '+')}]" if arm["low"] is not None else ""
-    return number(arm["difference"], "+") + ends
+def ends(arm: dict) -> str:
+    """ "[-0.0249, -0.0018]"; empty where there is no interval."""
+    return "" if arm["low"] is None else f"[{number(arm['low'], '+')}, {number(arm['high'], '+')}]"
 
 
 def p(value: float | None) -> str:
@@ -110,7 +119,7 @@ def steps(arm: dict) -> str:
         return ""
     if arm["steps_to_target"] is None:
         return f"not in {arm['within_steps']:,}"
-    return f"{arm['steps_to_target']:,.0f} steps"
+    return f"{arm['steps_to_target']:,.0f}"
 
 
 def cost(arm: dict) -> list[str]:
@@ -179,15 +188,16 @@ def meanings(said: dict) -> list[tuple[str, str]]:
     found = [
         ("verdict", f"better or worse: Holm p below {said['alpha']:g}; equivalent: the difference lies inside ±{effect}; "
          "inconclusive: neither can be said yet"),
-        ("needs n", f"seeds per arm that find a difference of the size in question in 4 of 5 tries"),
+        ("needs n", "seeds per arm that find a difference of the size in question in 4 of 5 tries"),
         ("n", "runs that finished, one for each seed"),
         ("mean ± sd", f"of {said['metric']} over the seeds, at the end of the budget"),
         ("difference", f"arm minus {said['baseline']}; with pairs, the mean of the differences at each seed"),
         (f"{level} interval", f"Student-t; over many such experiments {level} of the intervals hold the true difference"),
         ("p (Holm)", "chance of a difference this large if there were none, corrected for the number of arms"),
         ("noise between seeds", "sd of runs that differ in nothing but the seed, pooled over the arms"),
+        ("finds", "true difference that so many seeds find in 4 of 5 tries, at Holm's strictest step"),
         ("correlation of the pairs", "how alike a seed moves the arm and the baseline; high values narrow the interval"),
-        ("to the baseline's loss", "where the arm's mean validation curve first reaches the baseline's last value, "
+        ("steps to the baseline's loss", "where the arm's mean validation curve first reaches the baseline's last value, "
          "between two evaluations by a straight line"),
     ]  # fmt: skip
     if any(arm["lr"] for arm in said["arms"]):
@@ -212,6 +222,13 @@ def environment(said: dict) -> str:
     commit = f"commit {known['commit']}" if known["commit"] else "no commit known"
     dirty = " with changes" if known["dirty"] else ""
     return f"{known['device_name']} ({known['device']}), {known['precision']}, Python {known['python']}, {packages}; {commit}{dirty}."
+
+
+def _grid(titles, right) -> Table:
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for title in titles:
+        grid.add_column(title, justify="right" if title in right else "left", overflow="fold")
+    return grid
 
 
 def _table(head: list[str], rows: list[list]) -> list[str]:
