@@ -233,7 +233,13 @@ def test_unequal_and_repeated_seeds(tmp_path):
 def test_what_the_plan_settles_is_no_difference(tmp_path):
     arms = {"NoPE": {"config": {"GPT.dim": 66, "Experiment.steps": 120}, "parameters": {"total": 100_100}}}
     plan = {
-        "match": {"of": "params", "knob": {"rope": "GPT.dim", "NoPE": "GPT.dim"}, "widths": {}, "residual": {}},
+        "match": {
+            "of": "params",
+            "knob": "*.dim",
+            "knobs": {"rope": "GPT.dim", "NoPE": "GPT.dim"},
+            "widths": {},
+            "residual": {},
+        },
         "budget": {"of": "seconds", "amount": 9, "steps": {"rope": 100, "NoPE": 120}, "seconds_per_step": {}},
     }
     assert compared(write_plan(tmp_path, {"NoPE": 0.3}, seeds=range(3), arms=arms, **plan))["banners"] == []
@@ -298,7 +304,9 @@ def test_an_exclusion_is_echoed_everywhere(tmp_path, capsys):
         assert "NoPE-s4" in text and "the machine was cooked" in text
 
 
-@pytest.mark.parametrize("flags", [["--exclude", "NoPE-s1"], ["--reason", "why"], ["--exclude", "NoPE-s1", "--reason", " "]])
+@pytest.mark.parametrize(
+    "flags", [["--exclude", "NoPE-s1"], ["--reason", "why"], ["--exclude", "NoPE-s1", "--reason", " "]]
+)
 def test_an_exclusion_needs_a_reason(tmp_path, flags):
     with pytest.raises(SystemExit, match="2"):
         compare.main([str(write_plan(tmp_path, {"NoPE": 0.3}, seeds=range(2))), *flags])
@@ -310,8 +318,9 @@ def test_identical_runs_are_identical_and_no_verdict(tmp_path):
     for seed in range(3):
         for name in ("again", "void"):
             source, target = folder / f"rope-s{seed}", folder / f"{name}-s{seed}"
-            (target / "metrics.jsonl").write_text(re.sub(r'"time/step_ms": [\d.]+', '"time/step_ms": 99.0',
-                                                         (source / "metrics.jsonl").read_text()))  # fmt: skip
+            (target / "metrics.jsonl").write_text(
+                re.sub(r'"time/step_ms": [\d.]+', '"time/step_ms": 99.0', (source / "metrics.jsonl").read_text())
+            )
             if name == "again":
                 (target / "facts.json").write_text((source / "facts.json").read_text())
     said = compared(folder, "--strict", code=1)
@@ -352,7 +361,10 @@ def test_without_a_plan_arms_are_runs_that_differ_in_nothing_but_the_seed(tmp_pa
     monkeypatch.chdir(tmp_path)
     assert compare.main(["position/rope-s*", "position/NoPE-s*", "--strict"]) == 0
     said = json.loads((tmp_path / "compare" / "compare.json").read_text())
-    assert [(one["arm"], one["n"], one["verdict"]) for one in said["arms"]] == [("rope", 3, "baseline"), ("NoPE", 3, "worse")]  # fmt: skip
+    assert [(one["arm"], one["n"], one["verdict"]) for one in said["arms"]] == [
+        ("rope", 3, "baseline"),
+        ("NoPE", 3, "worse"),
+    ]
     assert not said["declared"] and "nothing was declared" in said["notes"][-1]
     assert compare.main(["position/*-s*", "--baseline", "NoPE", "--effect", "1"]) == 0
     said = json.loads((tmp_path / "compare" / "compare.json").read_text())
@@ -364,7 +376,9 @@ def test_without_a_plan_arms_are_runs_that_differ_in_nothing_but_the_seed(tmp_pa
 
 
 def test_tokenizers_that_differ_are_compared_in_bits_per_byte(tmp_path):
-    said = compared(write_plan(tmp_path, {"BPE": 0.3}, seeds=range(3), arms={"BPE": {"tokenizer": "u" * 64, "data": "e"}}))
+    said = compared(
+        write_plan(tmp_path, {"BPE": 0.3}, seeds=range(3), arms={"BPE": {"tokenizer": "u" * 64, "data": "e"}})
+    )
     assert said["metric"] == "val_full/bits_per_byte" and said["effect"] == pytest.approx(1.44 * 0.02)
     assert "tokenizers differ" in said["notes"][0] and not arm(said, "BPE")["paired"]
 
@@ -376,7 +390,7 @@ def with_rates(tmp_path, optimum, seeds=(100, 101)):
     arms = {name: {"config": {"AdamW.lr": lr}} for name, lr in rate.items()}
     folder = write_plan(tmp_path, {"NoPE": 0.3}, seeds=range(3), arms=arms, selection_seeds=list(seeds))
     plan = json.loads((folder / "plan.json").read_text())
-    plan["lr"] = {"knob": "AdamW.lr", "grid": {"rope": grid, "NoPE": grid}}
+    plan["lr"] = {"knob": "*.lr", "knobs": {"rope": "AdamW.lr"}, "chosen": {}, "grid": {"rope": grid, "NoPE": grid}}
     for name, best in optimum.items():
         for seed in seeds:
             for lr in grid:
@@ -435,7 +449,9 @@ def test_the_outputs_agree_and_the_page_loads_nothing(tmp_path, pictures):
         if one["difference"] is not None:
             assert f"{one['difference']:+.4f}" in line and f"{one['difference']:+.4f}" in html
             assert f"{one['low']:+.4f}" in line and f"{one['low']:+.4f}" in html
-    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:|//|[^"'#\s]+\.(png|css|js))|url\((?!#)|@import|<script|<link""", html)
+    assert not re.search(
+        r"""(src|href)\s*=\s*["']?(https?:|//|[^"'#\s]+\.(png|css|js))|url\((?!#)|@import|<script|<link""", html
+    )
     assert html.count("<svg") == 3 and "prefers-color-scheme: dark" in html
     for name in ("forest", "curves", "flops"):
         assert (folder / "compare" / f"{name}.png").read_bytes().startswith(b"\x89PNG")

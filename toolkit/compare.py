@@ -41,8 +41,12 @@ def main(argv: list[str] | None = None) -> int:
     else:
         console = Console(highlight=False)
         text.show(said, console)
-        console.print(f"\n{out / 'compare.html'} and beside it report.md, compare.csv, compare.json, figures, tensorboard/",
-                      markup=False, style="dim", soft_wrap=True)  # fmt: skip
+        console.print(
+            f"\n{out / 'compare.html'} and beside it report.md, compare.csv, compare.json, figures, tensorboard/",
+            markup=False,
+            style="dim",
+            soft_wrap=True,
+        )
     return 1 if arguments.strict and comparison.banners else 0
 
 

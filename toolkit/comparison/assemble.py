@@ -114,9 +114,7 @@ def compare(plan: Plan, runs: list[Run], exclude: Sequence[tuple[str, str]], eff
     kept = [run for run in runs if run.path not in out]
     judged = [run for run in kept if run.purpose == "judged"]
     selection = [run for run in kept if run.purpose == "selection"]
-    notes = [f"excluded by hand: {run.name}: {reason}" for run, reason in excluded]
-    metric, effect, said = _metric(plan, judged, plan.effect if effect is None else effect)
-    notes += said
+    metric, effect, notes = _metric(plan, judged, plan.effect if effect is None else effect)
     if not plan.declared:
         notes.append(f"no plan: nothing was declared before these runs; the smallest effect of interest is {effect:g}")
 
@@ -142,8 +140,9 @@ def compare(plan: Plan, runs: list[Run], exclude: Sequence[tuple[str, str]], eff
         sd, n = (difference.sd if difference.paired else noise), min(difference.n_arm, difference.n_base)
         strictest = plan.alpha / len(values)  # Holm's first step, which is what "needs n" is counted for as well
         least = statistics.detectable(sd, n, difference.paired, strictest) if n > 1 and sd else None
-        arms[name] = replace(arms[name], difference=difference, p_holm=p, p_equivalence=q, verdict=verdict,
-                             detectable=least)  # fmt: skip
+        arms[name] = replace(
+            arms[name], difference=difference, p_holm=p, p_equivalence=q, verdict=verdict, detectable=least
+        )
     tuned = {name: rates.tune(plan, name, judged, selection, metric) for name in arms}
     curve = metric.replace("val_full/", "val/") if metric.startswith("val_full/") else CURVE
     target = _mean_curve(base, curve)[1][-1:]
@@ -157,16 +156,29 @@ def compare(plan: Plan, runs: list[Run], exclude: Sequence[tuple[str, str]], eff
     banners = guards.check(plan, judged, selection)
     banners += rates.check({name: found for name, found in tuned.items() if found})
     known = df > 0
-    return Comparison(plan, metric, effect, plan.alpha, tuple(arms.values()), tuple(selection), tuple(excluded),
-                      tuple(banners), tuple(notes), noise if known else None, df)  # fmt: skip
+    return Comparison(
+        plan,
+        metric,
+        effect,
+        plan.alpha,
+        tuple(arms.values()),
+        tuple(selection),
+        tuple(excluded),
+        tuple(banners),
+        tuple(notes),
+        noise if known else None,
+        df,
+    )
 
 
 def _named(runs: list[Run], name: str) -> Run:
     found = [run for run in runs if run.name == name or run.path == Path(name)]
     if len(found) != 1:
         known = guards.some(run.name for run in runs)
-        raise ValueError(f"--exclude {name}: {'there is no such run' if not found else 'several runs are called that'}; "
-                         f"the runs are {known}")  # fmt: skip
+        raise ValueError(
+            f"--exclude {name}: {'there is no such run' if not found else 'several runs are called that'}; "
+            f"the runs are {known}"
+        )
     return found[0]
 
 

@@ -1,5 +1,5 @@
-"""The pictures of a comparison, as PNG for a paper and as SVG for the page. Colours are Okabe and Ito's, which the
-colour-blind can tell apart, and each arm has a line style and a marker of its own besides."""
+"""The pictures of a comparison, as PNG for a paper and as SVG for the page. Colours are Okabe and Ito's (the blue
+lighter, for dark pages), which the colour-blind can tell apart; and each arm has a line style and a marker besides."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from toolkit.comparison.assemble import IDENTICAL, Arm, Comparison
 from toolkit.comparison.runs import Run
 
 INK, GREY = "#333333", "#888888"  # the page shows INK in its own text colour, light or dark
-ARMS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+ARMS = ("#2a86c8", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
 MARKERS = "osD^vP"
-WORDS = {"better": "#0072B2", "worse": "#D55E00", "equivalent": "#009E73"}
+WORDS = {"better": "#2a86c8", "worse": "#D55E00", "equivalent": "#009E73"}
 STYLE = {
     "font.size": 10,
     "axes.edgecolor": INK,
@@ -78,8 +78,14 @@ def forest(comparison: Comparison) -> Figure | None:
         if edge is not None and abs(found.mean) > edge:
             side = 1 if found.mean > 0 else -1
             axes.plot([side * 0.97 * edge], [y], ">" if side > 0 else "<", color=color, markersize=10)
-            axes.annotate("off the scale", (side * 0.92 * edge, y), va="center", ha="right" if side > 0 else "left",
-                          fontsize=9, color=color)  # fmt: skip
+            axes.annotate(
+                "off the scale",
+                (side * 0.92 * edge, y),
+                va="center",
+                ha="right" if side > 0 else "left",
+                fontsize=9,
+                color=color,
+            )
         if found.low is not None:
             axes.plot([found.low, found.high], [y, y], color=color, linewidth=2.4, solid_capstyle="round")
         axes.plot([found.mean], [y], "o", color=color, markersize=7.5, zorder=3)
@@ -191,8 +197,15 @@ def rates(comparison: Comparison) -> Figure | None:
             if point.lr == arm.tuned.best:
                 axes.plot(point.lr, point.mean, "o", markersize=13, markerfacecolor="none", color=look["color"])
         lost = [point.lr for point in arm.tuned.points if len(point.values) < point.runs]
-        axes.plot(lost, [0.97] * len(lost), "x", color=look["color"], markersize=8, markeredgewidth=2,
-                  transform=axes.get_xaxis_transform())  # fmt: skip
+        axes.plot(
+            lost,
+            [0.97] * len(lost),
+            "x",
+            color=look["color"],
+            markersize=8,
+            markeredgewidth=2,
+            transform=axes.get_xaxis_transform(),
+        )
     axes.set_xscale("log")
     tried = sorted({point.lr for arm in comparison.arms if arm.tuned for point in arm.tuned.points})
     axes.set_xticks(tried, [f"{lr:g}" for lr in tried])
@@ -201,22 +214,35 @@ def rates(comparison: Comparison) -> Figure | None:
     axes.margins(y=0.12)
     axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
     handles = _handles(comparison)
-    handles.append(Line2D([], [], color=INK, marker="o", markersize=11, markerfacecolor="none", linestyle="", label="chosen"))  # fmt: skip
+    handles.append(
+        Line2D([], [], color=INK, marker="o", markersize=11, markerfacecolor="none", linestyle="", label="chosen")
+    )
     handles.append(Line2D([], [], color=INK, marker="x", linestyle="", label="a run did not finish"))
     _legend(figure, handles)
     return figure
 
 
 _PICTURES: tuple[tuple[str, str, Callable[[Comparison], Figure | None]], ...] = (
-    ("forest", "Difference of {c.metric} from {c.baseline.name}: mean over seeds with its interval, in the colour of its "
-     "verdict. Ticks are single seeds, the grey band is the noise between seeds, and between the dashed lines a "
-     "difference is too small to matter.", forest),
-    ("curves", "{metric} along the training, and its difference from {c.baseline.name} at the same seed: mean and range "
-     "over seeds. What decides is the end.", curves),
+    (
+        "forest",
+        "Difference of {c.metric} from {c.baseline.name}: mean over seeds with its interval, in the colour of its "
+        "verdict. Ticks are single seeds, the grey band is the noise between seeds, and between the dashed lines a "
+        "difference is too small to matter.",
+        forest,
+    ),
+    (
+        "curves",
+        "{metric} along the training, and its difference from {c.baseline.name} at the same seed: mean and range "
+        "over seeds. What decides is the end.",
+        curves,
+    ),
     ("flops", "{metric} against training FLOPs: an arm that costs more per token lies further to the right.", flops),
-    ("lr", "{c.metric} against the learning rate, on seeds that are not judged. The ringed rate was chosen for each arm.",
-     rates),
-)  # fmt: skip
+    (
+        "lr",
+        "{c.metric} against the learning rate, on seeds that are not judged. The ringed rate was chosen for each arm.",
+        rates,
+    ),
+)
 
 
 def _figure(height: float) -> Figure:
@@ -244,10 +270,20 @@ def _looks(comparison: Comparison) -> list[tuple[Arm, dict]]:
 def _handles(comparison: Comparison) -> list:
     said = {arm.name: arm.verdict.word if arm.verdict else "baseline" for arm in comparison.arms}
     return [
-        Line2D([], [], linewidth=1.8, markersize=4, label=f"{arm.name} ({IDENTICAL})" if said[arm.name] == IDENTICAL
-               else f"{arm.name} (baseline)" if arm is comparison.baseline else arm.name, **look)
+        Line2D(
+            [],
+            [],
+            linewidth=1.8,
+            markersize=4,
+            label=f"{arm.name} ({IDENTICAL})"
+            if said[arm.name] == IDENTICAL
+            else f"{arm.name} (baseline)"
+            if arm is comparison.baseline
+            else arm.name,
+            **look,
+        )
         for arm, look in _looks(comparison)
-    ]  # fmt: skip
+    ]
 
 
 def _legend(figure: Figure, handles: list) -> None:

@@ -63,8 +63,10 @@ def config(plan: Plan, runs: list[Run]) -> Iterable[Banner]:
         if beyond:
             count = f"{len(beyond)} key{'s' if len(beyond) > 1 else ''}"
             asked = "beyond the factor" if plan.declared else "at once, and no plan says which of them is the factor"
-            yield Banner("config", f"{arm}: {count} differ{'' if len(beyond) > 1 else 's'} {asked}: "
-                         + "; ".join(beyond.values()))  # fmt: skip
+            yield Banner(
+                "config",
+                f"{arm}: {count} differ{'' if len(beyond) > 1 else 's'} {asked}: " + "; ".join(beyond.values()),
+            )
 
 
 def independent(base: dict, other: dict) -> dict[str, str]:
@@ -83,16 +85,17 @@ def independent(base: dict, other: dict) -> dict[str, str]:
 def _allowed(plan: Plan, run: Run, base: Run, key: str) -> bool:
     if any(fnmatchcase(key, pattern) for pattern in plan.factor):
         return True
-    if key in (knob_of(plan.match, run.arm), knob_of(plan.match, base.arm), knob_of(plan.lr, run.arm)):
+    settled = [knob_of(one, arm) for one in (plan.match, plan.lr) for arm in (run.arm, base.arm)]
+    if any(fnmatchcase(key, knob) for knob in settled if knob):
         return True
     steps = plan.budget.get("steps") or {}
     return key == "Experiment.steps" and run.config.get(key) == steps.get(run.arm) and base.arm in steps
 
 
 def knob_of(settled: dict | None, arm: str) -> str | None:
-    """The knob that the plan itself sets for an arm, to match its size or to tune its learning rate."""
-    knob = (settled or {}).get("knob")
-    return knob.get(arm) if isinstance(knob, dict) else knob
+    """The knob that the plan itself sets for an arm, to match its size or to tune its learning rate; a pattern, maybe."""
+    settled = settled or {}
+    return (settled.get("knobs") or {}).get(arm) or settled.get("knob")
 
 
 def sizes(plan: Plan, runs: list[Run]) -> Iterable[Banner]:
@@ -124,7 +127,11 @@ def tokens(plan: Plan, runs: list[Run]) -> Iterable[Banner]:
     if plan.budget.get("of") not in ("flops", "seconds"):
         yield from _differ(runs, "tokens", lambda run: run.facts.get("tokens"), lambda value: f"{value:,}")
     planned = plan.budget.get("steps") or {}
-    off = [f"{run.name} {run.steps:,} for {planned[run.arm]:,}" for run in runs if run.steps != planned.get(run.arm, run.steps)]  # fmt: skip
+    off = [
+        f"{run.name} {run.steps:,} for {planned[run.arm]:,}"
+        for run in runs
+        if run.steps != planned.get(run.arm, run.steps)
+    ]
     if off:
         yield Banner("budget", f"steps that are not the plan's: {'; '.join(off)}")
 
@@ -163,9 +170,9 @@ def environment(runs: list[Run]) -> Iterable[Banner]:
         only = {tuple(pair for pair in key if pair not in common): names for key, names in groups.items()}
         yield Banner("versions", _list(only, lambda pairs: ", ".join(f"{n} {v}" for n, v in pairs) or "none of these"))
     yield from _differ(runs, "commit", lambda run: str(run.facts.get("commit"))[:12])
-    dirty = [run.name for run in runs if run.facts.get("dirty")]
-    if dirty:
-        yield Banner("dirty tree", f"the code had changes that no commit holds: {some(dirty)}")
+    dirty = _groups(runs, lambda run: bool(run.facts.get("dirty")))
+    if True in dirty:
+        yield Banner("dirty tree", f"the code had changes that no commit holds: {_names(dirty[True], dirty)}")
 
 
 def no_op(plan: Plan, runs: list[Run]) -> Iterable[Banner]:
@@ -174,8 +181,10 @@ def no_op(plan: Plan, runs: list[Run]) -> Iterable[Banner]:
         same = [run.seed for run, _ in identical(plan, runs, arm)]
         if same:
             at = f"at seed{'s' if len(same) > 1 else ''} {', '.join(map(str, same))}"
-            changed = any(independent(a.config, b.config) or a.config.keys() ^ b.config.keys()
-                          for b, a in identical(plan, runs, arm))  # fmt: skip
+            changed = any(
+                independent(a.config, b.config) or a.config.keys() ^ b.config.keys()
+                for b, a in identical(plan, runs, arm)
+            )
             why = "what it changes never took effect" if changed else "its config is the baseline's"
             yield Banner("no-op", f"{arm} is identical to {plan.baseline} {at}: {why}")
 
@@ -244,7 +253,9 @@ def spikes(loss: np.ndarray) -> np.ndarray:
         return np.array([], dtype=int)
     rise = np.array([loss[i] - np.median(loss[i - PAST : i]) for i in range(PAST, len(loss))])
     change = np.diff(loss)  # from point to point, so that the trend adds little to the spread
-    sd = 1.4826 * np.median(np.abs(change - np.median(change))) / np.sqrt(2)  # of a normal, from its absolute deviations
+    sd = (
+        1.4826 * np.median(np.abs(change - np.median(change))) / np.sqrt(2)
+    )  # of a normal, from its absolute deviations
     return PAST + np.flatnonzero(rise > max(SPIKE_SD * sd, SPIKE_NATS))
 
 
@@ -263,12 +274,12 @@ def _groups(runs: list[Run], of: Callable) -> dict[object, list[Run]]:
 
 def _list(groups: dict[object, list[Run]], words: Callable) -> str:
     """ "float32 (rope), bfloat16 (alibi-s1)": an arm by its name where no other group has a run of it."""
-    texts = []
-    for value, members in groups.items():
-        elsewhere = {run.arm for other in groups.values() if other is not members for run in other}
-        names = [run.name if run.arm in elsewhere else run.arm for run in members]
-        texts.append(f"{words(value).strip()} ({some(names)})")
-    return " against ".join(texts)
+    return " against ".join(f"{words(value).strip()} ({_names(of, groups)})" for value, of in groups.items())
+
+
+def _names(members: list[Run], groups: dict[object, list[Run]]) -> str:
+    elsewhere = {run.arm for other in groups.values() if other is not members for run in other}
+    return some(run.name if run.arm in elsewhere else run.arm for run in members)
 
 
 def some(names: Iterable[str], most: int = 6) -> str:

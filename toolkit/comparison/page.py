@@ -23,7 +23,7 @@ p { margin: .5rem 0; } .soft, figcaption { color: var(--soft); font-size: .88rem
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th { text-align: left; font-weight: 600; color: var(--soft); font-size: .82rem; vertical-align: bottom; }
-th, td { padding: .42rem .9rem .42rem 0; border-bottom: 1px solid var(--line); }
+th, td { padding: .36rem .9rem .36rem 0; border-bottom: 1px solid var(--line); }
 td { vertical-align: top; } td.n, th.n { text-align: right; white-space: nowrap; } td.k { white-space: nowrap; }
 .word { font-weight: 700; } .better { color: var(--better); } .worse { color: var(--worse); }
 .equivalent { color: var(--equivalent); } .inconclusive { color: var(--open); } .lost { color: var(--alarm); }
@@ -45,6 +45,7 @@ def page(said: dict, pictures: dict[str, tuple[str, str]]) -> str:
     body = [
         f"<h1>{escape(said['question'] or said['name'])}</h1>",
         f'<p class="lead">{escape(said["headline"])}</p>',
+        *(f'<div class="banner">{escape(one)}</div>' for one in text.exclusions(said)),
         _verdicts(said),
         f'<p class="soft">{escape(text.legend(said))}.</p>',
         "<h2>Guards</h2>",
@@ -56,6 +57,8 @@ def page(said: dict, pictures: dict[str, tuple[str, str]]) -> str:
         f"<h2>To the baseline's final loss ({escape(said['baseline'])})</h2>",
         _costs(said),
         *_rates(said),
+        f"<h2>{escape(said['metric'])} by seed</h2>",
+        _seeds(said),
         "<h2>Every run</h2>",
         _runs(said),
         "<h2>What differs from the baseline</h2>",
@@ -68,12 +71,24 @@ def page(said: dict, pictures: dict[str, tuple[str, str]]) -> str:
     ]
     title = escape(said["question"] or said["name"])
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
-    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head><body>\n' + "\n".join(body) + "\n</body></html>\n"  # fmt: skip
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head><body>\n'
+        + "\n".join(body)
+        + "\n</body></html>\n"
+    )
 
 
 def _verdicts(said: dict) -> str:
-    head = ["verdict", "arm", "n", "mean ± sd", "difference", f"{1 - said['alpha']:.0%} interval", "p (Holm)",
-            "in noise sd"]  # fmt: skip
+    head = [
+        "verdict",
+        "arm",
+        "n",
+        "mean ± sd",
+        "difference",
+        f"{1 - said['alpha']:.0%} interval",
+        "p (Holm)",
+        "in noise sd",
+    ]
     rows = []
     for arm in said["arms"]:
         ends = f"{text.number(arm['low'], '+')} to {text.number(arm['high'], '+')}" if arm["low"] is not None else ""
@@ -116,9 +131,18 @@ def _rates(said: dict) -> list[str]:
     if not any(arm["lr"] for arm in said["arms"]):
         return []
     head, rows = text.rates(said)
-    cells = [[("", escape(row[0])), *(("n", re.sub(r"\*\*(.*)\*\*", r"<b>\1</b>", cell)) for cell in row[1:])] for row in rows]  # fmt: skip
+    cells = [
+        [("", escape(row[0])), *(("n", re.sub(r"\*\*(.*)\*\*", r"<b>\1</b>", cell)) for cell in row[1:])]
+        for row in rows
+    ]
     note = '<p class="soft">Means over the selection seeds; the rate in bold was chosen, and judged on other seeds.</p>'
     return ["<h2>Learning rates</h2>", _table(head, cells, plain=1), note]
+
+
+def _seeds(said: dict) -> str:
+    head, rows = text.by_seed(said)
+    cells = [[("n", f'<span class="lost">{cell}</span>' if cell.isalpha() else cell) for cell in row] for row in rows]
+    return _table([escape(name) for name in head], cells)
 
 
 def _runs(said: dict) -> str:
@@ -127,8 +151,17 @@ def _runs(said: dict) -> str:
         lost = "" if run["outcome"] == "finished" else "lost"
         outcome = f'<span class="{lost}">{escape(run["outcome"])}</span>'
         seconds = "" if run["seconds"] is None else f"{run['seconds']:,.0f}"
-        rows.append([("k", escape(run["run"])), ("n", str(run["seed"])), ("", outcome), ("n", text.number(run["value"])),
-                     ("n", f"{run['step']:,}"), ("n", seconds), ("", escape(run["reason"]))])  # fmt: skip
+        rows.append(
+            [
+                ("k", escape(run["run"])),
+                ("n", str(run["seed"])),
+                ("", outcome),
+                ("n", text.number(run["value"])),
+                ("n", f"{run['step']:,}"),
+                ("n", seconds),
+                ("", escape(run["reason"])),
+            ]
+        )
     for one in said["excluded"]:
         outcome = '<span class="lost">excluded by hand</span>'
         rows.append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import numpy as np
 
@@ -49,8 +50,14 @@ def tune(plan: Plan, arm: str, judged: list[Run], selection: list[Run], metric: 
     whole = [point for point in points if point.mean is not None]
     best = min(whole, key=lambda point: (point.runs - len(point.values), point.mean)).lr if whole else None
     knob = knob_of(plan.lr, arm)
-    used = {run.lr if run.lr is not None else run.config.get(knob) for run in judged if run.arm == arm and run.facts}
+    used = {_rate(run, knob) for run in judged if run.arm == arm and run.facts}
     return Tuned(tuple(points), best, tuple(sorted(lr for lr in used if lr is not None)))
+
+
+def _rate(run: Run, knob: str | None) -> float | None:
+    if run.lr is not None or knob is None:
+        return run.lr
+    return next((value for key, value in run.config.items() if fnmatchcase(key, knob)), None)
 
 
 def check(tuned: dict[str, Tuned]) -> Iterable[Banner]:
@@ -59,8 +66,11 @@ def check(tuned: dict[str, Tuned]) -> Iterable[Banner]:
         rates = [point.lr for point in found.points]
         if len(rates) > 1 and found.best in (rates[0], rates[-1]):
             beyond = f"below {rates[0]:g}" if found.best == rates[0] else f"above {rates[-1]:g}"
-            yield Banner("LR grid edge", f"{arm}: the best learning rate, {found.best:g}, is at the edge of its grid "
-                         f"({', '.join(f'{lr:g}' for lr in rates)}); a better one may lie {beyond}")  # fmt: skip
+            yield Banner(
+                "LR grid edge",
+                f"{arm}: the best learning rate, {found.best:g}, is at the edge of its grid "
+                f"({', '.join(f'{lr:g}' for lr in rates)}); a better one may lie {beyond}",
+            )
         if any(lr != found.best for lr in found.judged_at):
             at = ", ".join(f"{lr:g}" for lr in found.judged_at)
             yield Banner("learning rate", f"{arm} is judged at {at}; the best on its selection seeds is {found.best}")

@@ -189,8 +189,13 @@ def gathered(patterns: Sequence[str], baseline: str | None) -> tuple[Plan, list[
     if chosen not in arms:
         raise ValueError(f"--baseline {chosen}: the arms are {', '.join(arms)}")
     order = (chosen, *(arm for arm in arms if arm != chosen))
-    plan = Plan(name=" and ".join(order) if len(order) < 4 else "comparison", question="", baseline=chosen, arms=order,
-                declared=False)  # fmt: skip
+    plan = Plan(
+        name=" and ".join(order) if len(order) < 4 else "comparison",
+        question="",
+        baseline=chosen,
+        arms=order,
+        declared=False,
+    )
     return plan, [replace(run, arm=names[key]) for key, runs in groups.items() for run in runs]
 
 

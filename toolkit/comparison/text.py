@@ -13,6 +13,8 @@ def show(said: dict, console: Console) -> None:
     """Verdicts first, then what speaks against them, then the rest."""
     console.print(f"[bold]{escape(said['question'] or said['name'])}[/bold]")
     console.print(escape(said["headline"]))
+    for one in exclusions(said):
+        console.print(f"[bold red]{escape(one)}[/bold red]")
     titles = ("verdict", "arm", "n", "mean ± sd", "difference", f"{1 - said['alpha']:.0%} interval", "p Holm")
     grid = _grid(titles, ("n", "difference", "p Holm"))
     for arm in said["arms"]:
@@ -58,12 +60,32 @@ def markdown(said: dict, pictures: dict[str, str]) -> str:
     if said["question"]:
         out += [f"**{said['question']}**", ""]
     out += [said["headline"], ""]
-    head = ["verdict", "arm", "n", "mean ± sd", "difference", f"{1 - said['alpha']:.0%} interval", "p (Holm)",
-            "steps to the baseline's loss"]  # fmt: skip
+    out += [f"**{one}**\n" for one in exclusions(said)]
+    head = [
+        "verdict",
+        "arm",
+        "n",
+        "mean ± sd",
+        "difference",
+        f"{1 - said['alpha']:.0%} interval",
+        "p (Holm)",
+        "steps to the baseline's loss",
+    ]
     rows = []
     for arm in said["arms"]:
         mean = spread(arm) + (" \\*" if arm["conditional"] else "")
-        rows.append([f"**{verdict(arm)}**", arm["arm"], count(arm), mean, number(arm["difference"], "+"), ends(arm), p(arm["p_holm"]), steps(arm)])  # fmt: skip
+        rows.append(
+            [
+                f"**{verdict(arm)}**",
+                arm["arm"],
+                count(arm),
+                mean,
+                number(arm["difference"], "+"),
+                ends(arm),
+                p(arm["p_holm"]),
+                steps(arm),
+            ]
+        )
     out += [*_table(head, rows), "", legend(said), ""]
     out += [f"- **{arm['arm']}**: {explained(arm)}" for arm in said["arms"][1:]]
     out += ["", "## Guards", ""]
@@ -72,8 +94,11 @@ def markdown(said: dict, pictures: dict[str, str]) -> str:
         out += ["", "## Notes", "", *(f"- {note}" for note in said["notes"])]
     for file, caption in pictures.items():
         out += ["", f"![{caption}]({file})", "", caption]
-    out += ["", "## Runs", ""]
-    rows = [[run["run"], run["arm"], run["seed"], run["outcome"], number(run["value"]), run["reason"]] for run in said["runs"]]  # fmt: skip
+    out += ["", f"## {said['metric']} by seed", "", *_table(*by_seed(said)), "", "## Runs", ""]
+    rows = [
+        [run["run"], run["arm"], run["seed"], run["outcome"], number(run["value"]), run["reason"]]
+        for run in said["runs"]
+    ]
     rows += [[one["run"], one["arm"], "", "excluded by hand", "", one["reason"]] for one in said["excluded"]]
     out += _table(["run", "arm", "seed", "outcome", said["metric"], "reason"], rows)
     if any(arm["lr"] for arm in said["arms"]):
@@ -175,31 +200,59 @@ def explained(arm: dict) -> str:
     return " ".join(said)
 
 
+def exclusions(said: dict) -> list[str]:
+    """A line for each run that was left out; it stands next to the verdicts, which may hang on it."""
+    return [f"excluded by hand: {one['run']}: {one['reason']}" for one in said["excluded"]]
+
+
+def by_seed(said: dict) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table of values: a seed a row, an arm a column; what did not finish says so."""
+    arms = [arm["arm"] for arm in said["arms"]]
+    cells: dict[tuple[int, str], list[str]] = {}
+    for run in said["runs"]:
+        cells.setdefault((run["seed"], run["arm"]), []).append(number(run["value"]) or run["outcome"])
+    seeds = sorted({seed for seed, _ in cells})
+    return ["seed", *arms], [[str(seed), *(", ".join(cells.get((seed, arm), ["-"])) for arm in arms)] for seed in seeds]
+
+
 def legend(said: dict) -> str:
     """What the table is in."""
     noise = f"; noise between seeds (sd, pooled over arms) {number(said['noise_sd'])}" if said["noise_sd"] else ""
     mark = "; * over the runs that finished alone" if any(arm["conditional"] for arm in said["arms"]) else ""
-    return f"{said['metric']} in {said['unit']}, lower is better; smallest effect of interest {said['effect']:.4g}{noise}{mark}"  # fmt: skip
+    effect = f"smallest effect of interest {said['effect']:.4g}"
+    return f"{said['metric']} in {said['unit']}, lower is better; {effect}{noise}{mark}"
 
 
 def meanings(said: dict) -> list[tuple[str, str]]:
     """Each number in a line."""
     level, effect = f"{1 - said['alpha']:.0%}", f"{said['effect']:.4g}"
     found = [
-        ("verdict", f"better or worse: Holm p below {said['alpha']:g}; equivalent: the difference lies inside ±{effect}; "
-         "inconclusive: neither can be said yet"),
+        (
+            "verdict",
+            f"better or worse: Holm p below {said['alpha']:g}; equivalent: the difference lies inside ±{effect}; "
+            "inconclusive: neither can be said yet",
+        ),
         ("needs n", "seeds per arm that find a difference of the size in question in 4 of 5 tries"),
         ("n", "runs that finished, one for each seed"),
         ("mean ± sd", f"of {said['metric']} over the seeds, at the end of the budget"),
         ("difference", f"arm minus {said['baseline']}; with pairs, the mean of the differences at each seed"),
-        (f"{level} interval", f"Student-t; over many such experiments {level} of the intervals hold the true difference"),
+        (
+            f"{level} interval",
+            f"Student-t; over many such experiments {level} of the intervals hold the true difference",
+        ),
         ("p (Holm)", "chance of a difference this large if there were none, corrected for the number of arms"),
         ("noise between seeds", "sd of runs that differ in nothing but the seed, pooled over the arms"),
         ("finds", "true difference that so many seeds find in 4 of 5 tries, at Holm's strictest step"),
-        ("correlation of the pairs", "how alike a seed moves the arm and the baseline; high values narrow the interval"),
-        ("steps to the baseline's loss", "where the arm's mean validation curve first reaches the baseline's last value, "
-         "between two evaluations by a straight line"),
-    ]  # fmt: skip
+        (
+            "correlation of the pairs",
+            "how alike a seed moves the arm and the baseline; high values narrow the interval",
+        ),
+        (
+            "steps to the baseline's loss",
+            "where the arm's mean validation curve first reaches the baseline's last value, "
+            "between two evaluations by a straight line",
+        ),
+    ]
     if any(arm["lr"] for arm in said["arms"]):
         found.append(("sensitivity", "mean over the grid of learning rates, above the best of them"))
     return found
@@ -209,9 +262,14 @@ def commands(said: dict) -> list[str]:
     """What to type."""
     excluded = "".join(f' --exclude {one["run"]} --reason "{one["reason"]}"' for one in said["excluded"])
     if said["folder"]:
-        return [f"python -m toolkit.ablate {said['folder']}/plan.gin", f"python -m toolkit.compare {said['folder']}{excluded}"]  # fmt: skip
+        return [
+            f"python -m toolkit.ablate {said['folder']}/plan.gin",
+            f"python -m toolkit.compare {said['folder']}{excluded}",
+        ]
     folders = [run["path"] for run in said["runs"]]
-    again = [f"python -m toolkit.run --base {folder}/config.gin --name {folder.rsplit('/', 1)[-1]}" for folder in folders]  # fmt: skip
+    again = [
+        f"python -m toolkit.run --base {folder}/config.gin --name {folder.rsplit('/', 1)[-1]}" for folder in folders
+    ]
     return [*again, f"python -m toolkit.compare {' '.join(folders)}{excluded}"]
 
 
@@ -221,7 +279,8 @@ def environment(said: dict) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in (known["packages"] or {}).items())
     commit = f"commit {known['commit']}" if known["commit"] else "no commit known"
     dirty = " with changes" if known["dirty"] else ""
-    return f"{known['device_name']} ({known['device']}), {known['precision']}, Python {known['python']}, {packages}; {commit}{dirty}."
+    machine = f"{known['device_name']} ({known['device']}), {known['precision']}, Python {known['python']}"
+    return f"{machine}, {packages}; {commit}{dirty}."
 
 
 def _grid(titles, right) -> Table:
