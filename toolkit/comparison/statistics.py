@@ -105,7 +105,8 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 def detectable(sd: float, n: int, paired: bool, alpha: float = 0.05, power: float = 0.8) -> float:
     """The smallest true difference that n seeds per arm find (two-sided p below alpha, right sign) with this power.
-    ``sd`` is that of the paired differences when paired, of one arm otherwise, and the answer has its unit.
+    ``sd`` is that of the paired differences when paired, of one arm otherwise (Welch's test at equal true
+    variances, exactly), and the answer has its unit. For a plan of m arms, alpha / m is Holm's strictest step.
     ValueError: fewer than 2 seeds, a negative sd, alpha or power outside (0, 1)."""
     _check(alpha=alpha, power=power, sd=sd)
     if n < 2:
@@ -146,6 +147,7 @@ def judge(
     verdict. ``base`` is the baseline's values, or for each arm those to compare it with (an arm that lost a seed is
     paired over the seeds that both have). ``effect`` is the smallest effect of interest, in units of the metric.
 
+    The sentence of an "equivalent" gives the 1 - 2 alpha interval, which belongs to two one-sided tests at alpha.
     "inconclusive" says how many seeds per arm find a true difference of ``effect`` in 4 of 5 tries at alpha / arms,
     Holm's strictest step. Where that many are there already, it asks for those that find half of it: a true difference
     is at least that far from zero or from the effect. The sd is that of the arm's paired differences; with fewer than
@@ -243,7 +245,7 @@ def _spread(arm, base, paired):
 
 def _correlation(arm, base):
     arm, base = (x - x.mean(-1, keepdims=True) for x in (arm, base))
-    return (arm * base).sum(-1) / np.sqrt((arm**2).sum(-1) * (base**2).sum(-1))
+    return np.clip((arm * base).sum(-1) / np.sqrt((arm**2).sum(-1) * (base**2).sum(-1)), -1, 1)
 
 
 def _holm(ps):
@@ -286,9 +288,9 @@ def _sd_to_plan_with(name, diff, arms, bases, measured, paired):
 
 
 def _verdict(word, diff, p, q, effect, alpha, arms, planning):
-    seeds = f"{diff.n_arm} {'paired ' if diff.paired else ''}seeds"
+    seeds = f"{diff.n_arm} {'paired' if diff.paired else 'unpaired'} seeds"
     if diff.n_arm != diff.n_base:
-        seeds = f"{diff.n_arm} seeds against {diff.n_base}"
+        seeds += f" against {diff.n_base}"
     over = f"Holm over {arms} arms, " if arms > 1 else ""
     interval = f"{100 * (1 - alpha):.4g} %"
     if word == "difference":
@@ -306,6 +308,10 @@ def _verdict(word, diff, p, q, effect, alpha, arms, planning):
         side = "below" if diff.mean < 0 else "above"
         return Verdict(word, f"It is {side} the baseline: {found} (p = {p:.2g}, {over}{seeds}).")
     if word == "equivalent":
+        # the interval that is inside the effect exactly when both one-sided tests of this arm say so
+        half = (diff.high - diff.low) / 2 * stats.t.isf(alpha, diff.df) / stats.t.isf(alpha / 2, diff.df)
+        ends = f"[{diff.mean - half:+.4g}, {diff.mean + half:+.4g}]"
+        found = f"{diff.mean:+.4g}, {100 * (1 - 2 * alpha):.4g} % interval {ends}"
         there = f"; it is not zero (p = {p:.2g}) but too small to matter" if p < alpha else ""
         return Verdict(
             word, f"The difference is inside \u00b1{effect:.4g}: {found} (p = {q:.2g}, {over}{seeds}){there}."
@@ -317,9 +323,10 @@ def _verdict(word, diff, p, q, effect, alpha, arms, planning):
         target = effect / 2
         needs = max(needed(sd, target, diff.paired, alpha / arms), now + 1)
     alone = ", the interval for this arm alone" if diff.low * diff.high > 0 and arms > 1 else ""
+    enough = f"{needs}" if needs <= MOST else f"more than {MOST}"
     why = (
         f"Neither zero (p = {p:.2g}) nor a difference of {effect:.4g} or more (p = {q:.2g}) is ruled out: {found}"
-        f" ({over}{seeds}{alone}); {_seeds(needs).removeprefix('= ').replace('> ', 'more than ')} seeds per arm would find"
+        f" ({over}{seeds}{alone}); {enough} seeds per arm would find"
         f" {target:.4g} in 4 of 5 tries ({source} {sd:.4g})."
     )
     return Verdict(word, why, needs)
