@@ -93,7 +93,7 @@ def _allowed(plan: Plan, run: Run, base: Run, key: str) -> bool:
 
 
 def knob_of(settled: dict | None, arm: str) -> str | None:
-    """The knob that the plan itself sets for an arm, to match its size or to tune its learning rate; a pattern, maybe."""
+    """The knob, or a pattern of it, that the plan itself sets for an arm: for its size, or for its learning rate."""
     settled = settled or {}
     return (settled.get("knobs") or {}).get(arm) or settled.get("knob")
 

@@ -20,8 +20,8 @@ h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .4rem; }
 h2 { font-size: 1.12rem; margin: 2.4rem 0 .7rem; padding-bottom: .25rem; border-bottom: 1px solid var(--line); }
 p { margin: .5rem 0; } .soft, figcaption { color: var(--soft); font-size: .88rem; }
 .lead { font-size: 1.08rem; margin-bottom: 1.2rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .92rem; }
+.wide { overflow-x: auto; } .verdicts table { width: 100%; }
+table { border-collapse: collapse; min-width: 55%; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th { text-align: left; font-weight: 600; color: var(--soft); font-size: .82rem; vertical-align: bottom; }
 th, td { padding: .36rem .9rem .36rem 0; border-bottom: 1px solid var(--line); }
 td { vertical-align: top; } td.n, th.n { text-align: right; white-space: nowrap; } td.k { white-space: nowrap; }
@@ -32,6 +32,7 @@ td { vertical-align: top; } td.n, th.n { text-align: right; white-space: nowrap;
 .banner b { color: var(--alarm); } .clean { border-left: 4px solid var(--equivalent); padding: .45rem .8rem;
   background: var(--panel); }
 figure { margin: 1.1rem 0 1.6rem; } figure svg { width: 100%; max-width: 54rem; height: auto; display: block; }
+@media (max-width: 40rem) { dl { grid-template-columns: 1fr !important; } }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.4rem; margin: 0; }
 dt { font-weight: 600; } dd { margin: 0; }
 pre { background: var(--panel); padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; border-radius: 4px; }
@@ -46,7 +47,7 @@ def page(said: dict, pictures: dict[str, tuple[str, str]]) -> str:
         f"<h1>{escape(said['question'] or said['name'])}</h1>",
         f'<p class="lead">{escape(said["headline"])}</p>',
         *(f'<div class="banner">{escape(one)}</div>' for one in text.exclusions(said)),
-        _verdicts(said),
+        f'<div class="verdicts">{_verdicts(said)}</div>',
         f'<p class="soft">{escape(text.legend(said))}.</p>',
         "<h2>Guards</h2>",
         *_guards(said),

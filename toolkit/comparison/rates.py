@@ -72,8 +72,9 @@ def check(tuned: dict[str, Tuned]) -> Iterable[Banner]:
                 f"({', '.join(f'{lr:g}' for lr in rates)}); a better one may lie {beyond}",
             )
         if any(lr != found.best for lr in found.judged_at):
+            best = "not known: none finished" if found.best is None else f"{found.best:g}"
             at = ", ".join(f"{lr:g}" for lr in found.judged_at)
-            yield Banner("learning rate", f"{arm} is judged at {at}; the best on its selection seeds is {found.best}")
+            yield Banner("learning rate", f"{arm} is judged at {at}; the best on its selection seeds is {best}")
     sizes = {arm: sum(point.runs for point in found.points) for arm, found in tuned.items()}
     if len(set(sizes.values())) > 1:
         yield Banner("unequal tuning", ", ".join(f"{arm} {size} runs" for arm, size in sizes.items()))

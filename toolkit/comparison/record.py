@@ -106,7 +106,7 @@ def _arm(arm: Arm, comparison: Comparison) -> dict:
         "paired": found.paired if found else None,
         "pairs": found.n_arm if found and found.paired else None,
         "pairing": arm.pairing,
-        "correlation": found.correlation if found else None,
+        "correlation": found.correlation if found and found.n_arm > 2 else None,  # of two pairs it is 1 or -1 always
         "detectable": arm.detectable,
         "target": reach.target if reach else None,
         "steps_to_target": reach.steps if reach else None,
