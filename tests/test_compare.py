@@ -285,6 +285,21 @@ def test_an_arm_of_which_no_run_finished_is_inconclusive(tmp_path):
     assert arm(said, "ALiBi")["verdict"] == "better"
 
 
+@pytest.mark.parametrize(
+    "shifts, arms, verdict",
+    [
+        ({}, {}, None),
+        ({"NoPE": 0.3}, {"rope": {"state": "diverged"}}, "inconclusive"),
+        ({"NoPE": 0.3}, {"NoPE": {"state": "running"}}, "inconclusive"),
+        ({"NoPE": 0.3}, {"rope": {"metrics": False}, "NoPE": {"metrics": False}}, "inconclusive"),
+    ],
+)
+def test_what_can_not_be_compared_is_shown_all_the_same(tmp_path, pictures, shifts, arms, verdict):
+    said = compared(write_plan(tmp_path, shifts, seeds=range(3), arms=arms))
+    assert [one["verdict"] for one in said["arms"][1:]] == ([verdict] if verdict else [])
+    assert len(said["runs"]) == 3 * (1 + len(shifts)) and said["banners"] == []
+
+
 def test_jobs_that_never_began_are_rows_too(tmp_path):
     folder = write_plan(tmp_path, {"NoPE": 0.3}, seeds=range(3))
     for file in (folder / "NoPE-s2").iterdir():

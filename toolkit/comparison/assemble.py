@@ -125,8 +125,10 @@ def compare(plan: Plan, runs: list[Run], exclude: Sequence[tuple[str, str]], eff
         if name == plan.baseline:
             continue
         pairs, why = _pairing(arm, base, metric)
-        arm = arms[name] = replace(arm, pairing=why, configuration=_changed(arm, base))
-        if not (arm.values and base.values):
+        arm = arms[name] = replace(arm, configuration=_changed(arm, base))
+        if arm.values and base.values:
+            arm = arms[name] = replace(arm, pairing=why)
+        if not arm.pairing:
             arms[name] = replace(arm, verdict=Verdict("inconclusive", _nothing(arm, base)))
         elif _identical(plan, judged, arm, base):
             why = "Every run is the baseline's at the same seed, to the last digit: there is nothing to judge."
@@ -147,10 +149,11 @@ def compare(plan: Plan, runs: list[Run], exclude: Sequence[tuple[str, str]], eff
     curve = metric.replace("val_full/", "val/") if metric.startswith("val_full/") else CURVE
     target = _mean_curve(base, curve)[1][-1:]
     for name, arm in arms.items():
-        reach = _reach(arm, curve, float(target[0])) if len(target) else None
+        reach = _reach(arm, curve, float(target[0])) if len(target) and arm.values else None
         arms[name] = replace(arm, reach=reach, tuned=tuned[name])
         if arm.conditional:
-            notes.append(f"{name}: {arm.losses}; its mean is conditional on the {len(arm.values)} that finished")
+            rest = f"its mean is conditional on the {len(arm.values)} that finished" if arm.values else "it has no mean"
+            notes.append(f"{name}: {arm.losses}; {rest}")
     if any(len(arm.values) == 1 for arm in arms.values()):
         notes.append("one seed shows a difference, never a verdict: run at least 3")
     banners = guards.check(plan, judged, selection)

@@ -287,8 +287,13 @@ def _handles(comparison: Comparison) -> list:
 
 
 def _legend(figure: Figure, handles: list) -> None:
-    longest = max(len(handle.get_label()) for handle in handles)
-    columns = max(1, min(len(handles), 124 // (longest + 8)))
+    """Below the axes, in as many columns as fit; the figure grows by the rows beyond the first."""
+    lengths = [len(handle.get_label()) + 9 for handle in handles]
+    for columns in range(len(handles), 0, -1):
+        rows = -(-len(handles) // columns)
+        if sum(max(lengths[i : i + rows]) for i in range(0, len(handles), rows)) <= 13 * WIDTH:
+            break
+    figure.set_figheight(figure.get_figheight() + 0.2 * (rows - 1))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9.5, handlelength=2.6)
 
 

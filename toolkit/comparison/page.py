@@ -97,7 +97,7 @@ def _verdicts(said: dict) -> str:
         needs = text.verdict(arm).removeprefix(arm["verdict"])
         word = f'<span class="word {arm["verdict"]}">{arm["verdict"]}</span>'
         word += f'<br><span class="soft">{escape(needs.strip(" ()"))}</span>' if needs else ""
-        mean = escape(text.spread(arm)) + (" *" if arm["conditional"] else "")
+        mean = escape(text.spread(arm)) + (" *" if arm["conditional"] and arm["n"] else "")
         numbers = [
             text.count(arm),
             mean,

@@ -20,7 +20,7 @@ def show(said: dict, console: Console) -> None:
     for arm in said["arms"]:
         style = STYLES.get(arm["verdict"], "bold")
         word = verdict(arm).replace(" (", "\n(")
-        mark = " *" if arm["conditional"] else ""
+        mark = " *" if arm["conditional"] and arm["n"] else ""
         cells = (count(arm), spread(arm) + mark, number(arm["difference"], "+"), ends(arm), p(arm["p_holm"]))
         grid.add_row(f"[{style}]{escape(word)}[/{style}]", escape(arm["arm"]), *cells)
     console.print()
@@ -38,7 +38,8 @@ def show(said: dict, console: Console) -> None:
         if arm["verdict"] not in ("better", "worse", "equivalent"):
             console.print(f"[bold]{escape(arm['arm'])}[/bold]  {escape(arm['why'])}")
     for why in dict.fromkeys(arm["pairing"] for arm in said["arms"] if arm["pairing"]):
-        of = ", ".join(arm["arm"] for arm in said["arms"] if arm["pairing"] == why)
+        of = [arm["arm"] for arm in said["arms"] if arm["pairing"] == why]
+        of = "every arm" if len(of) == len(said["arms"]) - 1 > 1 else ", ".join(of)
         console.print(f"[bold]{escape(of)}[/bold]  {escape(why)}")
     tuned = [f"{arm['arm']} {rate(arm['lr']['best'])}" for arm in said["arms"] if arm["lr"]]
     if tuned:
@@ -73,7 +74,7 @@ def markdown(said: dict, pictures: dict[str, str]) -> str:
     ]
     rows = []
     for arm in said["arms"]:
-        mean = spread(arm) + (" \\*" if arm["conditional"] else "")
+        mean = spread(arm) + (" \\*" if arm["conditional"] and arm["n"] else "")
         rows.append(
             [
                 f"**{verdict(arm)}**",
@@ -195,7 +196,7 @@ def explained(arm: dict) -> str:
         said.append(f"{arm['pairing'][0].upper()}{arm['pairing'][1:]}{rho}.")
     if arm["detectable"] is not None:
         said.append(f"{arm['n']} seeds find a difference of {number(arm['detectable'])} in 4 of 5 tries.")
-    if arm["conditional"]:
+    if arm["conditional"] and arm["n"]:
         said.append(f"{arm['losses']}: the mean is over those that finished, alone.")
     return " ".join(said)
 
@@ -218,7 +219,8 @@ def by_seed(said: dict) -> tuple[list[str], list[list[str]]]:
 def legend(said: dict) -> str:
     """What the table is in."""
     noise = f"; noise between seeds (sd, pooled over arms) {number(said['noise_sd'])}" if said["noise_sd"] else ""
-    mark = "; * over the runs that finished alone" if any(arm["conditional"] for arm in said["arms"]) else ""
+    some = any(arm["conditional"] and arm["n"] for arm in said["arms"])
+    mark = "; * over the runs that finished alone" if some else ""
     effect = f"smallest effect of interest {said['effect']:.4g}"
     return f"{said['metric']} in {said['unit']}, lower is better; {effect}{noise}{mark}"
 
