@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -510,11 +511,23 @@ def test_what_the_user_can_mend_is_said(tmp_path):
         compare.main([str(folder)])
 
 
+def test_a_plan_of_which_nothing_was_run_yet(tmp_path, pictures):
+    folder = write_plan(tmp_path, {"NoPE": 0.3}, seeds=range(2))
+    for run in folder.glob("*-s*"):
+        shutil.rmtree(run)
+    said = compared(folder)
+    assert [run["state"] for run in said["runs"]] == ["not begun"] * 4 and said["banners"] == []
+    assert arm(said, "NoPE")["verdict"] == "inconclusive" and "No run was begun" in output(folder, "report.md")
+
+
 def test_another_plan_file_than_the_one_that_was_run_is_told(tmp_path):
     folder = write_plan(tmp_path, {"NoPE": 0.3}, seeds=range(3))
     (tmp_path / "plan.gin").write_text("# edited since\n")
     assert fired(compared(folder, "--plan", str(tmp_path / "plan.gin"))) == {"plan edited"}
     assert compared(folder, "--plan", str(folder / "plan.gin"))["banners"] == []
+    assert compare.main([str(folder / "rope-s0"), "--plan", str(folder / "plan.json"), "--strict"]) == 0
+    with pytest.raises(ValueError, match="has no plan.json"):
+        compare.main([str(tmp_path), "--plan", str(tmp_path / "plan.gin")])
 
 
 def test_two_real_runs_end_to_end(tmp_path):

@@ -104,6 +104,8 @@ def find(patterns: Sequence[str], plan_file: str | None, baseline: str | None) -
     if not patterns:
         raise ValueError("name a plan's folder, or run folders: python -m toolkit.compare runs/PLAN")
     first = Path(patterns[0])
+    if plan_file is not None and (first / "config.gin").is_file():
+        first = first.parent  # a run of the plan was named; all of its runs are compared
     written = first / "plan.json"
     if plan_file is None and len(patterns) == 1 and written.is_file():
         return planned(written, first, baseline)

@@ -278,6 +278,8 @@ def commands(said: dict) -> list[str]:
 def environment(said: dict) -> str:
     """What it ran on."""
     known = said["environment"]
+    if not known["device"]:
+        return "No run was begun."
     packages = ", ".join(f"{name} {version}" for name, version in (known["packages"] or {}).items())
     commit = f"commit {known['commit']}" if known["commit"] else "no commit known"
     dirty = " with changes" if known["dirty"] else ""
