@@ -294,7 +294,9 @@ def _legend(figure: Figure, handles: list) -> None:
         if sum(max(lengths[i : i + rows]) for i in range(0, len(handles), rows)) <= 13 * WIDTH:
             break
     figure.set_figheight(figure.get_figheight() + 0.2 * (rows - 1))
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9.5, handlelength=2.6)
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=-(-len(handles) // rows), fontsize=9.5, handlelength=2.6
+    )
 
 
 def _line(axes, x, mean, low, high, look) -> None:
