@@ -1,0 +1,88 @@
+"""``python -m toolkit.compare RUN ...``: does an arm beat the baseline? Reads the folders of runs, and nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from toolkit.command import run_command
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command. Returns the exit code; raises ValueError for what the user can mend."""
+    arguments = _arguments(argv)
+    from rich.console import Console
+
+    from toolkit.comparison import assemble, board, figures, page, record, runs, text
+
+    plan, found = runs.find(arguments.runs, arguments.plan, arguments.baseline)
+    exclude = list(zip(arguments.exclude, arguments.reason, strict=True))
+    comparison = assemble.compare(plan, found, exclude, arguments.effect)
+    said = record.record(comparison)
+
+    out = Path(arguments.out) if arguments.out else (plan.folder or Path()) / "compare"
+    out.mkdir(parents=True, exist_ok=True)
+    pictures = figures.draw(comparison)
+    for name, (_, png, _) in pictures.items():
+        (out / f"{name}.png").write_bytes(png)
+    written = {
+        "report.md": text.markdown(said, {f"{name}.png": caption for name, (caption, _, _) in pictures.items()}),
+        "compare.csv": record.table(said),
+        "compare.json": json.dumps(said, indent=1) + "\n",
+        "compare.html": page.page(said, {name: (caption, svg) for name, (caption, _, svg) in pictures.items()}),
+    }
+    for name, content in written.items():
+        (out / name).write_text(content, encoding="utf-8")
+    board.write(comparison, out / "tensorboard")
+
+    if arguments.json:
+        print(json.dumps(said))
+    else:
+        console = Console(highlight=False)
+        text.show(said, console)
+        console.print(
+            f"\n{out / 'compare.html'} and beside it report.md, compare.csv, compare.json, figures, tensorboard/",
+            markup=False,
+            style="dim",
+            soft_wrap=True,
+        )
+    return 1 if arguments.strict and comparison.banners else 0
+
+
+def _arguments(argv):
+    parser = argparse.ArgumentParser(
+        prog="python -m toolkit.compare",
+        description="Compare runs with a baseline: differences, intervals, verdicts, and what speaks against them.",
+        epilog="Exit codes: 0 compared, 1 a guard fired and --strict was given, 2 bad input.",
+    )
+    add = parser.add_argument
+    add(
+        "runs",
+        metavar="RUN",
+        nargs="+",
+        help="the folder of a plan; or folders and globs of runs, named if you like: wide='runs/wide-*'",
+    )
+    add("--plan", metavar="FILE", help="the plan.json to read, or the plan.gin that the folder's runs should be of")
+    add("--baseline", metavar="ARM", help="compare with this arm (default: the plan's, or the first run's)")
+    add("--effect", metavar="X", type=_positive, help="smallest difference that matters (default: the plan's, or 0.02)")
+    add("--out", metavar="DIR", help="where the report goes (default: compare/ in the plan's folder, or here)")
+    add("--json", action="store_true", help="print the whole comparison as one JSON object")
+    add("--strict", action="store_true", help="exit 1 when a guard fires")
+    add("--exclude", metavar="RUN", action="append", default=[], help="leave out a run; every output says so")
+    add("--reason", metavar="TEXT", action="append", default=[], help="why; one for each --exclude, in their order")
+    arguments = parser.parse_args(argv)
+    if len(arguments.exclude) != len(arguments.reason) or not all(map(str.strip, arguments.reason)):
+        parser.error("each --exclude takes a --reason of its own: --exclude RUN --reason TEXT")
+    return arguments
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: it has to be above 0")
+    return value
+
+
+if __name__ == "__main__":
+    run_command(main)

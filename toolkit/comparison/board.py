@@ -1,0 +1,41 @@
+"""TensorBoard's view: a session of HPARAMS for each run, with its arm, its seed and what it changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from toolkit.comparison.assemble import Comparison
+from toolkit.comparison.guards import independent
+
+
+def write(comparison: Comparison, folder: Path) -> None:
+    """``folder/RUN/`` for each run, written anew: ``tensorboard --logdir folder``."""
+    from torch.utils.tensorboard import SummaryWriter
+    from torch.utils.tensorboard.summary import hparams
+
+    runs = [*(run for arm in comparison.arms for run in arm.runs if run.facts), *comparison.selection]
+    base = next((run.config for run in runs if run.arm == comparison.plan.baseline), {})
+    keys = {key for run in runs for key in independent(base, run.config)}
+    verdicts = {arm.name: arm.verdict.word if arm.verdict else "baseline" for arm in comparison.arms}
+    for run in runs:
+        for old in (folder / run.name).glob("events.out.tfevents.*"):
+            old.unlink()
+        settings = {"arm": run.arm, "seed": run.seed, "purpose": run.purpose, "verdict of the arm": verdicts[run.arm]}
+        settings |= {key: _plain(run.config.get(key, "absent")) for key in sorted(keys)}
+        # Not add_hparams: it opens a run of its own, named after the time. And not the first of the three protos, which
+        # fixes the columns: without it they are the union over the runs.
+        _, start, end = hparams(settings, {})
+        writer = SummaryWriter(str(folder / run.name))
+        writer.file_writer.add_summary(start, 0)
+        value = run.value(comparison.metric)
+        if value is not None:
+            writer.add_scalar(comparison.metric, value, run.steps)
+        writer.add_scalar("finished", float(value is not None), run.steps)
+        for excluded, reason in comparison.excluded:
+            writer.add_text("excluded by hand", f"{excluded.name}: {reason}", 0)
+        writer.file_writer.add_summary(end, run.steps)
+        writer.close()
+
+
+def _plain(value: object) -> object:
+    return value if isinstance(value, bool | int | float | str) else str(value)
