@@ -27,9 +27,10 @@ def count(config: Config, of: str) -> int:
         raise ValueError(f"can't match {of}: a part does not run on meta tensors ({reason})") from error
 
 
-def solve(of: Callable[[int], int], target: int, multiple: int = 1) -> tuple[int, int]:
+def solve(of: Callable[[int], int], target: int, multiple: int = 1, guess: int = 64) -> tuple[int, int]:
     """The width, a multiple of ``multiple``, for which ``of(width)`` is nearest to the target, the smaller of two, and
-    what it then is above it. ``of`` grows with the width. Raises ValueError where it does not."""
+    what it then is above it. ``of`` grows with the width; the search goes out from ``guess``, since some knobs have
+    no small values. Raises ValueError where the count does not grow."""
     seen: dict[int, int] = {}
 
     def at(times: int) -> int:
@@ -37,7 +38,11 @@ def solve(of: Callable[[int], int], target: int, multiple: int = 1) -> tuple[int
             seen[times] = of(times * multiple)
         return seen[times]
 
-    low, high = 0, 1  # at(low) < target <= at(high), where 0 stands for no width at all
+    low, high = 0, max(1, guess // multiple)  # at(low) < target <= at(high), where 0 stands for no width at all
+    while high > 1 and at(high) >= target and at(high // 2) >= target:
+        high //= 2
+    if high > 1 and at(high) >= target:
+        low = high // 2
     while at(high) < target:
         low, high = high, 2 * high
         if high * multiple > LIMIT or at(high) <= at(low):

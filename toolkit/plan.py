@@ -18,6 +18,7 @@ from annotated_types import Ge, Gt, Le, Len
 from pydantic import TypeAdapter, ValidationError
 
 from toolkit import facts, match
+from toolkit.command import clean
 from toolkit.compose import load_shelf
 from toolkit.config import BASE, Config, ConfigError, Layer, Reference, find, read_bindings, read_file, show
 from toolkit.guard import STRICT, _suggest, resolve
@@ -413,7 +414,7 @@ def _compose(arms: dict[str, Arm], overlays: list[str], common: Layer, where: di
         except (NotImplementedError, RuntimeError):
             pass  # a part that computes with values while it is built; the run builds it in full
         except ValueError as error:
-            for line in re.sub(r"\n\s*In call to configurable '.*", "", str(error)).strip().splitlines():
+            for line in clean(error).splitlines():
                 found.setdefault(line, []).append(arm.name)
     _raise(
         [
@@ -532,12 +533,16 @@ def _match(plan: Plan, where: dict[str, str], problems: list[str]) -> None:
             def config(width, layers=layers, arm=arm, knob=knob):
                 return resolve([*layers, read_bindings([*arm.bindings, f"{knob} = {width}"])])
 
+            now = arm.config.flat[knob]
             width, residual = match.solve(
-                lambda w, at=config: match.count(at(w), of), target, plan.ablation.match_multiple
+                lambda value, at=config: match.count(at(value), of),
+                target,
+                plan.ablation.match_multiple,
+                now if isinstance(now, int) else 64,
             )
             arm.width, arm.config = (knob, width, residual), config(width)
         except ValueError as error:
-            problems.append(f"{where['match']}: Ablation.match: arm {arm.name!r}: {error}")
+            problems.append(f"{where['match']}: Ablation.match: arm {arm.name!r}: {clean(error)}")
 
 
 def _count(arm: Arm) -> None:
