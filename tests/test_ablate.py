@@ -251,30 +251,32 @@ def test_submitit_runs_jobs_and_requeues_one_that_is_preempted(tmp_path, monkeyp
     pytest.importorskip("submitit")
     from toolkit import launch
 
-    submitted = []
+    submitted, preempted = [], []
 
-    class Interrupting(launch.Slurm):
+    class Preempting(launch.Slurm):
         def submit(self, task):
             submitted.append(super().submit(task))
             return submitted[-1]
 
-    monkeypatch.setattr(launch, "Slurm", Interrupting)
-    plan = write_plan(tmp_path, steps=200)
+    monkeypatch.setattr(launch, "Slurm", Preempting)
+    plan = write_plan(tmp_path, steps=120)
     rope = tmp_path / "runs" / "question" / "rope-s0"
     look = ablate.Schedule._look
 
     def looking(schedule):
         look(schedule)
-        if len(submitted) == 2 and len(ablate._last_rows(rope / "metrics.jsonl")) >= 10:
-            submitted.append(submitted[0].job._interrupt())  # what Slurm does before it takes the node
+        if not preempted and len(ablate._last_rows(rope / "metrics.jsonl")) >= 10:
+            controller = str(submitted[0].job._process.pid)
+            preempted.append(int(subprocess.check_output(["pgrep", "-P", controller])))
+            os.kill(preempted[0], signal.SIGUSR2)  # what Slurm does before it takes the node
 
     monkeypatch.setattr(ablate.Schedule, "_look", looking)
     more = ["--launcher", "slurm", "--option", "cluster=local", "--option", "timeout_min=30"]
     assert ablated(plan, tmp_path / "runs", *more) == 0
-    assert len(submitted) == 3
+    assert len(submitted) == 2 and len(preempted) == 1
     resumed = facts(rope)["resumed"]
-    assert len(resumed) == 1 and 0 < resumed[0]["step"] < 200
-    assert state(rope) == state(rope.with_name("none-s0")) == ("done", 200)
+    assert len(resumed) == 1 and 0 < resumed[0]["step"] < 120
+    assert state(rope) == state(rope.with_name("none-s0")) == ("done", 120)
 
 
 @pytest.mark.slow

@@ -293,8 +293,8 @@ class Schedule:
                 continue
             del self.running[run]
             if found.state not in ENDED:
-                stopped = code in (PREEMPTED, -signal.SIGTERM, -signal.SIGKILL, 130) and self.signals
                 preempted = code == PREEMPTED and found.step > began_at and not self.signals
+                stopped = self.signals and found.state != "failed"
                 found.state = "waiting" if preempted else "stopped" if stopped else "failed"
                 if preempted:
                     self.queue.append(job)
@@ -381,7 +381,8 @@ class Schedule:
 
     def _opening(self) -> str:
         before = f", {self.found_ended} of them ended before" if self.found_ended else ""
-        at_once = f", {self.launcher.slots} at once" if self.launcher.slots > 1 else ""
+        slots = min(self.launcher.slots, len(self.jobs))
+        at_once = f", {slots} at once" if slots > 1 else ""
         return f"{self.folder}: {len(self.jobs)} jobs{before}{at_once}"
 
     def _tell(self, job, found):
@@ -586,7 +587,7 @@ def _last_line(path: Path) -> str:
         lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:
         lines = []
-    told = [line for line in lines if line.startswith("error:")] or lines
+    told = [line for line in lines if line.startswith("error:")]
     return f"{told[-1]} ({path})" if told else f"see {path}"
 
 
