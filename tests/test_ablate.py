@@ -210,13 +210,14 @@ def test_a_confounded_plan_is_shown_and_stops(tmp_path, capsys):
     assert "alibi-s0" in capsys.readouterr().out and not (tmp_path / "runs").exists()
 
 
-def test_a_budget_in_seconds_is_measured_and_recorded(tmp_path, inline):
-    plan = write_plan(tmp_path, steps=None, seconds=0.3)
+def test_a_budget_in_seconds_is_measured_and_recorded(tmp_path, inline, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    plan = write_plan(tmp_path, steps=None, seconds=0.5)
     assert ablated(plan, tmp_path / "runs") == 0
     folder = tmp_path / "runs" / "question"
     budget = json.loads((folder / "plan.json").read_text())["budget"]
     for arm in ("rope", "none"):
-        assert budget["steps"][arm] == round(0.3 / budget["seconds_per_step"][arm])
+        assert budget["steps"][arm] == round(0.5 / budget["seconds_per_step"][arm])
         assert facts(folder / f"{arm}-s0")["steps"] == budget["steps"][arm]
     assert ablated(plan, tmp_path / "runs") == 0 and inline.last.order == []  # as measured then, not anew
 
@@ -287,6 +288,42 @@ def test_ray_runs_jobs(tmp_path):
     assert done.returncode == 0, done.stderr
     for arm in ("rope", "none"):
         assert state(tmp_path / "runs" / "question" / f"{arm}-s0") == ("done", 12)
+
+
+def test_each_gpu_takes_one_job(monkeypatch, tmp_path):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def slots(*flags, devices=1):
+        arguments = ablate._arguments(["plan.gin", *flags])
+        return [slot["CUDA_VISIBLE_DEVICES"] for slot in ablate._launcher(arguments, tmp_path, 1, devices).free]
+
+    assert slots() == ["0", "1", "2", "3"] and slots("--jobs", "2") == ["0", "1"]
+    assert slots(devices=2) == ["0,1", "2,3"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    assert slots("--jobs", "3") == ["4", "5", "6"]
+    with pytest.raises(ValueError, match="Experiment.devices = 8, but there are 4 GPUs"):
+        slots(devices=8)
+
+
+def test_a_run_that_a_killed_ablate_left_at_work_is_waited_for(tmp_path, inline, monkeypatch):
+    folder = tmp_path / "runs" / "question" / "rope-s0"
+    folder.mkdir(parents=True)
+    lock, looks = filelock.FileLock(folder / ".lock"), []
+    lock.acquire()
+    held = ablate.Schedule._held
+
+    def looking(schedule, job):
+        looks.append(job.run)
+        if len(looks) == 6:
+            lock.release()
+        return held(schedule, job)
+
+    monkeypatch.setattr(ablate.Schedule, "_held", looking)
+    assert ablated(write_plan(tmp_path), tmp_path / "runs") == 0
+    assert inline.last.order == ["none-s0", "rope-s0"]
 
 
 @pytest.mark.parametrize("launcher, package", [("slurm", "submitit"), ("ray", "ray")])

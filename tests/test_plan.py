@@ -198,7 +198,7 @@ def test_the_solved_width_is_the_nearest_of_all(slope, offset, multiple):
 
 
 def test_a_count_that_does_not_grow_is_refused():
-    with pytest.raises(ValueError, match="the count does not grow to 100 with the width: 7 at 1"):
+    with pytest.raises(ValueError, match="the count does not grow to 100 with the width: 7 at 64"):
         match.solve(lambda width: 7, 100)
 
 

@@ -153,8 +153,9 @@ def changes(before: dict, now: dict) -> list[str]:
     return lines
 
 
-def measure(arms: list, threads: int, steps: int = 5) -> dict[str, float]:
-    """Seconds per training step of each arm, alone on this machine: the median of a few, on random tokens."""
+def measure(arms: list, threads: int) -> dict[str, float]:
+    """Seconds per training step of each arm, alone on this machine: the median over a second or more, on random
+    tokens. Evaluations, samples and checkpoints are no part of it."""
     import torch
 
     from toolkit import distributed, report
@@ -162,13 +163,13 @@ def measure(arms: list, threads: int, steps: int = 5) -> dict[str, float]:
     before, device, measured = torch.get_num_threads(), distributed.setup(), {}
     torch.set_num_threads(threads)
     for arm in arms:
-        report.say(f"measuring {arm.name}: {steps} steps")
-        measured[arm.name] = _seconds_per_step(arm.config.build(), device, steps)
+        report.say(f"measuring {arm.name}")
+        measured[arm.name] = _seconds_per_step(arm.config.build(), device)
     torch.set_num_threads(before)
     return measured
 
 
-def _seconds_per_step(experiment, device, steps):
+def _seconds_per_step(experiment, device):
     import torch
 
     from toolkit.train import autocast, build, is_compiled
@@ -180,7 +181,7 @@ def _seconds_per_step(experiment, device, steps):
     shape = (max(1, experiment.batch_size // (experiment.accumulate * processes)), experiment.seq_len)
     ids = torch.randint(parts.tokenizer.vocab_size, shape, device=device)
     times = []
-    for _ in range(steps + 2):  # the first ones allocate, and compile
+    while len(times) < 7 or (sum(times[2:]) < 1.0 and len(times) < 100):  # the first two allocate, and compile
         begun = time.perf_counter()
         for _ in range(experiment.accumulate):
             with autocast(experiment, device):
@@ -210,6 +211,7 @@ class Standing:
     loss: float | None = None
     step_ms: float | None = None
     metric: float | None = None
+    seconds: float | None = None  # of the whole run, once it is done
 
 
 def standing(folder: Path, metric: str) -> Standing:
@@ -218,6 +220,8 @@ def standing(folder: Path, metric: str) -> Standing:
     if not status:
         return Standing("waiting")
     found = Standing(status.get("state", "failed"), status.get("step", 0))
+    if found.state == "done":
+        found.seconds = _read_json(folder / "facts.json").get("seconds")
     for row in reversed(_last_rows(folder / "metrics.jsonl")):
         if found.state != "done":
             found.step = max(found.step, row.get("step", 0))
@@ -257,7 +261,7 @@ class Schedule:
         with _signals(self.signals), live:
             while (self.queue and not self.signals) or self.running:
                 self._start()
-                if self.queue and not self.running:
+                if self.queue and not self.running and not any(map(self._ready, self.queue)):
                     break  # what is left waits for a learning rate that can't be chosen
                 time.sleep(POLL)
                 self._look()
@@ -269,7 +273,7 @@ class Schedule:
 
     def _start(self):
         while len(self.running) < self.launcher.slots and not self.signals:
-            job = next((job for job in self.queue if self._ready(job)), None)
+            job = next((job for job in self.queue if self._ready(job) and not self._held(job)), None)
             if job is None:
                 return
             self.queue.remove(job)
@@ -319,6 +323,20 @@ class Schedule:
     def _rate(self, job):
         return job.lr if job.lr is not None or not self.plan.rates else self.record["lr"]["chosen"][job.arm]
 
+    def _held(self, job) -> bool:
+        """Whether a process that another, killed ablate had started is still at work on a job."""
+        import filelock
+
+        if not (self.folder / job.run).is_dir():
+            return False
+        lock = filelock.FileLock(self.folder / job.run / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            return True
+        lock.release()
+        return False
+
     def _ready(self, job) -> bool:
         """Whether a job can start; a judged one of a learning-rate grid waits until its arm's rate is chosen."""
         if not self.plan.rates or job.purpose == "selection" or job.arm in self.record["lr"]["chosen"]:
@@ -363,12 +381,13 @@ class Schedule:
         return table
 
     def _left(self, job) -> float | None:
-        """Seconds that a job still needs, as its own steps or those of its arm went."""
-        found = self.standing[job.run]
-        same = [self.standing[j.run].step_ms for j in self.jobs if j.arm == job.arm]
-        every = [each.step_ms for each in self.standing.values()]
-        pace = found.step_ms or next(iter(filter(None, same)), None) or next(iter(filter(None, every)), None)
-        return None if pace is None else (self.plan.arms[job.arm].steps - found.step) * pace / 1000
+        """Seconds that a job still needs: by whole runs of its arm, or of any, or by the steps so far."""
+        found, steps = self.standing[job.run], self.plan.arms[job.arm].steps
+        alike = sorted(self.jobs, key=lambda other: other.arm != job.arm)
+        whole = [each.seconds / each.step for each in (self.standing[other.run] for other in alike) if each.seconds]
+        paces = [self.standing[other.run].step_ms for other in (job, *alike)]
+        pace = next(iter([*whole, *(ms / 1000 for ms in paces if ms)]), None)
+        return None if pace is None else (steps - found.step) * pace
 
     def _summary(self) -> str:
         open_jobs = [job for job in self.jobs if self.standing[job.run].state in ("running", "waiting")]
@@ -453,6 +472,11 @@ def _dry_run(plan, folder: Path, arguments) -> None:
     for arm in list(plan.arms.values())[1:]:
         flat, keys = arm.config.flat, differing(base.config.flat, arm.config.flat)
         say(f"{arm.name} differs in " + ", ".join(f"{key} = {flat.get(key, 'absent')}" for key in keys))
+        for count, name, limit in (("parameters", "params", 0.01), ("flops_per_token", "flops", 0.02)):
+            mine, theirs = getattr(arm, count), getattr(base, count)
+            if mine and theirs and abs(mine / theirs - 1) > limit:
+                what = count.replace("flops_per_token", "FLOPs per token")
+                say(f"note: {arm.name} has {mine / theirs - 1:+.1%} {what}; Ablation.match = '{name}' would equal them")
     say(f"budget: {plan.budget[1]:g} {of}" + (f"; matched: {plan.ablation.match}" if matched else "") + "\n")
     estimate = {arm.name: arm.steps * seconds[arm.name] * (1 + _evaluations(arm)) for arm in plan.arms.values()}
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
@@ -557,8 +581,10 @@ def _alone(folder: Path):
 
 @contextlib.contextmanager
 def _signals(caught: list):
-    """SIGTERM and SIGINT go into a list; as before at the end."""
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    """SIGTERM, SIGINT and a closed terminal's SIGHUP go into a list; as before at the end."""
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
+        numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, lambda got, frame: caught.append(got)) for number in numbers}
     try:
         yield
