@@ -60,7 +60,7 @@ def settle(plan, folder: Path, arguments) -> dict:
     same = budget.get("of") == plan.budget[0] and budget.get("amount") == plan.budget[1]
     if plan.budget[0] == "seconds":
         seconds = {name: value for name, value in (seconds or {}).items() if same}
-        seconds |= measure([arm for arm in plan.arms.values() if arm.name not in seconds], threads)
+        seconds |= measure([arm for arm in plan.arms.values() if arm.name not in seconds], threads, rounds=3)
     plan.set_steps(seconds, budget.get("steps") if same else None)
     record = as_record(plan, threads, seconds if plan.budget[0] == "seconds" else None)
     if before:
@@ -153,18 +153,21 @@ def changes(before: dict, now: dict) -> list[str]:
     return lines
 
 
-def measure(arms: list, threads: int) -> dict[str, float]:
-    """Seconds per training step of each arm, alone on this machine: the median over a second or more, on random
-    tokens. Evaluations, samples and checkpoints are no part of it."""
+def measure(arms: list, threads: int, rounds: int = 1) -> dict[str, float]:
+    """Seconds per training step of each arm, alone on this machine, on random tokens. Evaluations, samples and
+    checkpoints are no part of it. Rounds take turns over the arms and the fastest counts, since what else the machine
+    does only slows it down."""
     import torch
 
     from toolkit import distributed, report
 
     before, device, measured = torch.get_num_threads(), distributed.setup(), {}
     torch.set_num_threads(threads)
-    for arm in arms:
-        report.say(f"measuring {arm.name}")
-        measured[arm.name] = _seconds_per_step(arm.config.build(), device)
+    for number in range(rounds):
+        for arm in arms:
+            report.say(f"measuring {arm.name}" + (f", round {number + 1} of {rounds}" if rounds > 1 else ""))
+            seconds = _seconds_per_step(arm.config.build(), device)
+            measured[arm.name] = min(seconds, measured.get(arm.name, math.inf))
     torch.set_num_threads(before)
     return measured
 
@@ -181,7 +184,7 @@ def _seconds_per_step(experiment, device):
     shape = (max(1, experiment.batch_size // (experiment.accumulate * processes)), experiment.seq_len)
     ids = torch.randint(parts.tokenizer.vocab_size, shape, device=device)
     times = []
-    while len(times) < 7 or (sum(times[2:]) < 1.0 and len(times) < 100):  # the first two allocate, and compile
+    while len(times) < 7 or (sum(times[2:]) < 0.5 and len(times) < 100):  # the first two allocate, and compile
         begun = time.perf_counter()
         for _ in range(experiment.accumulate):
             with autocast(experiment, device):
@@ -258,7 +261,7 @@ class Schedule:
         self.terminal = report.console.is_terminal
         self._say(self._opening())
         live = Live(console=report.console, auto_refresh=False) if self.terminal else contextlib.nullcontext()
-        with _signals(self.signals), live:
+        with _signals(self.signals), live, self._none_left_behind():
             while (self.queue and not self.signals) or self.running:
                 self._start()
                 if self.queue and not self.running and not any(map(self._ready, self.queue)):
@@ -270,6 +273,15 @@ class Schedule:
             if self.terminal:
                 live.update(self.table(), refresh=True)
         return self._ending()
+
+    @contextlib.contextmanager
+    def _none_left_behind(self):
+        """Whatever goes wrong here, jobs that run are told to save and end."""
+        try:
+            yield
+        finally:
+            for _, handle, _ in self.running.values():
+                handle.stop()
 
     def _start(self):
         while len(self.running) < self.launcher.slots and not self.signals:
@@ -405,7 +417,8 @@ class Schedule:
         return f"{self.folder}: {len(self.jobs)} jobs{before}{at_once}"
 
     def _tell(self, job, found):
-        value = "" if found.metric is None else f", {self.plan.ablation.metric} {found.metric:.4f}"
+        missing = f", without {self.plan.ablation.metric}" if found.state == "done" else ""
+        value = missing if found.metric is None else f", {self.plan.ablation.metric} {found.metric:.4f}"
         reason = ""
         if found.state in ("failed", "diverged"):
             reason = f"; {_last_line(self.folder / 'logs' / f'{job.run}.log')}"
@@ -429,6 +442,9 @@ class Schedule:
 
 def choose(tried: dict[float, list[Standing]]) -> float:
     """The learning rate with the lowest mean metric; one at which a run diverged comes after those where none did."""
+
+    if any(found.state == "done" and found.metric is None for each in tried.values() for found in each):
+        raise ValueError("Ablation.metric is in no row of metrics.jsonl; val_full/loss_nats always is in the last")
 
     def rank(rate):
         values = [found.metric for found in tried[rate] if found.state == "done" and found.metric is not None]

@@ -214,6 +214,10 @@ class _RayTask:
 def execute(task: Task, started=lambda process: None) -> int:
     """Run a task on the machine where this is called. Whatever ends this ends the process too, which then saves; one
     that a lost launcher left behind is waited for."""
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        )  # a shell's "&" has it ignored, and Ray stops tasks by it
     lock = filelock.FileLock(task.folder / ".lock")
     if task.folder.is_dir():
         with lock:
