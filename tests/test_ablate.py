@@ -13,9 +13,9 @@ import pytest
 from plans import COMMON, Inline, write_plan
 from runs import command, facts, rows
 
-from toolkit import ablate
-from toolkit.ablate import Standing, choose
+from toolkit import ablate, jobs
 from toolkit.config import ConfigError
+from toolkit.jobs import Standing, choose
 
 ROOT = Path(__file__).parent.parent
 
@@ -262,16 +262,16 @@ def test_submitit_runs_jobs_and_requeues_one_that_is_preempted(tmp_path, monkeyp
     monkeypatch.setattr(launch, "Slurm", Preempting)
     plan = write_plan(tmp_path, steps=120)
     rope = tmp_path / "runs" / "question" / "rope-s0"
-    look = ablate.Schedule._look
+    look = jobs.Schedule._look
 
     def looking(schedule):
         look(schedule)
-        if not preempted and len(ablate._last_rows(rope / "metrics.jsonl")) >= 10:
+        if not preempted and len(jobs._last_rows(rope / "metrics.jsonl")) >= 10:
             controller = str(submitted[0].job._process.pid)
             preempted.append(int(subprocess.check_output(["pgrep", "-P", controller])))
             os.kill(preempted[0], signal.SIGUSR2)  # what Slurm does before it takes the node
 
-    monkeypatch.setattr(ablate.Schedule, "_look", looking)
+    monkeypatch.setattr(jobs.Schedule, "_look", looking)
     more = ["--launcher", "slurm", "--option", "cluster=local", "--option", "timeout_min=30"]
     assert ablated(plan, tmp_path / "runs", *more) == 0
     assert len(submitted) == 2 and len(preempted) == 1
@@ -313,7 +313,7 @@ def test_a_run_that_a_killed_ablate_left_at_work_is_waited_for(tmp_path, inline,
     folder.mkdir(parents=True)
     lock, looks = filelock.FileLock(folder / ".lock"), []
     lock.acquire()
-    held = ablate.Schedule._held
+    held = jobs.Schedule._held
 
     def looking(schedule, job):
         looks.append(job.run)
@@ -321,7 +321,7 @@ def test_a_run_that_a_killed_ablate_left_at_work_is_waited_for(tmp_path, inline,
             lock.release()
         return held(schedule, job)
 
-    monkeypatch.setattr(ablate.Schedule, "_held", looking)
+    monkeypatch.setattr(jobs.Schedule, "_held", looking)
     assert ablated(write_plan(tmp_path), tmp_path / "runs") == 0
     assert inline.last.order == ["none-s0", "rope-s0"]
 

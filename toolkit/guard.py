@@ -133,7 +133,7 @@ class _Walk:
         if not any(
             scope == binding.scope or scope.startswith(binding.scope + "/") or not binding.scope for scope in scopes
         ):
-            return f"no {name} is built in the scope {binding.scope!r}{_suggest(binding.scope, scopes)}"
+            return f"no {name} is built in the scope {binding.scope!r}{suggest(binding.scope, scopes)}"
         return f"{binding.key} changes nothing: a binding in a closer scope wins wherever {name} is built"
 
 
@@ -148,7 +148,7 @@ def _check_layer(layer: Layer, layers: list[Layer]) -> Iterable[str]:
         first.setdefault(key, binding)
         undefined = [m for m in _macros(binding.value) if m not in macros]
         if undefined:
-            yield f"{where}: there is no macro {undefined[0]}{_suggest(undefined[0], macros)}"
+            yield f"{where}: there is no macro {undefined[0]}{suggest(undefined[0], macros)}"
         elif not binding.parameter:
             if binding.name in CATALOG:
                 yield f"{where}: {binding.name} = binds no parameter of {binding.name}; write {binding.name}.X = "
@@ -160,14 +160,14 @@ def _check_layer(layer: Layer, layers: list[Layer]) -> Iterable[str]:
 def _check_binding(binding: Binding, layers: list[Layer]) -> Iterable[str]:
     entry = _entry(binding.name)
     if entry is None:
-        yield f"there is no part {binding.name!r}{_suggest(binding.name, CATALOG)}"
+        yield f"there is no part {binding.name!r}{suggest(binding.name, CATALOG)}"
         return
     if binding.parameter in supplied(entry.kind):
         knobs = f"; its knobs are {', '.join(entry.knobs)}" if entry.knobs else "; it has no knobs"
         yield f"{entry.name}.{binding.parameter} can't be bound: the toolkit supplies it{knobs}"
         return
     if binding.parameter not in entry.knobs:
-        near = _suggest(binding.parameter, entry.knobs)
+        near = suggest(binding.parameter, entry.knobs)
         known = "" if near else f"; its knobs are {', '.join(entry.knobs)}" if entry.knobs else "; it has no knobs"
         yield f"{entry.name} has no parameter {binding.parameter!r}{near}{known}"
         return
@@ -182,7 +182,7 @@ def _check_references(binding: Binding) -> Iterable[str]:
         if _entry(reference.name) is None:
             owner = _entry(binding.name) if binding.parameter else None
             kind = _kind(owner, binding.parameter) if owner else None
-            yield f"there is no part {reference.name!r}{_suggest(reference.name, _named(kind) or CATALOG)}"
+            yield f"there is no part {reference.name!r}{suggest(reference.name, _named(kind) or CATALOG)}"
         elif reference.called:
             yield f"{binding.key} takes the class itself: write {str(reference)}, without parentheses"
 
@@ -281,7 +281,7 @@ def _literal(value: object) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def _suggest(word: str, known: Iterable[str]) -> str:
+def suggest(word: str, known: Iterable[str]) -> str:
     """ "; did you mean X?" for the nearest known word, case aside; empty where none is near."""
     by_lower = {name.lower(): name for name in known}
     near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)

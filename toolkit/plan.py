@@ -21,7 +21,7 @@ from toolkit import facts, match
 from toolkit.command import clean
 from toolkit.compose import load_shelf
 from toolkit.config import BASE, Config, ConfigError, Layer, Reference, find, read_bindings, read_file, show
-from toolkit.guard import STRICT, _suggest, resolve
+from toolkit.guard import STRICT, resolve, suggest
 from toolkit.registry import CATALOG
 from toolkit.train import build
 
@@ -240,7 +240,7 @@ def _ablation(layer: Layer, title: str) -> tuple[Ablation, dict[str, str]]:
             problems.append(f"{place}: {binding.key}: a plan binds Ablation alone; {remedy}")
         elif name not in fields:
             known = f"; its fields are {', '.join(fields)}"
-            problems.append(f"{place}: Ablation has no field {name!r}{_suggest(name, fields) or known}")
+            problems.append(f"{place}: Ablation has no field {name!r}{suggest(name, fields) or known}")
         elif name in values:
             problems.append(f"{place}: Ablation.{name} is bound twice; the first is at {where[name]}")
         else:
@@ -315,7 +315,7 @@ def _unfold(ablation: Ablation, where: dict[str, str]) -> tuple[list[str], dict[
             f"{where['arms']}: the plan has {len(arms)} arms; a comparison needs two or more in Ablation.arms"
         )
     elif baseline not in arms:
-        known = _suggest(baseline, arms) or f"; arms are {', '.join(arms)}"
+        known = suggest(baseline, arms) or f"; arms are {', '.join(arms)}"
         problems.append(f"{where['baseline']}: Ablation.baseline = {baseline!r} is none of the arms{known}")
     else:
         arms = {baseline: arms[baseline]} | arms
@@ -347,7 +347,7 @@ def _unfold(ablation: Ablation, where: dict[str, str]) -> tuple[list[str], dict[
         value = getattr(ablation, name)
         for arm in value if isinstance(value, dict) else ():
             if arm not in arms:
-                problems.append(f"{where[name]}: Ablation.{name}: there is no arm {arm!r}{_suggest(arm, arms)}")
+                problems.append(f"{where[name]}: Ablation.{name}: there is no arm {arm!r}{suggest(arm, arms)}")
     return problems, arms
 
 
@@ -429,9 +429,9 @@ def _known_factors(plan: Plan, place: str, problems: list[str]) -> None:
     keys = {key for arm in plan.arms.values() for key in arm.config.flat}
     for pattern in plan.factor:
         if beyond([pattern], keys) == list(keys) and pattern.rpartition(".")[0].rpartition("/")[2] not in CATALOG:
-            problems.append(f"{place}: Ablation.factor: no arm has a config key {pattern!r}{_suggest(pattern, keys)}")
+            problems.append(f"{place}: Ablation.factor: no arm has a config key {pattern!r}{suggest(pattern, keys)}")
         elif beyond([pattern], keys) == list(keys) and not pattern.endswith("*"):
-            problems.append(f"{place}: Ablation.factor: no arm has a config key {pattern!r}{_suggest(pattern, keys)}")
+            problems.append(f"{place}: Ablation.factor: no arm has a config key {pattern!r}{suggest(pattern, keys)}")
 
 
 def _confounds(plan: Plan, where: dict[str, str], problems: list[str]) -> list[str]:
@@ -472,7 +472,7 @@ def _knob(given: str | dict[str, str] | None, arm: Arm, kind: str, knob: str, fi
     named = given.get(arm.name) if isinstance(given, dict) else given
     if named:
         if named not in arm.config.flat:
-            near = _suggest(named, arm.config.flat)
+            near = suggest(named, arm.config.flat)
             raise ConfigError(f"Ablation.{field_name}: arm {arm.name!r} has no knob {named!r}{near}")
         return named
     found = [
