@@ -1,5 +1,7 @@
 """Plans: what is refused and in which words, confounds, widths that match, budgets in steps, the order of jobs."""
 
+from pathlib import Path
+
 import pytest
 from plans import COMMON, PLAN, write_plan
 
@@ -274,3 +276,15 @@ def test_rates_are_tried_on_their_own_seeds_before_the_judged_ones(tmp_path):
     assert "AdamW.lr = 0.002" in plan.bindings(plan.jobs[1], 0.002)
     assert plan.flat(plan.jobs[1], 0.002)["AdamW.lr"] == 0.002
     assert PLAN["factor"] == plan.factor  # the rate is no part of it
+
+
+PLANS = sorted((Path(__file__).parent.parent / "experiments").glob("*/plan.gin"))
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.parent.name)
+def test_the_plans_that_we_ship_read_cleanly_and_have_their_result(path, monkeypatch):
+    monkeypatch.chdir(path.parent.parent.parent)
+    plan = read(path)
+    assert plan.confounds == [] and plan.name == path.parent.name and len(plan.ablation.seeds) >= 3
+    result = (path.parent / "README.md").read_text(encoding="utf-8")
+    assert plan.ablation.question in result and all(f"| {arm} |" in result for arm in plan.arms)

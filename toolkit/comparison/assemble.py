@@ -223,10 +223,8 @@ def _pairing(arm: Arm, base: Arm, metric: str) -> tuple[list[tuple[float, float]
     if len({order(run) for run in runs}) > 1:
         return [], "not paired (Welch): the batch order differs"
     if len(commits) > 1:
-        return (
-            [],
-            f"not paired (Welch): the code differs ({' and '.join(sorted(map(short, commits)))}), so the init may",
-        )
+        differing = " and ".join(sorted(map(short, commits)))
+        return [], f"not paired (Welch): the code differs ({differing}), so the initial values may too"
     asked = {run.seed for run in arm.runs} == {run.seed for run in base.runs}
     if not common or (len(common) < min(len(ours), len(theirs)) and not asked):
         return [], "not paired (Welch): the seeds are not the same"
