@@ -12,6 +12,7 @@ from runs import command, small_run
 
 from toolkit import compare
 from toolkit.comparison import figures, guards, runs
+from toolkit.comparison.statistics import judge
 
 STEPS, METRIC = 100, "val_full/loss_nats"
 CONFIG = {
@@ -543,3 +544,25 @@ def test_two_real_runs_end_to_end(tmp_path):
     assert nope["verdict"] == "difference" and nope["paired"] and nope["difference"] != 0
     assert nope["configuration"][0] == "GPT.position @RoPE -> @NoPE"
     assert fired(said) <= {"dirty tree"}  # of the checkout that the test runs in
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.8])
+def test_planted_truth_goes_through_run_directories_unchanged(tmp_path, correlation):
+    """Simulated plans of known effects as folders of runs: the verdicts are those of ``judge`` on the planted values,
+    no null arm is called better or worse more often than chance allows, and a large effect is always found."""
+    draw, false, sd = np.random.default_rng(5), 0, 0.03
+    shifts = {"null-1": 0.0, "null-2": 0.0, "null-3": 0.0, "large": 0.6}
+    for number in range(10):
+        shared, values = draw.standard_normal(5), {}
+        for name, shift in {"rope": 0.0, **shifts}.items():
+            own = draw.standard_normal(5)
+            values[name] = 2.0 + shift + sd * (correlation**0.5 * shared + (1 - correlation) ** 0.5 * own)
+        planted = {f"{name}-s{seed}": {"value": float(v[seed])} for name, v in values.items() for seed in range(5)}
+        said = compared(write_plan(tmp_path / str(number), shifts, broken=planted, effect=0.01))
+        arms = {name: list(map(float, v)) for name, v in values.items() if name != "rope"}
+        base = list(map(float, values["rope"]))
+        expected = judge(arms, base, paired=dict.fromkeys(arms, True), effect=0.01, alpha=0.05)
+        assert {name: arm(said, name)["verdict"] for name in arms} == {n: e[3].word for n, e in expected.items()}
+        assert arm(said, "large")["verdict"] == "worse"
+        false += any(arm(said, name)["verdict"] in ("better", "worse") for name in ("null-1", "null-2", "null-3"))
+    assert false <= 3  # of 10 at a rate of at most 0.05: more happens once in 1,000
