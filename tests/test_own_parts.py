@@ -74,6 +74,7 @@ def test_through_import_of_a_file_which_the_run_keeps(tmp_path):
     assert rows(work / "runs" / "c") == rows(work / "runs" / "a")
 
 
+@pytest.mark.slow
 def test_through_the_entry_point_of_an_installed_package(tmp_path):
     package, site, work = tmp_path / "package", tmp_path / "site", tmp_path / "work"
     for folder in (package, work):

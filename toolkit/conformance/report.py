@@ -93,10 +93,11 @@ def check(title: str, *kinds: str, slow: bool = False):
     return add
 
 
-def lines(bench, slow: bool = True) -> Iterator[Line]:
-    """The report on one part, a Line per check of its kind, in order; ``slow=False`` leaves out what compiles."""
+def lines(bench, slow: bool = True, only: str | None = None) -> Iterator[Line]:
+    """The report on one part, a Line per check of its kind, in order; ``slow=False`` leaves out what compiles, and
+    ``only`` all but the check of that title."""
     for each in CHECKS:
-        if bench.entry.kind not in each.kinds or (each.slow and not slow):
+        if bench.entry.kind not in each.kinds or (each.slow and not slow) or only not in (None, each.title):
             continue
         try:
             with _quiet():
