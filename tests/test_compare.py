@@ -546,7 +546,7 @@ def test_two_real_runs_end_to_end(tmp_path):
     assert fired(said) <= {"dirty tree"}  # of the checkout that the test runs in
 
 
-@pytest.mark.parametrize("correlation", [0.0, 0.8])
+@pytest.mark.parametrize("correlation", [0.8, pytest.param(0.0, marks=pytest.mark.slow)])
 def test_planted_truth_goes_through_run_directories_unchanged(tmp_path, correlation):
     """Simulated plans of known effects as folders of runs: the verdicts are those of ``judge`` on the planted values,
     no null arm is called better or worse more often than chance allows, and a large effect is always found."""

@@ -60,9 +60,9 @@ def knobs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("part", ALL)
-def test_the_conformance_report_has_no_failure(part, knobs):
-    if part.name == "WandB":
-        pytest.importorskip("wandb")
+def test_the_conformance_report_has_no_failure(part, knobs, request):
+    if part.name == "WandB":  # it keeps the mode of its first run for the life of the process
+        request.addfinalizer(pytest.importorskip("wandb").teardown)
     bench = bench_of(part.name, knobs.get(part.name, ()))
     if part.name in ("TinyStories", "HubDataset"):
         bench.missing = "it lies on the Hub, where tests don't go; tests/test_data.py loads local files the same way"
