@@ -14,8 +14,10 @@ from toolkit.compose import compose
 from toolkit.registry import CATALOG
 
 ROOT = Path(__file__).parent.parent
-SIZES = ("tiny", "check", "small", "gpt2_vocab")  # bases of other runs rather than parts
-OVERLAYS = sorted(path.relative_to(ROOT) for path in ROOT.glob("gin/*/*.gin") if path.stem not in SIZES)
+SIZES = [("model", name) for name in ("tiny", "check", "small", "gpt2_vocab")]  # bases of other runs rather than parts
+OVERLAYS = sorted(
+    path.relative_to(ROOT) for path in ROOT.glob("gin/*/*.gin") if (path.parent.name, path.stem) not in SIZES
+)
 OVERLAYS = [pytest.param(str(path), id=f"{path.parent.name}/{path.stem}") for path in OVERLAYS]
 LAYERS = ("block", "mixer", "position", "attention", "norm", "ffn")
 SHORT = ["Experiment.steps = 30", "Experiment.batch_size = 8", "Experiment.eval_every = 30", "GPT.dim = 64"]
