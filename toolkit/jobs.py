@@ -306,6 +306,7 @@ def _last_line(path: Path) -> str:
 
 
 def duration(seconds: float | None) -> str:
+    """ "41 s", "12 min", "1.5 h"; empty where it is not known."""
     if seconds is None:
         return ""
     if seconds < 90:

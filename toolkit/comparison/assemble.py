@@ -228,7 +228,7 @@ def _pairing(arm: Arm, base: Arm, metric: str) -> tuple[list[tuple[float, float]
     asked = {run.seed for run in arm.runs} == {run.seed for run in base.runs}
     if not common or (len(common) < min(len(ours), len(theirs)) and not asked):
         return [], "not paired (Welch): the seeds are not the same"
-    return [(ours[seed], theirs[seed]) for seed in common], "paired by seed: same batch order, init by name"
+    return [(ours[seed], theirs[seed]) for seed in common], "paired by seed: same batch order, same code"
 
 
 def _identical(plan: Plan, judged: list[Run], arm: Arm, base: Arm) -> bool:

@@ -124,6 +124,7 @@ def count(arm: dict) -> str:
 
 
 def spread(arm: dict) -> str:
+    """ "2.0030 ± 0.0136"; the mean alone with one seed."""
     return number(arm["mean"]) + (f" ± {number(arm['sd'])}" if arm["sd"] is not None else "")
 
 
@@ -166,6 +167,7 @@ def number(value: float | None, sign: str = "") -> str:
 
 
 def rate(lr: float | None) -> str:
+    """ "0.003"; None is an arm of which no rate finished."""
     return "none finished" if lr is None else f"{lr:g}"
 
 
