@@ -16,6 +16,8 @@ from components.position import RoPE
 from toolkit.model import GPT
 from toolkit.registry import CATALOG
 
+pytest_plugins = ["matrix"]
+
 TINY = {
     "block": PreNorm,
     "mixer": SelfAttention,

@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from toolkit import journal, run
 
@@ -68,6 +70,32 @@ def weights(folder: Path, step: int) -> dict:
 def facts(folder: Path) -> dict:
     """facts.json."""
     return json.loads((folder / "facts.json").read_text())
+
+
+def assert_exact(straight: Path, broken: Path, last: int) -> None:
+    """Two runs are one to the last bit: rows, samples, evaluation weights, optimizer and progress, and what
+    TensorBoard shows, each step once."""
+    assert rows(straight) == rows(broken)
+    assert (straight / "samples.md").read_text() == (broken / "samples.md").read_text()
+    one, other = (folder / "checkpoints" / f"step-{last:08d}" for folder in (straight, broken))
+    assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+    assert_equal(*(torch.load(folder / "state.pt", weights_only=True) for folder in (one, other)))
+    steps = [row["step"] for row in rows(straight) if "train/loss_nats" in row]
+    events = EventAccumulator(str(broken), size_guidance={"scalars": 0}).Reload()
+    assert [event.step for event in events.Scalars("train/loss_nats")] == steps
+
+
+def assert_equal(one, other) -> None:
+    """Nested dicts and lists, equal to the last bit of every tensor."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        one, other = list(one.values()), list(other.values())
+    if isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_equal(a, b)
+    else:
+        assert torch.equal(one, other) if torch.is_tensor(one) else one == other
 
 
 def _displace(base, more):
