@@ -3,11 +3,13 @@
     checkpoints/step-00001000/{model.safetensors, state.pt, manifest.json}        checkpoints/best/ the same
 
 ``model.safetensors`` holds the weights that one evaluates and generates with; ``state.pt`` the optimizer, the step,
-the best score, and the training weights where the optimizer keeps both."""
+the best score, fingerprints of config, data and tokenizer, and the training weights where the optimizer keeps both."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import json
 import logging
 import os
@@ -20,36 +22,76 @@ import torch
 from torch import nn
 
 from toolkit.disk import fsync, sha256
+from toolkit.statefile import read_state, write_state
 
 MANIFEST = "manifest.json"
+MANIFEST_LIMIT = 1_000_000  # bytes; ours have a thousand
+STEPS = "step-" + "[0-9]" * 8
+TRIES = 3  # saves in a row that the disk may refuse
 log = logging.getLogger("toolkit")
+
+
+class Keeper:
+    """Saves the checkpoints of one run. A save that the disk refuses costs a warning and is tried again at the next
+    interval; the third in a row raises OSError."""
+
+    def __init__(self, root: Path, keep: int):
+        self.root, self.keep, self.refused = root, keep, 0
+
+    def save(
+        self, name: str, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict, last: bool = False
+    ) -> bool:
+        """Whether a checkpoint of that name is there now. ``last``: there will be no other try, so a refusal raises
+        OSError at once."""
+        try:
+            save(self.root / name, model, optimizer, progress)
+        except OSError as error:
+            self.refused += 1
+            if last or self.refused == TRIES:
+                raise
+            log.warning("step %d is not saved (%d of %d): %s", progress["step"], self.refused, TRIES, error)
+            return False
+        self.refused = 0
+        return True
+
+    def prune(self) -> None:
+        """Delete all but the last steps, once the newest has been read back and verified."""
+        steps = sorted(self.root.glob(STEPS))
+        if len(steps) > self.keep and problem(steps[-1]) is None:
+            for folder in steps[: -self.keep]:
+                (folder / MANIFEST).unlink(missing_ok=True)  # first: half a checkpoint must not look like one
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict) -> Path:
     """Write a checkpoint beside ``folder``, then move it there. ``progress`` (plain values and tensors) goes into the
     state. Raises OSError when the disk refuses; what was there before is then untouched."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    sweep(folder.parent)
     temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
-    temporary.mkdir()
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        sweep(folder.parent)
         state = {"optimizer": optimizer.state_dict(), "progress": progress}
         with evaluation_weights(model, optimizer) as training_weights:
             weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+            if training_weights is not None:
+                state["training_weights"] = training_weights
+            _check_space(folder.parent, [weights, state])
+            temporary.mkdir()
             safetensors.torch.save_file(weights, temporary / "model.safetensors")
-        if training_weights is not None:
-            state["training_weights"] = training_weights
-        with open(temporary / "state.pt", "wb") as file:
-            torch.save(state, file)
-        files = {f.name: {"sha256": sha256(f), "size": f.stat().st_size} for f in sorted(temporary.iterdir())}
-        manifest = {"step": progress["step"], "files": files, "torch": torch.__version__}
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        for path in [*temporary.iterdir(), temporary]:
-            fsync(path)
+        write_state(temporary / "state.pt", state)
+        names = ("model.safetensors", "state.pt")
+        for name in names:
+            fsync(temporary / name)
+        files = {n: {"sha256": sha256(temporary / n), "size": (temporary / n).stat().st_size} for n in names}
+        told = {name: progress[name] for name in ("step", "best", "config", "data", "tokenizer") if name in progress}
+        manifest = {"files": files, "torch": torch.__version__, **told}
+        (temporary / MANIFEST).write_text(json.dumps(manifest | {"sha256": _digest(manifest)}, indent=1))
+        fsync(temporary / MANIFEST)
+        fsync(temporary)
         _replace(temporary, folder)
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # torch reports a full disk as RuntimeError
+    except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise error if isinstance(error, OSError) else OSError(f"can't write {folder}: {error}") from error
+        raise OSError(f"can't write {folder}: {error}") from error
     return folder
 
 
@@ -80,22 +122,22 @@ def sweep(root: Path) -> None:
             shutil.rmtree(stale, ignore_errors=True)
 
 
-def prune(root: Path, keep: int) -> None:
-    """Delete all but the last ``keep`` step checkpoints, once the newest has been read back and verified."""
-    steps = sorted(root.glob("step-" + "[0-9]" * 8))
-    if len(steps) > keep and problem(steps[-1]) is None:
-        for folder in steps[:-keep]:
-            (folder / MANIFEST).unlink(missing_ok=True)  # first: half a checkpoint must not look like one
-            shutil.rmtree(folder, ignore_errors=True)
-
-
 def problem(folder: Path) -> str | None:
     """Why a checkpoint can't be trusted, or None when its manifest verifies."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        if (folder / MANIFEST).stat().st_size > MANIFEST_LIMIT:
+            return f"{MANIFEST} is too long to be one"
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest.pop("sha256") != _digest(manifest):
+            return f"{MANIFEST} is not what was written"
+        if folder.name.startswith("step-") and folder.name != f"step-{manifest['step']:08d}":
+            return f"it holds step {manifest['step']}"
+        names = {path.name for path in folder.iterdir()} - {MANIFEST}
+        if names != set(manifest["files"]):
+            return f"its files are {sorted(names)}, but {sorted(manifest['files'])} were written"
         for name, file in manifest["files"].items():
             if (folder / name).stat().st_size != file["size"]:
-                return f"{name} has the wrong size"
+                return f"{name} has {(folder / name).stat().st_size} bytes, but {file['size']} were written"
             if sha256(folder / name) != file["sha256"]:
                 return f"{name} is not what was written"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -108,19 +150,31 @@ def digest(folder: Path) -> str:
     return json.loads((folder / MANIFEST).read_text())["files"]["model.safetensors"]["sha256"]
 
 
-def newest(root: Path) -> Path | None:
-    """The newest step checkpoint that verifies; says what it skips. None where none was ever written.
+def newest(root: Path, set_aside: bool = False) -> Path | None:
+    """The newest step checkpoint that verifies; says what it skips, and with ``set_aside`` renames that to
+    bad-step-..., so that it neither counts as kept nor is overwritten. None where none was ever written.
 
     Raises OSError when there are some, and none of them is sound."""
-    steps = sorted(root.glob("step-" + "[0-9]" * 8), reverse=True)
+    steps, bad = sorted(root.glob(STEPS), reverse=True), []
     for folder in steps:
         reason = problem(folder)
         if reason is None:
+            for each in bad if set_aside else ():
+                _replace(each, each.with_name(f"bad-{each.name}"))
             return folder
         log.warning("skipping checkpoint %s: %s", folder, reason)
+        bad.append(folder)
     if steps:
         raise OSError(f"none of the {len(steps)} checkpoints in {root} is sound; nothing was changed")
     return None
+
+
+def best_score(root: Path) -> float:
+    """The score of checkpoints/best, lower is better; infinite where there is none that verifies."""
+    folder = root / "best"
+    if not folder.is_dir() or problem(folder) is not None:
+        return float("inf")
+    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["best"]
 
 
 def find(path: str | Path) -> tuple[Path, Path]:
@@ -148,8 +202,9 @@ def load_weights(folder: Path, model: nn.Module) -> None:
 
 
 def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
-    """Read weights and optimizer state; returns the progress that was saved with them."""
-    state = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
+    """Read weights and optimizer state; returns the progress that was saved with them. Raises ValueError for another
+    architecture or optimizer, and for a state that is not safe to read."""
+    state = read_state(folder / "state.pt")
     if "training_weights" in state:
         _fit(model, state["training_weights"], folder)
     else:
@@ -164,6 +219,26 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> di
     return state["progress"]
 
 
+def _check_space(root, values):
+    """Raises OSError where the disk can't hold so many tensors; a save that has begun would fill it for others too."""
+    needed = sum(t.numel() * t.element_size() for t in _tensors(values))
+    free = shutil.disk_usage(root).free
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"it takes {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free on that disk")
+
+
+def _tensors(value):
+    if torch.is_tensor(value):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)
+
+
+def _digest(manifest):
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
 def _fit(model, weights, folder):
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     theirs = {name: tuple(value.shape) for name, value in weights.items()}
@@ -175,7 +250,7 @@ def _fit(model, weights, folder):
 
 
 def _replace(temporary: Path, folder: Path) -> None:
-    """Put a finished folder in its place; one that is there already (best) makes way first."""
+    """Put a finished folder in its place; one that is there already makes way first."""
     old = folder.with_name(f"{folder.name}.tmp-old-{os.getpid()}")
     if folder.exists():
         folder.rename(old)

@@ -10,6 +10,10 @@ import traceback
 from collections.abc import Callable
 
 BAD_INPUT, DIVERGED, STORAGE, PREEMPTED = 2, 3, 4, 75
+LESS_MEMORY = (
+    "use a smaller Experiment.batch_size, or raise Experiment.accumulate, which keeps the batch and takes its parts in "
+    "turn; checkpoints are as they were: --resume goes on from the newest"
+)
 OURS = ("toolkit", "components", "argparse")
 
 
@@ -23,6 +27,8 @@ def run_command(main: Callable[[], int]) -> None:
         code = main()
     except Exception as error:
         culprit = _culprit(error)
+        if kind_of(error) == "OutOfMemoryError":
+            error = OSError(f"out of memory: {clean(error)}\n{LESS_MEMORY}")
         if culprit is None and not isinstance(error, ValueError | OSError):
             raise
         if os.environ.get("TOOLKIT_DEBUG") or not _is_ours(error):
@@ -35,6 +41,14 @@ def run_command(main: Callable[[], int]) -> None:
         code = 130
     sys.stdout.flush()
     sys.exit(code)
+
+
+def kind_of(error: BaseException) -> str:
+    """The name of an error's class; "OutOfMemoryError" also for what PyTorch's CPU allocator raises instead."""
+    memory = isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+    return "OutOfMemoryError" if memory else type(error).__name__
 
 
 def clean(error: BaseException) -> str:

@@ -6,6 +6,7 @@ its ``config.gin``."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import sys
@@ -104,6 +105,11 @@ class Config:
             prefix = f"{scope}/{name}" if scope else name
             flat |= {f"{prefix}.{knob}": plain(value) for knob, value in knobs.items()}
         return flat
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the text, hex."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
 
     def build(self):
         """Give gin this config, in place of any other, and return the Experiment that it makes."""

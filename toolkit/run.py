@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from toolkit.command import DIVERGED, PREEMPTED, clean, run_command
+from toolkit.command import DIVERGED, PREEMPTED, clean, kind_of, run_command
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,31 +46,31 @@ def _train(arguments, config, code, experiment, blank, run) -> int:
     """Open the run directory, train, and leave the truth about the end in status.json."""
 
     from toolkit import checkpoint, curve, distributed, facts, report
-    from toolkit.train import Diverged, build, train
+    from toolkit.signals import Interrupted, Signals
+    from toolkit.train import Diverged, train
 
     device = distributed.setup()
     main_process = distributed.rank() == 0
-    with run.opened(config, arguments.allow_change) if main_process else contextlib.nullcontext():
-        if run.finished():
+    opened = run.opened(config, arguments.allow_change) if main_process else contextlib.nullcontext()
+    with opened, Signals() as signals:
+        if run.finished(experiment.steps):
             report.say(f"{run.path} is done; nothing to resume")
             return 0
         try:
-            blank.data.prepare()
-            parts = build(experiment, device, blank.tokenizer, blank.data)
-            progress = {"step": 0, "best": float("inf")}
-            source = checkpoint.newest(run.path / "checkpoints") if arguments.resume else None
-            if source is None and arguments.branch:
-                source = checkpoint.find(arguments.branch)[1]
-                if arguments.weights_only:
-                    checkpoint.load_weights(source, parts.model)
-            if source is not None and not (arguments.branch and arguments.weights_only):
-                progress = checkpoint.load(source, parts.model, parts.optimizer)
+            if main_process:
+                run.write_config(config, code)
+            with signals.droppable():
+                parts, progress, source = _prepare(arguments, config, experiment, blank, run, device)
             if main_process:
                 known = facts_before(run, config, experiment, blank, parts, device, source)
-                run.write_start(config, code, parts.tokenizer, known, progress["step"])
+                run.write_start(parts.tokenizer, known, progress["step"])
                 report.header(run.path, known, blank.model, parts.optimizer)
                 run.write_status("running", progress["step"])
-            ended = train(experiment, parts, run.path, device, progress, arguments.stop_at)
+            ended = train(experiment, parts, run.path, device, progress, signals, arguments.stop_at)
+        except Interrupted:  # nothing is lost: what was dropped is done again by a resumed run
+            if main_process:
+                run.write_status("preempted")
+            return PREEMPTED
         except Diverged as error:
             if main_process:
                 run.write_status("diverged", reason=str(error))
@@ -78,7 +78,10 @@ def _train(arguments, config, code, experiment, blank, run) -> int:
             return DIVERGED
         except BaseException as error:
             if main_process:
-                run.write_status("failed", reason=clean(error), kind=type(error).__name__)
+                run.write_status("failed", reason=clean(error), kind=kind_of(error))
+            if signals.caught and isinstance(error, OSError):
+                print(f"error: stopped by a signal, and not saved: {error}", file=sys.stderr)
+                return 128 + signals.caught
             raise
         finally:
             distributed.close()
@@ -88,6 +91,36 @@ def _train(arguments, config, code, experiment, blank, run) -> int:
             curve.draw(run.path)
             report.footer(run.path, ended, experiment.sample_prompt)
     return PREEMPTED if ended["state"] == "preempted" else 0
+
+
+def _prepare(arguments, config, experiment, blank, run, device):
+    """Text as tokens, parts with their weights, where to begin, and the checkpoint that this came from."""
+    from toolkit import checkpoint, report
+    from toolkit.train import build
+
+    blank.data.prepare()
+    parts = build(experiment, device, blank.tokenizer, blank.data)
+    sources = {"data": parts.data.fingerprint(), "tokenizer": parts.tokenizer.fingerprint()}
+    progress, source = {"step": 0, "best": float("inf")}, None
+    if arguments.resume:
+        run.check_sources(sources, run.read("facts.json"))
+        source = checkpoint.newest(run.path / "checkpoints", set_aside=True)
+        if source is None:
+            report.say(f"{run.path} has no checkpoint: it starts at step 0")
+    elif arguments.branch:
+        source = checkpoint.find(arguments.branch)[1]
+    if arguments.branch and arguments.weights_only:
+        checkpoint.load_weights(source, parts.model)
+    elif source is not None:
+        progress = checkpoint.load(source, parts.model, parts.optimizer)
+    if arguments.resume:
+        run.check_sources(sources, progress)
+        if not (run.read("facts.json") or arguments.allow_change):  # lost: the state has the digest
+            run.check_sources({"config": config.digest}, progress)
+        progress["best"] = min(progress["best"], checkpoint.best_score(run.path / "checkpoints"))
+    elif source is not None:
+        progress["best"] = float("inf")  # the best of this run, which has none yet
+    return parts, progress | {"config": config.digest} | sources, source
 
 
 def facts_before(run, config, experiment, blank, parts, device, source) -> dict[str, object]:

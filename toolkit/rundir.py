@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -13,10 +14,11 @@ from pathlib import Path
 
 import filelock
 
-from toolkit import distributed
+from toolkit import changes, distributed
 from toolkit.command import DIVERGED, PREEMPTED, STORAGE
 from toolkit.config import Config
 
+log = logging.getLogger("toolkit")
 EXIT_CODES = {"done": 0, "stopped": 0, "diverged": DIVERGED, "preempted": PREEMPTED}
 
 
@@ -32,28 +34,35 @@ class RunDir:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+=,@-]{0,119}", name):
             raise ValueError(f"--name {name!r}: a run's name is 1 to 120 letters, digits and _.+=,@- (no slash)")
         self.path, self.resume, self.changes = root / name, resume, {}
-        self.begun = time.time()
-        if self.exists() and not resume and distributed.rank() == 0:
+        self.opened_at = time.time()
+        if self.begun() and not resume and distributed.rank() == 0:
             others = (root / f"{name}-{i}" for i in range(2, 1000))
             free = next(path.name for path in others if not path.exists())
             raise ValueError(
                 f"{self.path} is there already: continue it with --resume, or name this one: --name {free}"
             )
-        if resume and not self.path.is_dir():
+        if resume and not self.exists():
             raise ValueError(f"--resume: there is no run {self.path}; leave out --resume to start it")
 
     def exists(self) -> bool:
-        """Whether a run was ever started here."""
+        """Whether a run was ever started here, or at least configured."""
         return (self.path / "config.gin").is_file()
 
-    def finished(self) -> bool:
-        """Whether the run that is to be resumed has come to its end."""
-        return self.resume and self.read("status.json").get("state") == "done"
+    def begun(self) -> bool:
+        """Whether a run got as far as its first step: its folder holds what can't be had again for nothing."""
+        return (self.path / "facts.json").is_file() or (self.path / "checkpoints").is_dir()
+
+    def finished(self, steps: int) -> bool:
+        """Whether the run that is to be resumed has come to its end at ``steps``."""
+        status = self.read("status.json")
+        return self.resume and status.get("state") == "done" and status.get("step", 0) >= steps
 
     @contextlib.contextmanager
     def opened(self, config: Config, allow_change: bool) -> Iterator[None]:
-        """Hold the folder alone. Raises ValueError when another process does, or when a resumed run's config differs
-        and that was not allowed; OSError when it can't be written. A folder that stayed empty is taken away."""
+        """Hold the folder alone, with the config in it. Raises ValueError when another process does, or when a resumed
+        run's config differs and that was not allowed; OSError when it can't be written. A folder that this made, and in
+        which nothing came about, is taken away, unless the run was preempted."""
+        new = not self.path.exists()
         lock = filelock.FileLock(self.path / ".lock")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -66,37 +75,54 @@ class RunDir:
             self._compare(config, allow_change)
             yield
         finally:
+            preempted = self.read("status.json").get("state") == "preempted"
             lock.release()
-            if not self.exists():
+            if new and not preempted and not self.begun():
                 shutil.rmtree(self.path, ignore_errors=True)
 
-    def write_start(self, config: Config, code: list[Path], tokenizer, facts: dict[str, object], step: int) -> None:
-        """All that has to lie here before the first step."""
-        before = self.read("facts.json")
-        if before and self.resume and before["data"] != facts["data"]:
-            raise ValueError(f"{self.path} was trained on other text: its data fingerprint differs; restore that text")
-        resumed = [*before.get("resumed", []), {"step": step, "changed": self.changes}] if self.resume else []
-        (self.path / "tokenizer").mkdir(exist_ok=True)
-        tokenizer.save(self.path / "tokenizer")
+    def write_config(self, config: Config, code: list[Path]) -> None:
+        """What was asked for: from here on the run can be resumed, whatever becomes of it."""
         for file in code:
             (self.path / "code").mkdir(exist_ok=True)
             if file.parent != (self.path / "code").resolve():
                 shutil.copy(file, self.path / "code")
         written = [f"import {module}" for module in config.imports] + [str(binding) for binding in config.written]
         self._write("bindings.gin", "".join(line + "\n" for line in written))
-        self.write_json("facts.json", {**facts, "resumed": resumed, "seconds_before": before.get("seconds", 0.0)})
         self._write("config.gin", config.text)  # last: it makes the folder a run
+        self.write_status("preparing", 0)
+
+    def write_start(self, tokenizer, facts: dict[str, object], step: int) -> None:
+        """All else that has to lie here before the first step."""
+        before = self.read("facts.json")
+        resumed = [*before.get("resumed", []), {"step": step, "changed": self.changes}] if self.resume else []
+        (self.path / "tokenizer").mkdir(exist_ok=True)
+        tokenizer.save(self.path / "tokenizer")
+        self.write_json("facts.json", {**facts, "resumed": resumed, "seconds_before": before.get("seconds", 0.0)})
+
+    def check_sources(self, found: dict[str, str], before: dict[str, object]) -> None:
+        """Raises ValueError where a resumed run would go on with other text or another vocabulary than ``before``."""
+        for what, fingerprint in found.items():
+            if before.get(what, fingerprint) != fingerprint:
+                raise ValueError(
+                    f"{self.path} was trained with another {what}: its fingerprint was {str(before[what])[:12]}, "
+                    f"here it is {fingerprint[:12]}; restore that one, or begin a new run with --from {self.path}"
+                )
 
     def write_status(self, state: str, step: int | None = None, **more: object) -> None:
-        """Say in status.json how things stand; nothing where no run was started."""
-        if self.exists():
-            step = self.read("status.json").get("step", 0) if step is None else step
+        """Say in status.json how things stand; nothing where no run was started. A disk that refuses costs a warning:
+        what it would hide is told by the exit code."""
+        if not self.exists():
+            return
+        step = self.read("status.json").get("step", 0) if step is None else step
+        try:
             self.write_json("status.json", {"state": state, "step": step, "time": time.time()} | more)
+        except OSError as error:
+            log.warning("status.json does not say that the run is %s: %s", state, error)
 
     def write_end(self, ended: dict[str, object], peak_memory: int, digest: str | None) -> None:
         """Add to the facts what is known at the end, and close the status."""
         facts = self.read("facts.json")
-        facts["seconds"] = facts.pop("seconds_before", 0.0) + time.time() - self.begun
+        facts["seconds"] = facts.pop("seconds_before", 0.0) + time.time() - self.opened_at
         facts |= {"peak_memory_bytes": peak_memory, "weights_sha256": digest, "final": ended}
         self.write_json("facts.json", facts)
         self.write_status(ended["state"], ended["step"])
@@ -104,9 +130,11 @@ class RunDir:
     def exit_code(self) -> int:
         """The exit code that the run's own process would have had, for a launcher that hides it."""
         status = self.read("status.json")
-        if status.get("time", 0.0) < self.begun:  # nothing was written this time: it failed before it began
+        if status.get("time", 0.0) < self.opened_at:  # nothing was written this time: it failed before it began
             return 2
-        failed = {"OSError": STORAGE, "ValueError": 2, "ConfigError": 2}.get(status.get("kind"), 1)
+        failed = {"OSError": STORAGE, "OutOfMemoryError": STORAGE, "ValueError": 2, "ConfigError": 2}.get(
+            status.get("kind"), 1
+        )
         return EXIT_CODES.get(status["state"], failed)
 
     def read(self, name: str) -> dict:
@@ -129,9 +157,9 @@ class RunDir:
         before, now = self.read("facts.json").get("config"), config.flat
         if not (self.resume and before):
             return
-        differ = [key for key in {**before, **now} if before.get(key, "absent") != now.get(key, "absent")]
-        self.changes = {key: [before.get(key, "absent"), now.get(key, "absent")] for key in differ}
-        if differ and not allow_change:
-            lines = [f"  {key}: {was} there, {now} here" for key, (was, now) in self.changes.items()]
+        self.changes = changes.difference(before, now)
+        harmless = all(changes.shapes(key) == "harmless" for key in self.changes)
+        if not harmless and not allow_change:
             remedy = "resume with the same files and bindings, or with none; --allow-change accepts the difference"
-            raise ValueError("\n".join([f"{self.path} was started with another config; {remedy}:", *lines]))
+            lines = [f"{self.path} was started with another config; {remedy}:", *changes.told(self.changes)]
+            raise ValueError("\n".join(lines))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,8 @@ from toolkit.registry import able, register
 from toolkit.sampling import generate
 from toolkit.scoring import evaluate
 from toolkit.seeding import named_seed
+from toolkit.signals import Interrupted, Signals
+from toolkit.spikes import Spikes
 
 Count = Annotated[int, Gt(0)]
 
@@ -44,6 +45,8 @@ class Experiment:
     sample_prompt   continued by ``sample_tokens`` tokens at ``sample_temperature`` every ``sample_every`` steps
     keep_checkpoints  step checkpoints kept, besides the best
     mask_documents  attention inside documents alone, positions from each document's start
+    spike_sigmas    a step whose loss or gradient norm lies so many standard deviations above the mean of the last 128
+                    is left out, and recorded; None applies every step that is finite
     """
 
     model: type
@@ -72,6 +75,7 @@ class Experiment:
     checkpoint_every: Count = 1000
     keep_checkpoints: Annotated[int, Ge(2)] = 2
     mask_documents: bool = False
+    spike_sigmas: Annotated[float, Gt(0)] | None = None
 
 
 class Diverged(Exception):
@@ -142,19 +146,22 @@ def train(
     run_dir: Path,
     device: torch.device,
     progress: dict,
+    signals: Signals,
     stop_at: int | None = None,
 ) -> dict[str, object]:
-    """Train from ``progress["step"]`` to the end, to ``stop_at`` (the schedule keeps its horizon), or to a SIGTERM.
+    """Train from ``progress["step"]`` to the end, to ``stop_at`` (the schedule keeps its horizon), or to a signal.
 
     Step s reports the loss before its update, so a row at step s and a checkpoint at step s speak of the same weights.
-    Returns {"state": "done" | "stopped" | "preempted", "step", final values}. Raises Diverged, OSError."""
-    tokenizer, data, model, optimizer = parts.tokenizer, parts.data, parts.model, parts.optimizer
+    Returns {"state": "done" | "stopped" | "preempted", "step", final values}. Raises Diverged; Interrupted for a signal
+    before there was anything to save; OSError when the disk refuses three saves in a row, or the last one."""
+    data, model, optimizer = parts.data, parts.model, parts.optimizer
     world, rank, main = distributed.world_size(), distributed.rank(), distributed.rank() == 0
     micro_batch = experiment.batch_size // (experiment.accumulate * world)
     tokens_per_step = experiment.batch_size * experiment.seq_len
     start, best = progress["step"], progress["best"]
     last = experiment.steps if stop_at is None else min(stop_at, experiment.steps)
-    checkpoints = run_dir / "checkpoints"
+    spikes = Spikes(experiment.spike_sigmas, progress.get("spikes"))
+    keeper = checkpoint.Keeper(run_dir / "checkpoints", experiment.keep_checkpoints)
     journal = Journal(run_dir, experiment.loggers, start, writing=main)
 
     if is_compiled(experiment, device):
@@ -164,37 +171,34 @@ def train(
         module = DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None)
     micro_steps = range(start * experiment.accumulate, last * experiment.accumulate)
     batches = prefetch(lambda i: data.batch("train", i, micro_batch), (i * world + rank for i in micro_steps), device)
-    signalled = _catch_signals()
     since, since_step = time.perf_counter(), start
 
     with contextlib.closing(batches), contextlib.closing(journal):
         for step in range(start, last + 1):
             # ---- once in a while: evaluate, sample, save ----------------------------------------------------------
             pause = time.perf_counter()
-            told = torch.tensor(float(bool(signalled)), device=device)  # a signal to one process stops them all
-            stopping = step == last or distributed.total(told).item() > 0
-            if step % experiment.eval_every == 0 or step == experiment.steps:
-                with _as_judged(model, optimizer), autocast(experiment, device):
-                    score = evaluate(parts.objective, data, tokenizer, micro_batch, experiment.eval_windows, device)
-                    row = {f"val/{name}": value for name, value in score.items()}
-                    if step == experiment.steps:
-                        whole = evaluate(parts.objective, data, tokenizer, micro_batch, data.windows("val"), device)
-                        row |= {f"val_full/{name}": value for name, value in whole.items()}
-                journal.row(step, row)
-                if score["loss_nats"] < best:
-                    best = score["loss_nats"]
-                    if main:
-                        checkpoint.save(checkpoints / "best", model, optimizer, {"step": step, "best": best})
-            if main and step > 0 and (step % experiment.sample_every == 0 or step == experiment.steps):
-                with _as_judged(model, optimizer), autocast(experiment, device):
-                    options = {"temperature": experiment.sample_temperature}
-                    options["seed"] = named_seed(experiment.seed, "sample", step)
-                    text = generate(model, tokenizer, experiment.sample_prompt, experiment.sample_tokens, **options)
+            told = torch.tensor(float(signals.caught is not None), device=device)
+            signalled = distributed.total(told).item() > 0  # a signal to one process stops them all
+            ending = step == experiment.steps
+            try:
+                if not signalled and (ending or step % experiment.eval_every == 0):
+                    with _as_judged(experiment, model, optimizer, device), signals.droppable(world == 1):
+                        row = judge(experiment, parts, micro_batch, device, whole=ending)
+                    journal.row(step, row)
+                    progress = progress | {"step": step, "best": min(best, row["val/loss_nats"])}
+                    if row["val/loss_nats"] < best and (not main or keeper.save("best", model, optimizer, progress)):
+                        best = row["val/loss_nats"]
+                if main and not signalled and step > 0 and (ending or step % experiment.sample_every == 0):
+                    with _as_judged(experiment, model, optimizer, device), signals.droppable(world == 1):
+                        text = sample(experiment, parts, step)
                     journal.sample(step, text)
-            if main and step > start and (step % experiment.checkpoint_every == 0 or stopping):
-                folder = checkpoints / f"step-{step:08d}"
-                checkpoint.save(folder, model, optimizer, {"step": step, "best": best})
-                checkpoint.prune(checkpoints, experiment.keep_checkpoints)
+            except Interrupted:
+                signalled = True  # the resumed run begins with what was dropped
+            stopping = signalled or step == last
+            progress = progress | {"step": step, "best": best, "spikes": spikes.state}
+            if main and step > start and (stopping or step % experiment.checkpoint_every == 0):
+                if keeper.save(f"step-{step:08d}", model, optimizer, progress, last=stopping):
+                    keeper.prune()
             if stopping:
                 break
             since += time.perf_counter() - pause
@@ -206,23 +210,32 @@ def train(
             micro_batches = [next(batches) for _ in range(experiment.accumulate)]
             count = distributed.total(sum((targets != -100).sum() for _, targets in micro_batches))
             nats = torch.zeros((), device=device)
-            for micro, (ids, targets) in enumerate(micro_batches):
-                torch.manual_seed(named_seed(experiment.seed, "noise", step, micro, rank))
-                silent = world > 1 and micro < experiment.accumulate - 1
-                with module.no_sync() if silent else contextlib.nullcontext():
-                    with autocast(experiment, device):
-                        objective, summed, _, metrics = module(ids, targets)
-                    (objective * (world / count)).backward()  # data parallelism averages over the processes
-                nats += summed
+            with signals.droppable(step == start and world == 1):  # the first step compiles: that may take a minute
+                for micro, (ids, targets) in enumerate(micro_batches):
+                    torch.manual_seed(named_seed(experiment.seed, "noise", step, micro, rank))
+                    silent = world > 1 and micro < experiment.accumulate - 1
+                    with module.no_sync() if silent else contextlib.nullcontext():
+                        with autocast(experiment, device):
+                            objective, summed, _, metrics = module(ids, targets)
+                        (objective * (world / count)).backward()  # data parallelism averages over the processes
+                    nats += summed
             norm = nn.utils.clip_grad_norm_(model.parameters(), experiment.clip or math.inf).item()
             loss = (distributed.total(nats) / count).item()
             if not (math.isfinite(loss) and math.isfinite(norm)):
+                if main and step > start:
+                    keeper.save(f"step-{step:08d}", model, optimizer, progress)  # and the older ones stay
                 first = step * experiment.batch_size
                 raise Diverged(
                     f"step {step}: loss {loss}, gradient norm {norm}, in training samples {first} to "
                     f"{first + experiment.batch_size - 1}; weights and checkpoints are those before it"
                 )
-            optimizer.step()
+            if spikes.is_spike(loss, norm):
+                count_skipped = spikes.state["count"]
+                journal.row(
+                    step, {"skipped/loss_nats": loss, "skipped/grad_norm": norm, "skipped/count": count_skipped}
+                )
+            else:
+                optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
             # ---- report -------------------------------------------------------------------------------------------
@@ -239,28 +252,34 @@ def train(
                 }
                 journal.row(step, row | {name: float(value) for name, value in metrics.items()})
 
-    state = "done" if step == experiment.steps else "preempted" if signalled else "stopped"
+    state = "preempted" if signalled else "done" if ending else "stopped"
     return {"state": state, "step": step, "best": best} | journal.latest
 
 
+def judge(
+    experiment: Experiment, parts: Parts, micro_batch: int, device: torch.device, whole: bool
+) -> dict[str, float]:
+    """Validation over ``eval_windows`` samples, and over the ``whole`` split: a row of metrics."""
+    windows = {"val": experiment.eval_windows} | ({"val_full": parts.data.windows("val")} if whole else {})
+    row = {}
+    for name, count in windows.items():
+        score = evaluate(parts.objective, parts.data, parts.tokenizer, micro_batch, count, device)
+        row |= {f"{name}/{metric}": value for metric, value in score.items()}
+    return row
+
+
+def sample(experiment: Experiment, parts: Parts, step: int) -> str:
+    """Text from the model as it is, the same whenever this step is sampled."""
+    options = {"temperature": experiment.sample_temperature, "seed": named_seed(experiment.seed, "sample", step)}
+    return generate(parts.model, parts.tokenizer, experiment.sample_prompt, experiment.sample_tokens, **options)
+
+
 @contextlib.contextmanager
-def _as_judged(model: nn.Module, optimizer: torch.optim.Optimizer):
-    """Without dropout, and with the weights to judge by where the optimizer keeps others to train on."""
+def _as_judged(experiment: Experiment, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device):
+    """Without dropout, in the run's precision, and with the weights to judge by where the optimizer keeps others."""
     model.eval()
-    with checkpoint.evaluation_weights(model, optimizer):
-        yield
-    model.train()
-
-
-def _catch_signals() -> list[int]:
-    """A list that SIGTERM and SIGINT are put into, so that the step under way can end; a second one acts at once."""
-    caught: list[int] = []
-
-    def note(number, frame):
-        caught.append(number)
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-
-    with contextlib.suppress(ValueError):  # not in the main thread, as in a notebook's worker
-        signal.signal(signal.SIGTERM, note)
-        signal.signal(signal.SIGINT, note)
-    return caught
+    try:
+        with checkpoint.evaluation_weights(model, optimizer), autocast(experiment, device):
+            yield
+    finally:
+        model.train()

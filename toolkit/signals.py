@@ -1,0 +1,51 @@
+"""SIGTERM and SIGINT end a run in good order: what is under way is finished and saved, or dropped where it can be."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+
+LISTENED = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interrupted(BaseException):
+    """A signal came while nothing would be lost by stopping at once. No Exception, so that what compiles or tokenises
+    does not take it for an error of its own."""
+
+
+class Signals:
+    """Listens inside a ``with`` block. ``caught`` is the first signal's number, None until there is one. A second
+    signal acts as if nobody listened: the process ends on the spot, and on disk lies what was there before."""
+
+    def __init__(self):
+        self.caught: int | None = None
+        self._droppable, self._before = False, {}
+
+    def __enter__(self) -> Signals:
+        with contextlib.suppress(ValueError):  # not in the main thread, as in a notebook's worker
+            self._before = {number: signal.signal(number, self._note) for number in LISTENED}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def droppable(self, yes: bool = True) -> Iterator[None]:
+        """What is done inside can be done again: a signal ends it at once. Raises Interrupted, also for a signal that
+        came before. With ``yes`` False it is as any other work."""
+        if yes and self.caught is not None:
+            raise Interrupted
+        self._droppable = yes
+        try:
+            yield
+        finally:
+            self._droppable = False
+
+    def _note(self, number, frame):
+        self.caught = number
+        for each in LISTENED:
+            signal.signal(each, signal.SIG_DFL)
+        if self._droppable:
+            raise Interrupted
