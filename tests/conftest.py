@@ -46,7 +46,6 @@ def parts(*kinds: str) -> list:
 
 
 PARITY = pytest.StashKey[list]()
-RUNS = pytest.StashKey[list]()
 
 
 def pytest_addoption(parser):
@@ -54,7 +53,7 @@ def pytest_addoption(parser):
 
 
 @pytest.fixture
-def parity(request):
+def parity(request, record_property):
     """``parity("RMSNorm", "torch.nn.RMSNorm", ours, theirs, 1e-6)`` asserts that the largest difference, in units of
     the reference's largest value, stays below the tolerance, and puts the figure into the table of ``--parity``.
     ``ours`` and ``theirs`` are tensors, numbers, or tuples of tensors."""
@@ -64,23 +63,33 @@ def parity(request):
 
         pairs = zip(ours, theirs, strict=True) if isinstance(ours, tuple) else [(ours, theirs)]
         error = max(relative_error(one, other) for one, other in pairs)
-        request.config.stash.setdefault(PARITY, []).append((part, reference, error, tolerance))
+        request.config.stash.setdefault(PARITY, []).append(part)
+        record_property("parity", (part, reference, error, tolerance))
         assert error < tolerance, f"{part} against {reference}: {error:.2e}, tolerance {tolerance:.0e}"
 
     return compare
 
 
+def pytest_collection_modifyitems(items):
+    """Files go to one process each, for their fixtures, and parity's folder does: it has a test of all the others."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            continue  # one by one
+        item.add_marker(pytest.mark.xdist_group("parity" if item.path.parent.name == "parity" else item.path.stem))
+
+
 def pytest_terminal_summary(terminalreporter, config):
-    runs = config.stash.get(RUNS, [])
+    told = [fact for report in terminalreporter.getreports("passed") for fact in report.user_properties]
+    runs = [fact for name, fact in told if name == "overlay"]
     if runs:
         terminalreporter.section("30 steps with each overlay: validation nats before and after")
-        for overlay, before, after in runs:
+        for overlay, before, after in sorted(runs):
             terminalreporter.write_line(f"{overlay:44} {before:7.4f} -> {after:7.4f}")
         terminalreporter.write_line(f"{len(runs)} overlays")
     if not config.getoption("--parity"):
         return
     worst = {}
-    for part, reference, error, tolerance in config.stash.get(PARITY, []):
+    for part, reference, error, tolerance in [fact for name, fact in told if name == "parity"]:
         worst[part, reference] = max(worst.get((part, reference), (0.0, 0.0)), (error, tolerance))
     terminalreporter.section("parity: largest difference, in units of the reference's largest value")
     for (part, reference), (error, tolerance) in sorted(worst.items()):

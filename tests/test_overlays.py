@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import RUNS
 from runs import facts, rows, small_run
 
 from toolkit.compose import compose
@@ -59,7 +58,7 @@ def knobs(overlay, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_thirty_steps_with_the_overlay_learn(overlay, tmp_path, request):
+def test_thirty_steps_with_the_overlay_learn(overlay, tmp_path, record_property):
     scheduled = "one_cycle" in overlay
     bindings = (*SHORT, *knobs(overlay, tmp_path))
     before = torch.get_num_threads()
@@ -75,7 +74,7 @@ def test_thirty_steps_with_the_overlay_learn(overlay, tmp_path, request):
         assert name in CATALOG and any(
             f"@{name}" in str(value) or f"/{name}" in str(value) for value in config.values()
         )
-    request.config.stash.setdefault(RUNS, []).append((overlay, judged[0], judged[-1]))
+    record_property("overlay", (overlay, judged[0], judged[-1]))
 
 
 # --- layers that differ

@@ -10,5 +10,5 @@ def test_every_part_was_compared_with_something_that_is_not_ours(request):
     folder = {item.path.name for item in request.session.items if item.path.parent.name == "parity"}
     if not {f"test_{kind}.py" for kind in NUMERIC} <= folder or request.config.option.keyword:
         pytest.skip("the rest of the folder is not part of this run")
-    compared = {name for name, *_ in request.config.stash.get(PARITY, [])}
+    compared = set(request.config.stash.get(PARITY, []))
     assert {part.values[0].name for part in parts(*NUMERIC)} - compared == set()
