@@ -211,6 +211,14 @@ def test_each_guard_fires_on_its_violation_alone(tmp_path, guard):
     assert compare.main([str(folder)]) == 0  # without --strict it is only said
 
 
+def test_steps_that_were_left_out_are_told(tmp_path):
+    folder = write_plan(tmp_path, {"NoPE": 0.3}, seeds=range(3))
+    with open(folder / "NoPE-s1" / "metrics.jsonl", "a") as file:
+        file.writelines(json.dumps({"step": step, "skipped/count": step // 30}) + "\n" for step in (30, 60))
+    said = compared(folder, "--strict", code=1)
+    assert [banner["text"] for banner in said["banners"]] == ["NoPE-s1: 2 steps were left out, the last at 60"]
+
+
 def test_sizes_just_inside_their_bounds_are_let_pass(tmp_path):
     inside = {"parameters": {"total": 100_900}, "flops_per_token": 611_000}
     assert compared(write_plan(tmp_path, {"NoPE": 0.3}, seeds=range(3), arms={"NoPE": inside}))["banners"] == []

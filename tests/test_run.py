@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import toolkit
 from toolkit import checkpoint, evaluate, generate, journal, run, sampling
+from toolkit.facts import peak_flops
 from toolkit.train import Diverged
 
 
@@ -326,3 +327,17 @@ def test_a_checkpoint_that_is_not_sound_is_walked_past_and_named(tmp_path, caplo
     assert "step-00000008: model.safetensors is not what was written" in caplog.text
     with pytest.raises(ValueError, match="is not what was written"):
         generate.main([str(broken.parent)])
+
+
+def test_steps_are_traced_into_the_runs_folder(tmp_path):
+    assert small_run(tmp_path, "a", overlays=("gin/profiler.gin",), bindings=("Experiment.profile_steps = 1",)) == 0
+    (trace,) = (tmp_path / "a").glob("*.pt.trace.json")
+    names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
+    assert {"aten::mm", "ProfilerStep#10", "Optimizer.step#AdamW.step"} <= names and "ProfilerStep#9" not in names
+
+
+def test_the_share_of_the_peak_is_told_where_a_peak_is_known(finished):
+    names = {"NVIDIA H100 PCIe": 756e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12, "NVIDIA L40": None}
+    assert {name: peak_flops(name, torch.bfloat16) for name in names} == names
+    assert peak_flops("NVIDIA H200", torch.float32) is None
+    assert facts(finished)["peak_tokens_per_s"] is None and "time/mfu" not in rows(finished)[1]

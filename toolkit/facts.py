@@ -32,6 +32,25 @@ PACKAGES = (
 )
 
 
+PEAKS = {  # dense bfloat16 FLOP/s by the makers' data sheets; the first name that fits counts
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+}
+
+
+def peak_flops(device_name: str, dtype: torch.dtype) -> float | None:
+    """FLOP/s that a device could do in bfloat16; None for another precision, and where nobody has told us."""
+    if dtype != torch.bfloat16:
+        return None
+    return next((peak for name, peak in PEAKS.items() if re.search(rf"\b{name}\b", device_name)), None)
+
+
 def parameters(model: nn.Module) -> dict[str, int]:
     """Counts: "total" without the rows that only pad the vocabulary, which are "padding"; "non_embedding" without
     embedding tables and the output matrix; "active" is what one token passes through, the total unless a part says

@@ -66,7 +66,8 @@ def _train(arguments, config, code, experiment, blank, run) -> int:
                 run.write_start(parts.tokenizer, known, progress["step"])
                 report.header(run.path, known, blank.model, parts.optimizer)
                 run.write_status("running", progress["step"])
-            ended = train(experiment, parts, run.path, device, progress, signals, arguments.stop_at)
+            peak = known["peak_tokens_per_s"] if main_process else None
+            ended = train(experiment, parts, run.path, device, progress, signals, arguments.stop_at, peak)
         except Interrupted:  # nothing is lost: what was dropped is done again by a resumed run
             if main_process:
                 run.write_status("preempted")
@@ -128,19 +129,22 @@ def facts_before(run, config, experiment, blank, parts, device, source) -> dict[
     from toolkit import distributed, facts
     from toolkit.train import dtype_of, is_compiled
 
-    dtype = dtype_of(experiment, device)
+    dtype, around = dtype_of(experiment, device), facts.environment(device)
+    flops = facts.on_meta(facts.flops_per_token, blank.model, experiment.seq_len)
+    peak = facts.peak_flops(around["device_name"], dtype)
     return {
         "name": run.path.name,
         "steps": experiment.steps,
         "seed": experiment.seed,
         "tokens": experiment.steps * experiment.batch_size * experiment.seq_len,
         "parameters": facts.parameters(blank.model),
-        "flops_per_token": facts.on_meta(facts.flops_per_token, blank.model, experiment.seq_len),
+        "flops_per_token": flops,
+        "peak_tokens_per_s": distributed.world_size() * peak / flops if peak and flops else None,
         "precision": str(dtype).removeprefix("torch."),
         "compiled": is_compiled(experiment, device),
         "attention": facts.attention_implementation(parts.model, device, dtype),
         "processes": distributed.world_size(),
-        **facts.environment(device),
+        **around,
         "data": parts.data.fingerprint(),
         "tokenizer": parts.tokenizer.fingerprint(),
         "windows": {split: parts.data.windows(split) for split in ("train", "val")},

@@ -24,6 +24,7 @@ from toolkit.scoring import evaluate
 from toolkit.seeding import named_seed
 from toolkit.signals import Interrupted, Signals
 from toolkit.spikes import Spikes
+from toolkit.trace import traced
 
 Count = Annotated[int, Gt(0)]
 
@@ -47,6 +48,7 @@ class Experiment:
     mask_documents  attention inside documents alone, positions from each document's start
     spike_sigmas    a step whose loss or gradient norm lies so many standard deviations above the mean of the last 128
                     is left out, and recorded; None applies every step that is finite
+    profile_steps   traced by torch.profiler, after ten others, into the run's folder; None traces none
     """
 
     model: type
@@ -76,6 +78,7 @@ class Experiment:
     keep_checkpoints: Annotated[int, Ge(2)] = 2
     mask_documents: bool = False
     spike_sigmas: Annotated[float, Gt(0)] | None = None
+    profile_steps: Count | None = None
 
 
 class Diverged(Exception):
@@ -148,10 +151,12 @@ def train(
     progress: dict,
     signals: Signals,
     stop_at: int | None = None,
+    peak_tokens_per_s: float | None = None,
 ) -> dict[str, object]:
     """Train from ``progress["step"]`` to the end, to ``stop_at`` (the schedule keeps its horizon), or to a signal.
 
     Step s reports the loss before its update, so a row at step s and a checkpoint at step s speak of the same weights.
+    Where it is known what the devices could do at their peak, rows tell the share of it that was reached (MFU).
     Returns {"state": "done" | "stopped" | "preempted", "step", final values}. Raises Diverged; Interrupted for a signal
     before there was anything to save; OSError when the disk refuses three saves in a row, or the last one."""
     data, model, optimizer = parts.data, parts.model, parts.optimizer
@@ -173,7 +178,8 @@ def train(
     batches = prefetch(lambda i: data.batch("train", i, micro_batch), (i * world + rank for i in micro_steps), device)
     since, since_step = time.perf_counter(), start
 
-    with contextlib.closing(batches), contextlib.closing(journal):
+    tracing = traced(experiment.profile_steps if main else None, run_dir, device)
+    with contextlib.closing(batches), contextlib.closing(journal), tracing as trace_step:
         for step in range(start, last + 1):
             # ---- once in a while: evaluate, sample, save ----------------------------------------------------------
             pause = time.perf_counter()
@@ -237,6 +243,7 @@ def train(
             else:
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            trace_step()
 
             # ---- report -------------------------------------------------------------------------------------------
             if step % experiment.log_every == 0 or step == experiment.steps - 1:
@@ -250,6 +257,7 @@ def train(
                     "time/step_ms": 1000 * seconds,
                     "time/tokens_per_s": tokens_per_step / seconds,
                 }
+                row |= {"time/mfu": row["time/tokens_per_s"] / peak_tokens_per_s} if peak_tokens_per_s else {}
                 journal.row(step, row | {name: float(value) for name, value in metrics.items()})
 
     state = "preempted" if signalled else "done" if ending else "stopped"

@@ -231,8 +231,11 @@ def resumed(runs: list[Run]) -> Iterable[Banner]:
 
 
 def spiked(runs: list[Run]) -> Iterable[Banner]:
-    """Training losses that jump, after warm-up, far above those just before them."""
+    """Training losses that jump, after warm-up, far above those just before them, and steps left out for that."""
     for run in runs:
+        left_out, count = run.curve("skipped/count")
+        if len(count):
+            yield Banner("spiked", f"{run.name}: {count[-1]:.0f} steps were left out, the last at {left_out[-1]:,.0f}")
         steps, loss = run.curve("train/loss_nats")
         warm = [value for key, value in run.config.items() if key.endswith(".warmup_steps") and isinstance(value, int)]
         after = steps >= max(warm, default=run.steps // 10)
