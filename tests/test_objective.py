@@ -1,12 +1,14 @@
 """Model and loss as one module: documents, auxiliary losses, and a config that masks documents."""
 
+import pytest
 import torch
 from conftest import tiny_gpt
 from runs import rows, small_run
 
 from components.attention import SDPA
-from components.ffn import GELU
+from components.ffn import GELU, MixtureOfExperts, SwiGLU
 from components.loss import CrossEntropy
+from components.mixer import SelfAttention, ValueResidual
 from toolkit.objective import Objective, documents
 
 EOT = 7
@@ -53,3 +55,31 @@ def test_a_run_can_mask_documents(tmp_path):
     assert small_run(tmp_path, "plain", overlays=("gin/attention/sdpa.gin",)) == 0
     masked, plain = rows(tmp_path / "masked"), rows(tmp_path / "plain")
     assert masked[-1]["val/loss_nats"] < masked[0]["val/loss_nats"] and masked != plain
+
+
+def run_recomputed(recompute, **slots):
+    """(gradients, bytes that the forward pass keeps, parameters apart)."""
+    torch.manual_seed(0)
+    model = tiny_gpt(n_layer=4, dropout=0.1, recompute=recompute, **slots)
+    objective, kept = Objective(model, CrossEntropy()), {}
+    ids = torch.randint(0, 50, (2, 32), generator=torch.Generator().manual_seed(0))
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    torch.manual_seed(1)  # dropout
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = objective(ids, ids)[0]
+    loss.backward()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    return gradients, sum(size for pointer, size in kept.items() if pointer not in own)
+
+
+@pytest.mark.parametrize("mixer, ffn", [(SelfAttention, SwiGLU), (ValueResidual, MixtureOfExperts)])
+def test_blocks_computed_again_give_the_same_gradients_and_keep_less(mixer, ffn):
+    plain, again = (run_recomputed(recompute, mixer=mixer, ffn=ffn) for recompute in (False, True))
+    assert all(torch.equal(one, other) for one, other in zip(plain[0], again[0], strict=True))
+    assert again[1] < 0.5 * plain[1]

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from annotated_types import Gt, Interval
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from toolkit.context import Context
 from toolkit.registry import able, register
@@ -40,6 +41,8 @@ class GPT(nn.Module):
     dropout        probability, on the embedded tokens and on what each mixer and ffn returns
     pad_vocab_to   the table is padded to a multiple of this many rows, for speed; padding is masked everywhere
     logit_softcap  bounds the logits, softcap * tanh(logits / softcap); None leaves them
+    recompute      keep what enters a block alone, and compute the block again for its gradients (Chen et al. 2016,
+                   arXiv:1604.06174): activations in the memory of one layer, for a third more time
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class GPT(nn.Module):
         tie_embeddings: bool = True,
         pad_vocab_to: Annotated[int, Gt(0)] = 128,
         logit_softcap: Annotated[float, Gt(0)] | None = None,
+        recompute: bool = False,
     ):
         super().__init__()
         n_kv_head = n_kv_head or n_head
@@ -70,6 +74,7 @@ class GPT(nn.Module):
         if n_head % n_kv_head:
             raise ValueError(f"GPT.n_head = {n_head} is not a multiple of GPT.n_kv_head = {n_kv_head}")
         self.vocab_size, self.max_len, self.softcap = vocab_size, max_len, logit_softcap
+        self.recompute = recompute
         seed = torch.initial_seed()
         layers = {"block": block, "mixer": mixer, "position": position, "attention": attention, "ffn": ffn}
         layers = {slot: tile(slot, value, n_layer) for slot, value in layers.items()}
@@ -122,7 +127,8 @@ class GPT(nn.Module):
             context.bias.append(self._bias(part, length, keys, context) if hasattr(part, "score_bias") else None)
         x = self.drop(x)
         for block in self.blocks:
-            x = block(x, context)
+            again = self.recompute and self.training and torch.is_grad_enabled()
+            x = checkpoint(block, x, context, use_reentrant=False) if again else block(x, context)
         if x.ndim != 3:
             raise ValueError(
                 f"hidden states are {tuple(x.shape)} after the last block: {type(self.blocks[-1]).__name__} does not "
