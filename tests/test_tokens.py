@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from components.tokenizer import BPE, Bytes, Characters
+from toolkit import order
 from toolkit import tokens as module
 from toolkit.tokens import TokenFiles
 
@@ -79,6 +80,24 @@ def test_order_stays_what_it_was():
     text = {"train": ["".join(chr(i) for i in range(1, 21))], "val": TEXT["val"]}
     order = files(seq_len=1, seed=3, text=text).batch("train", 0, 20)[:, 0].tolist()
     assert order == [17, 13, 19, 9, 4, 14, 16, 11, 7, 2, 3, 12, 18, 1, 15, 10, 5, 8, 6, 20]
+
+
+@pytest.mark.parametrize("windows", [1, 2, 3, 99, 100, 101, 1000, 4097])
+def test_an_order_that_is_not_listed_is_a_permutation_too(monkeypatch, windows):
+    monkeypatch.setattr(order, "LISTED", 0)
+    orders = [order.order(windows, [0, epoch]) for epoch in (0, 0, 1)]
+    first, again, other = ([places[i] for i in range(windows)] for places in orders)
+    assert sorted(first) == sorted(other) == list(range(windows)) and first == again
+    if windows >= 99:
+        assert first != other and abs(np.corrcoef(first, range(windows))[0, 1]) < 0.3 > np.corrcoef(first, other)[0, 1]
+    with pytest.raises(IndexError):
+        orders[0][windows]
+
+
+def test_beyond_the_listed_windows_memory_stays_flat():
+    places = order.order(10**12, [0, 0])
+    seen = {places[i] for i in range(2000)}
+    assert isinstance(places, order.Feistel) and len(seen) == 2000 and 9e11 < max(seen) < 1e12
 
 
 def test_every_seed_is_judged_on_the_same_windows():
