@@ -309,7 +309,9 @@ def test_a_hub_that_answers_is_left_to_the_library(online, status):
         thread = threading.Thread(target=server.handle_request)
         thread.start()
         online(server.server_port)
+        began = time.perf_counter()
         module._reach("roneneldan/TinyStories")
+        assert time.perf_counter() - began < 5  # asked once: nobody answers a second time
         thread.join()
     assert len(asked) == 1
 

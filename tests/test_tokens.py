@@ -86,6 +86,7 @@ def test_order_stays_what_it_was():
 def test_an_order_that_is_not_listed_is_a_permutation_too(monkeypatch, windows):
     monkeypatch.setattr(order, "LISTED", 0)
     orders = [order.order(windows, [0, epoch]) for epoch in (0, 0, 1)]
+    assert all(isinstance(places, order.Feistel) for places in orders)
     first, again, other = ([places[i] for i in range(windows)] for places in orders)
     assert sorted(first) == sorted(other) == list(range(windows)) and first == again
     if windows >= 99:

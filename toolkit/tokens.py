@@ -40,7 +40,7 @@ class TokenFiles:
     without a change. After ``prepare`` the tokenizer is the one that wrote the files.
 
     What a batch holds is what was written: token files up to 4 GiB are hashed by ``prepare``, and built again, with a
-    warning, where a bit has changed (3 s of hashing at most, 10 ms for a small text). Of larger ones each block is
+    warning, where a bit has changed (4 s of hashing for 4 GiB, 10 ms for a small text). Of larger ones each block is
     compared with its digest when it is first read, so that training starts at once.
 
     Raises ValueError for an empty split, a split shorter than seq_len + 1 tokens, ids outside the vocabulary, and a
