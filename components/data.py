@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
+import http.client
 import json
-import mmap
 import os
+import socket
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +22,9 @@ from toolkit.registry import register
 from toolkit.tokens import TokenFiles, reads_token_files
 
 Share = Annotated[float, Gt(0), Lt(1)]
+PIECE = 2**20  # bytes of a text file that are read at a time
+PAUSES = (0, 1)  # seconds before each look for the Hub: a network may be away for a moment
+NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ECONNREFUSED)
 
 
 @register("data")
@@ -96,7 +103,8 @@ class TextFiles:
     By default a share ``val_fraction`` of the documents is held out, chosen by a hash of the text: the choice outlives
     changes elsewhere, and two copies of a document never lie on both sides. Surrounding blank lines are cut off. With
     ``val_by_position`` the last ``val_fraction`` of the characters is held out and nothing is cut off: the classic
-    90/10 split of a single work. By document, memory holds one document at a time.
+    90/10 split of a single work. By document, memory holds one document at a time. Each start hashes the files, a
+    second or less for a GB: a byte that has changed makes other token files, and another fingerprint.
     """
 
     def __init__(
@@ -139,6 +147,7 @@ def _load(name: str, config: str | None, split: str, column: str, revision: str 
     import datasets
 
     try:
+        _reach(name)
         dataset = datasets.load_dataset(name, config, split=split, revision=revision)
     except ConnectionError as error:
         raise ValueError(
@@ -161,6 +170,28 @@ def _load(name: str, config: str | None, split: str, column: str, revision: str 
         yield from (text or "" for text in rows[column])
 
 
+def _reach(name: str) -> None:
+    """Raise ConnectionError where load_dataset is bound to: huggingface_hub has no setting for its retries, and keeps
+    at a name that nothing resolves for 23 s. A Hub that is only slow is left to it, as is whatever may be cached."""
+    import datasets
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    owner = name.partition("/")[0]
+    caches = {HF_HUB_CACHE: f"datasets--{owner}*", datasets.config.HF_DATASETS_CACHE: f"{owner}*"}
+    cached = any(any(Path(folder).glob(pattern)) for folder, pattern in caches.items())
+    if cached or datasets.config.HF_HUB_OFFLINE or Path(name).exists():
+        return
+    for pause in PAUSES:
+        time.sleep(pause)
+        try:
+            return urllib.request.urlopen(datasets.config.HF_ENDPOINT, timeout=10).close()
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", error)
+            if not isinstance(reason, socket.gaierror) and getattr(reason, "errno", None) not in NO_WAY:
+                return  # it refuses this one request, is slow, or this client's certificates are not the library's
+    raise ConnectionError(f"{datasets.config.HF_ENDPOINT}: {reason}")
+
+
 def _matches(paths: list[str]) -> list[Path]:
     """The files behind the globs, each once, in order; all of them readable and with something in them."""
     files: dict[Path, None] = {}
@@ -179,15 +210,21 @@ def _matches(paths: list[str]) -> list[Path]:
 
 
 def _text(path: Path, separator: str | None) -> Iterator[str]:
-    """The documents of a text file, exactly as they stand between the separators."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        mark = separator.encode() if separator else b""
-        start = 0
-        while start < len(content):
-            end = content.find(mark, start) if mark else -1
-            end = len(content) if end == -1 else end
-            yield _decoded(content[start:end], path, start)
-            start = end + len(mark)
+    """The documents of a text file, exactly as they stand between the separators. Read, not mapped: a map of a file
+    that shrinks ends the process."""
+    mark = separator.encode() if separator else b""
+    held, start, searched = bytearray(), 0, 0  # the document under way, where it begins, how far it holds no mark
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            held += piece
+            at = 0
+            while mark and (end := held.find(mark, max(at, searched))) != -1:
+                yield _decoded(bytes(held[at:end]), path, start + at)
+                at = end + len(mark)
+            del held[:at]
+            start, searched = start + at, max(0, len(held) - len(mark) + 1)
+    if held:
+        yield _decoded(bytes(held), path, start)
 
 
 def _jsonl(path: Path, column: str) -> Iterator[str]:
@@ -212,6 +249,8 @@ def _jsonl(path: Path, column: str) -> Iterator[str]:
 
 
 def _decoded(data: bytes, path: Path, start: int) -> str:
+    if (nul := data.find(0)) != -1:  # valid UTF-8, but no text: UTF-16, a hole that a crash left, a binary file
+        raise ValueError(f"{path} is not text: byte 0x00 at offset {start + nul}; convert the file to UTF-8")
     try:
         return data.decode()
     except UnicodeDecodeError as error:

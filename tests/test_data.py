@@ -1,11 +1,16 @@
 """Where the text comes from: files of one's own, and what the datasets library loads."""
 
+import http.server
 import json
 import logging
 import os
+import socket
+import threading
+import time
 
 import pytest
 
+from components import data as module
 from components.data import HubDataset, TextFiles, TinyStories
 from components.stories import SyntheticStories, story
 from components.tokenizer import Bytes
@@ -60,6 +65,15 @@ def test_documents_are_divided_by_the_separator(tmp_path):
     assert [d for d in STORIES if d in train] == train  # in the order of the file
     assert data.windows("train") == (len(data.files.tokens("train")) - 1) // 16
     assert data.batch("train", 0, 4).shape == (4, 17) and len(data.fingerprint()) == 64
+
+
+@pytest.mark.parametrize("piece", [1, 2, 7, 10_000])
+def test_text_is_divided_alike_however_it_is_read(tmp_path, monkeypatch, piece):
+    monkeypatch.setattr(module, "PIECE", piece)
+    texts = [*STORIES[:9], "", "", "h\u00e9 | <", "<|", "|>"]
+    (tmp_path / "a.txt").write_bytes("<||>".join([*texts, ""]).encode())
+    assert list(module._text(tmp_path / "a.txt", "<||>")) == texts
+    assert list(module._text(tmp_path / "a.txt", None)) == [(tmp_path / "a.txt").read_bytes().decode()]
 
 
 def test_validation_documents_outlive_changes_elsewhere(tmp_path):
@@ -140,6 +154,7 @@ def test_elsewhere_the_same_files_are_the_same(tmp_path, cache):
         ("a.txt", b"", {}, "a.txt is empty"),
         ("a.txt", b" \n\n", {}, "no document with text.*train"),
         ("a.txt", b"one document", {}, "no document with text.*val_by_position"),
+        ("a.txt", b"good|sea\0", {"separator": "|"}, "a.txt is not text: byte 0x00 at offset 8"),
         ("a.txt", b"good|caf\xe9", {"separator": "|"}, "a.txt is not UTF-8: byte 0xe9 at offset 8"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', {}, "a.jsonl is not UTF-8: byte 0xff at offset 24"),
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', {}, "a.jsonl:2: not valid JSON"),
@@ -249,6 +264,56 @@ def test_missing_folder_is_refused():
 def test_without_a_network_the_remedy_is_named(hub, make):
     with pytest.raises(ValueError, match="TinyStories.*python -m toolkit.prepare.*TOOLKIT_CACHE.*text_files.gin"):
         make(Bytes(), 16, 0).prepare()
+
+
+@pytest.fixture
+def online(monkeypatch, tmp_path):
+    """The datasets library as it is on a new machine; the Hub is whatever ``online(port)`` names."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "files"))
+    monkeypatch.setattr(module, "PAUSES", (0, 0.01))
+    monkeypatch.setenv("no_proxy", "*")
+    return lambda port: monkeypatch.setattr(datasets.config, "HF_ENDPOINT", f"http://127.0.0.1:{port}")
+
+
+def test_a_hub_out_of_reach_is_not_waited_for(online, tmp_path):
+    with socket.socket() as held:  # bound and not listening: connections are refused
+        held.bind(("127.0.0.1", 0))
+        online(held.getsockname()[1])
+        began = time.perf_counter()
+        with pytest.raises(ValueError, match="neither in the cache nor within reach .*127.0.0.1.*refused"):
+            TinyStories(Bytes(), 16, 0).prepare()
+        assert time.perf_counter() - began < 5
+        (tmp_path / "hub" / "roneneldan___tiny_stories").mkdir(parents=True)
+        module._reach("roneneldan/TinyStories")  # may be cached: the library knows
+        with pytest.raises(ConnectionError):
+            module._reach("other/TinyStories")
+
+
+@pytest.mark.parametrize("status", [200, 404, 503])
+def test_a_hub_that_answers_is_left_to_the_library(online, status):
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    asked = []
+    with http.server.HTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        online(server.server_port)
+        began = time.perf_counter()
+        module._reach("roneneldan/TinyStories")
+        assert time.perf_counter() - began < 5  # asked once: nobody answers a second time
+        thread.join()
+    assert len(asked) == 1
 
 
 def test_tinystories_once_prepared_needs_no_network(hub, caplog):

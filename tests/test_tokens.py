@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from components.tokenizer import BPE, Bytes, Characters
+from toolkit import order
 from toolkit import tokens as module
 from toolkit.tokens import TokenFiles
 
@@ -81,6 +82,25 @@ def test_order_stays_what_it_was():
     assert order == [17, 13, 19, 9, 4, 14, 16, 11, 7, 2, 3, 12, 18, 1, 15, 10, 5, 8, 6, 20]
 
 
+@pytest.mark.parametrize("windows", [1, 2, 3, 99, 100, 101, 1000, 4097])
+def test_an_order_that_is_not_listed_is_a_permutation_too(monkeypatch, windows):
+    monkeypatch.setattr(order, "LISTED", 0)
+    orders = [order.order(windows, [0, epoch]) for epoch in (0, 0, 1)]
+    assert all(isinstance(places, order.Feistel) for places in orders)
+    first, again, other = ([places[i] for i in range(windows)] for places in orders)
+    assert sorted(first) == sorted(other) == list(range(windows)) and first == again
+    if windows >= 99:
+        assert first != other and abs(np.corrcoef(first, range(windows))[0, 1]) < 0.3 > np.corrcoef(first, other)[0, 1]
+    with pytest.raises(IndexError):
+        orders[0][windows]
+
+
+def test_beyond_the_listed_windows_memory_stays_flat():
+    places = order.order(10**12, [0, 0])
+    seen = {places[i] for i in range(2000)}
+    assert isinstance(places, order.Feistel) and len(seen) == 2000 and 9e11 < max(seen) < 1e12
+
+
 def test_every_seed_is_judged_on_the_same_windows():
     judged = [files(seed=seed).batch("val", 0, 40) for seed in (0, 1, 12345)]
     assert (judged[0] == judged[1]).all() and (judged[0] == judged[2]).all()
@@ -126,7 +146,7 @@ def test_manifest_states_what_the_files_hold(cache):
     assert manifest["source"] == {"name": "sea"} and manifest["dtype"] == "uint16"
     train = manifest["splits"]["train"]
     assert train["documents"] == 40 and train["bytes"] == sum(map(len, TEXT["train"])) and train["max_id"] == 256
-    assert train["tokens"] * 2 == manifest["files"]["train.bin"] == (folder / "train.bin").stat().st_size
+    assert train["tokens"] * 2 == manifest["files"]["train.bin"][0] == (folder / "train.bin").stat().st_size
 
 
 def test_other_source_or_tokenizer_is_other_files(cache):

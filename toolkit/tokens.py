@@ -5,27 +5,22 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import logging
 import os
-import shutil
 import sys
 import textwrap
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
-from platformdirs import user_cache_dir
 
-from toolkit.disk import fsync
+from toolkit.order import order
+from toolkit.tokencache import cached
+from toolkit.tokenfile import TokenFile
 
-log = logging.getLogger("toolkit")
-
-FORMAT = 1  # raise it when the files, or what goes into them, change: old folders are then left alone
 SPLITS = ("train", "val")
 CHUNK = 1_000_000  # characters that one thread encodes at a time
 TRAINING_TEXT = 100_000_000  # bytes of text that a tokenizer learns from, at most
@@ -44,8 +39,13 @@ class TokenFiles:
     kept and loaded next time. A tokenizer that has learnt already, as one loaded from a run, has to leave ``train``
     without a change. After ``prepare`` the tokenizer is the one that wrote the files.
 
-    Raises ValueError for an empty split, a split shorter than seq_len + 1 tokens, and ids outside the vocabulary;
-    OSError when the disk fails. Neither leaves a half-written folder.
+    What a batch holds is what was written: token files up to 4 GiB are hashed by ``prepare``, and built again, with a
+    warning, where a bit has changed (4 s of hashing for 4 GiB, 10 ms for a small text). Of larger ones each block is
+    compared with its digest when it is first read, so that training starts at once.
+
+    Raises ValueError for an empty split, a split shorter than seq_len + 1 tokens, ids outside the vocabulary, and a
+    damaged block of a large file; OSError when the disk fails, or the file shrinks while a run reads it. None of them
+    leaves a half-written folder.
     """
 
     def __init__(
@@ -59,66 +59,74 @@ class TokenFiles:
         self.tokenizer, self.seq_len, self.seed = tokenizer, seq_len, seed
         self.documents, self.source = documents, source
         self._lock = threading.Lock()
-        self._tokens: dict[str, np.memmap] = {}
-        self._fingerprint = ""
+        self._files: dict[str, TokenFile] = {}
+        self._fingerprint, self._source = "", {}
         self._order = functools.lru_cache(maxsize=4)(self._permutation)  # two epochs of two splits
 
     def prepare(self) -> None:
         """Tokenise unless the files are there. At no cost the second time; other processes wait for the first."""
         with self._lock:
-            if self._tokens:
+            if self._files:
                 return
             about = {"source": self.source(), "tokenizer": self.tokenizer.fingerprint()}
+            self._source = about["source"]
             if hasattr(self.tokenizer, "train"):
-                folder, learnt = _cached("tokenizer", about, self._train)
+                folder, learnt = cached("tokenizer", about, self._train)
                 about["tokenizer"] = learnt["learnt"]
                 self._load_tokenizer(folder, about["tokenizer"])
-            folder, manifest = _cached("tokens", about, self._encode)
+            folder, manifest = cached("tokens", about, self._encode)
             self._load_tokenizer(folder, about["tokenizer"])
-            tokens = {}
+            files = {}
             for split in SPLITS:
-                tokens[split] = np.memmap(folder / f"{split}.bin", dtype=manifest["dtype"], mode="r")
-                if len(tokens[split]) < self.seq_len + 1:
+                files[split] = TokenFile(folder / f"{split}.bin", manifest["dtype"], self.tokenizer.vocab_size)
+                if files[split].tokens != manifest["splits"][split]["tokens"]:
                     raise ValueError(
-                        f"the {split} split has {len(tokens[split])} tokens, but a sample takes seq_len + 1 = "
-                        f"{self.seq_len + 1}; lower Experiment.seq_len or give the data more {split} text"
+                        f"{files[split].path} holds {files[split].tokens} ids of {manifest['dtype']}, but "
+                        f"{manifest['splits'][split]['tokens']} were written; delete {folder}, and it is built again"
+                    )
+                if files[split].tokens < self.seq_len + 1:
+                    raise ValueError(
+                        f"the {split} split has {files[split].tokens} tokens, but a sample takes seq_len + 1 = "
+                        f"{self.seq_len + 1}; lower Experiment.seq_len or give the data more {split} text: "
+                        f"it is {self._text_name()}"
                     )
             content = [about["tokenizer"], *(manifest["splits"][split]["sha256"] for split in SPLITS)]
             self._fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-            self._tokens = tokens
+            self._files = files
 
     def tokens(self, split: str) -> np.memmap:
-        """All token ids of a split in order, (tokens,) uint16 or uint32, read-only and on disk."""
-        self.prepare()
-        if split not in self._tokens:
-            raise ValueError(f"there is no split {split!r}; splits are {', '.join(SPLITS)}")
-        return self._tokens[split]
+        """All token ids of a split in order, (tokens,) uint16 or uint32, read-only and on disk: to look at. Batches
+        do not come from this map; of files beyond 4 GiB its bytes are not proved."""
+        file = self._file(split)
+        return np.memmap(file.path, dtype=file.dtype, mode="r")
 
     def windows(self, split: str) -> int:
         """How many distinct samples a split has: window i covers tokens[i * T : i * T + T + 1] with T = seq_len."""
-        return (len(self.tokens(split)) - 1) // self.seq_len
+        return (self._file(split).tokens - 1) // self.seq_len
 
     def batch(self, split: str, index: int, size: int) -> np.ndarray:
         """Samples index * size ... index * size + size - 1 as (size, seq_len + 1) int64. Thread-safe.
 
         Sample j depends on (seed, split, j) alone: it is place j % W of epoch j // W, and each epoch goes through
         all W windows once, in an order seeded by (seed, epoch)."""
-        tokens, windows = np.asarray(self.tokens(split)), self.windows(split)  # a plain array slices faster
-        rows = np.empty((size, self.seq_len + 1), dtype=np.int64)
-        for row, sample in enumerate(range(index * size, index * size + size)):
-            epoch, place = divmod(sample, windows)
-            start = int(self._order(split, epoch)[place]) * self.seq_len
-            rows[row] = tokens[start : start + self.seq_len + 1]
-        return rows
+        windows = self.windows(split)
+        places = (divmod(sample, windows) for sample in range(index * size, index * size + size))
+        starts = [int(self._order(split, epoch)[place]) * self.seq_len for epoch, place in places]
+        return self._file(split).rows(starts, self.seq_len + 1)
 
     def fingerprint(self) -> str:
         """Hex. Covers every token of both splits and the tokenizer."""
         self.prepare()
         return self._fingerprint
 
-    def _permutation(self, split: str, epoch: int) -> np.ndarray:
-        seed = VAL_SEED if split == "val" else self.seed
-        return np.random.default_rng([seed, epoch]).permutation(self.windows(split))
+    def _file(self, split: str) -> TokenFile:
+        self.prepare()
+        if split not in self._files:
+            raise ValueError(f"there is no split {split!r}; splits are {', '.join(SPLITS)}")
+        return self._files[split]
+
+    def _permutation(self, split: str, epoch: int) -> Sequence[int]:
+        return order(self.windows(split), [VAL_SEED if split == "val" else self.seed, epoch])
 
     def _texts(self, split: str) -> Iterator[str]:
         """Documents without the blank ones; lone surrogates, which JSON can escape but UTF-8 can't hold, as U+FFFD.
@@ -137,10 +145,19 @@ class TokenFiles:
             name = type(self.tokenizer).__name__
             raise ValueError(f"{name}.load does not bring back what {name}.save wrote: the fingerprints differ")
 
+    def _text_name(self) -> str:
+        return textwrap.shorten(json.dumps(self._source), 300)
+
+    def _refuse_changed_text(self) -> None:
+        """The folder is named after the text as it was at first: any other text must not get into it."""
+        if self.source() != self._source:
+            raise ValueError(f"the text changed while it was read; start again once it is whole: {self._text_name()}")
+
     def _train(self, folder: Path) -> dict:
         self.tokenizer.train(_bounded(self._texts("train"), TRAINING_TEXT))
         (folder / "tokenizer").mkdir()
         self.tokenizer.save(folder / "tokenizer")
+        self._refuse_changed_text()
         return {"learnt": self.tokenizer.fingerprint()}
 
     def _encode(self, folder: Path) -> dict:
@@ -148,6 +165,7 @@ class TokenFiles:
         self.tokenizer.save(folder / "tokenizer")  # first, since it loads the vocabulary before threads ask for it
         dtype = np.dtype(np.uint16 if self.tokenizer.vocab_size <= 65_536 else np.uint32)
         splits = {split: self._encode_split(folder / f"{split}.bin", split, dtype) for split in SPLITS}
+        self._refuse_changed_text()
         return {"dtype": dtype.name, "splits": splits}
 
     def _encode_split(self, path: Path, split: str, dtype: np.dtype) -> dict:
@@ -164,10 +182,9 @@ class TokenFiles:
                 count["max_id"] = max(count["max_id"], int(ids.max()))
                 meter.advance(documents, size)
         if not count["documents"]:
-            about = textwrap.shorten(json.dumps(self.source()), 300)
             raise ValueError(
-                f"no document with text in it falls to the {split} split of {about}; give the data part more "
-                "documents, or another share of validation text (TextFiles.val_by_position divides a single document)"
+                f"no document with text in it falls to the {split} split of {self._text_name()}; give the data part "
+                "more documents, or another share of validation text (TextFiles.val_by_position divides a single one)"
             )
         return count | {"sha256": digest.hexdigest()}
 
@@ -271,65 +288,3 @@ class _Meter:
 
             text = f"tokenised {self.split}: {self.documents:,} documents, {size:.1f} MB in {seconds:.0f} s"
             Console(stderr=True, highlight=False).print(f"{text}, {size / seconds:.1f} MB/s", soft_wrap=True)
-
-
-def _cached(kind: str, about: dict, build: Callable[[Path], dict]) -> tuple[Path, dict]:
-    """The folder that ``build`` filled for ``about``, and its manifest. Built by one process at a time, if at all."""
-    key = hashlib.sha256(json.dumps({"format": FORMAT, **about}, sort_keys=True).encode()).hexdigest()
-    root = Path(os.environ.get("TOOLKIT_CACHE") or user_cache_dir("gpt-ablation-toolkit"))
-    folder = root / f"{kind}-{key}"
-    manifest = _read_manifest(folder)  # without the lock: a folder appears whole, and a shared cache may be read-only
-    if manifest is None:
-        root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{folder}.lock")
-        try:
-            lock.acquire(timeout=1)
-        except Timeout:
-            log.warning("waiting for another process that prepares the same text in %s", folder)
-            lock.acquire()
-        try:
-            manifest = _read_manifest(folder, damage="built again") or _build(folder, about, build)
-        finally:
-            lock.release()
-    return folder, manifest
-
-
-def _read_manifest(folder: Path, damage: str | None = None) -> dict | None:
-    """The manifest of a folder whose files have the sizes it states, else None. ``damage`` says what comes of it."""
-    if not folder.exists():
-        return None
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        wrong = [name for name, size in manifest["files"].items() if (folder / name).stat().st_size != size]
-        reason = f"the size of {', '.join(wrong)} is not what the manifest says" if wrong else None
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-    if reason is None:
-        return manifest
-    if damage:
-        log.warning("the cache folder %s is damaged and is %s: %s", folder, damage, reason)
-    return None
-
-
-def _build(folder: Path, about: dict, build: Callable[[Path], dict]) -> dict:
-    """Fill a temporary sibling, write its manifest last, and put it in place in one step. The caller holds the lock,
-    so a temporary that is there already belongs to a process that died."""
-    for stale in folder.parent.glob(f"{folder.name}.tmp-*"):
-        shutil.rmtree(stale, ignore_errors=True)
-    temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
-    try:
-        temporary.mkdir()
-        manifest = {"format": FORMAT, **about, **build(temporary)}
-        files = sorted(path for path in temporary.rglob("*") if path.is_file())
-        manifest["files"] = {path.relative_to(temporary).as_posix(): path.stat().st_size for path in files}
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2))
-        for path in (*files, temporary / "manifest.json", temporary):
-            fsync(path)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-        fsync(folder.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    return manifest

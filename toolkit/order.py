@@ -1,0 +1,55 @@
+"""The order in which an epoch goes through its windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+LISTED = 2**24  # windows: up to here the order is a list, 8 bytes each; beyond, it is computed as it is asked for
+ROUNDS = 8
+MASK = 2**64 - 1
+
+
+def order(windows: int, seed: Sequence[int]) -> Sequence[int]:
+    """A permutation of range(windows), the same for the same seed."""
+    if windows <= LISTED:
+        return np.random.default_rng(seed).permutation(windows)
+    return Feistel(windows, seed)
+
+
+class Feistel:
+    """A permutation of range(size) that needs no memory: place i is computed, in about 10 us.
+
+    A number below a * b, a = b = ceil(sqrt(size)), is a pair (left, right), and in each round one half is shifted by
+    a keyed hash of the other, modulo a: that can be undone, and so it permutes range(a * b). What falls outside
+    range(size) is permuted again until it falls inside ("cycle walking": Black and Rogaway, Ciphers with Arbitrary
+    Finite Domains, 2002)."""
+
+    def __init__(self, size: int, seed: Sequence[int]):
+        self.size, self.side = size, math.isqrt(size - 1) + 1
+        self.keys = np.random.default_rng(seed).integers(2**64, size=ROUNDS, dtype=np.uint64).tolist()
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, place: int) -> int:
+        if not 0 <= place < self.size:
+            raise IndexError(place)
+        while (place := self._permuted(place)) >= self.size:
+            pass
+        return place
+
+    def _permuted(self, number: int) -> int:
+        left, right = divmod(number, self.side)
+        for key in self.keys:
+            left, right = right, (left + _mixed(right ^ key)) % self.side
+        return left * self.side + right
+
+
+def _mixed(value: int) -> int:
+    """SplitMix64's finaliser (Steele, Lea and Flood, 2014): each bit of 64 comes to depend on every one."""
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & MASK
+    return value ^ (value >> 31)
