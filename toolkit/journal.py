@@ -116,6 +116,7 @@ class Entries:
         finally:
             if self.file is not None:
                 self.file.close()
+                self.file = None
         return None
 
     def _write(self):
