@@ -21,10 +21,10 @@ from toolkit import checkpoint, journal
 ROOT = Path(__file__).parents[2]
 # Long enough to be met half-way; nothing but logs is written between the first step and the last.
 LONG = (
-    "Experiment.steps = 600",
-    "Experiment.eval_every = 600",
-    "Experiment.sample_every = 600",
-    "Experiment.checkpoint_every = 600",
+    "Experiment.steps = 400",
+    "Experiment.eval_every = 400",
+    "Experiment.sample_every = 400",
+    "Experiment.checkpoint_every = 400",
     "TensorBoard.flush_seconds = 1",
 )
 
@@ -90,7 +90,7 @@ def test_a_full_disk_is_waited_out(fault, tmp_path):
         with _training(runs, "broken", *enter, bindings=LONG) as (process, said):
             _until(lambda: len(rows(seen / "broken")) > 50)
             _fill(seen / "filler")
-            _until(lambda: "No space left" in said.read_text())
+            _until(lambda: "can't write" in said.read_text())
             full = len(rows(seen / "broken"))
             time.sleep(0.5)
             fault.happened = process.poll() is None and len(rows(seen / "broken")) == full
@@ -118,7 +118,7 @@ def test_files_that_may_not_grow_are_waited_for(fault, tmp_path):
         _until(lambda: len(rows(runs / "broken")) > 50)
         before = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (metrics.stat().st_size + 300, before[1]))
-        _until(lambda: "File too large" in said.read_text())
+        _until(lambda: "can't write" in said.read_text())
         full = len(rows(runs / "broken"))
         assert metrics.read_bytes().endswith(b"\n")
         time.sleep(0.5)
@@ -199,16 +199,18 @@ def test_tensorboard_shows_each_step_once_after_a_kill(fault, tmp_path):
             process.send_signal(signal.SIGSTOP)
         process.kill()
     before = _shown(runs / "broken")
-    assert small_run(runs, "broken", "--resume") == 0
+    assert small_run(runs, "broken", "--resume", bindings=bindings) == 0
     (resumed,) = facts(runs / "broken")["resumed"]
     fault.happened = 0 < resumed["step"] < max(before)
     assert small_run(runs, "straight", bindings=bindings) == 0
-    assert_exact(runs / "straight", runs / "broken", 600)
-    assert _shown(runs / "broken") == list(range(600))
+    assert_exact(runs / "straight", runs / "broken", 400)
+    assert _shown(runs / "broken") == list(range(400))
 
 
 def _shown(folder):
     """The steps that TensorBoard shows."""
+    if not list(folder.glob("events*")):
+        return []
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     return [event.step for event in events.Scalars("lr")] if "lr" in events.Tags()["scalars"] else []
 
@@ -257,5 +259,5 @@ def test_loggers_of_ones_own_can_not_end_a_run(tmp_path, caplog, monkeypatch):
         "logger FailsToLog is left out from here on: KeyError: 'no such metric'",
         "logger FailsToStart is left out from here on: RuntimeError: no server",
     ]
-    assert small_run(tmp_path, "straight", bindings=("Experiment.loggers = []",)) == 0
+    assert small_run(tmp_path, "straight", bindings=("Experiment.loggers = [@CSV]",)) == 0
     assert rows(tmp_path / "a") == rows(tmp_path / "straight")
