@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -241,6 +242,18 @@ class Others:
         self.heard.append("close")
 
 
+def _idle(thread):
+    """The logger of a thread that has done all it was told."""
+    deadline = time.monotonic() + 30
+    while thread.logger is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    done = threading.Event()
+    thread.logger.mark = done.set
+    thread.tell("mark")
+    assert done.wait(30)
+    return thread.logger
+
+
 def _fill(logger, run_dir):
     """From here on the disk of that logger's file is full. Returns the path at which its earlier rows are kept."""
     if isinstance(logger, CSV):
@@ -262,7 +275,7 @@ def test_a_full_disk_costs_a_logger_and_nothing_else(cls, rows_after, run_dir, c
     journal = Journal(run_dir, [cls, Others], 0)
     for step in range(3):
         journal.row(step, _train(step))
-    broken, others = journal.loggers
+    broken, others = (_idle(thread) for thread in journal.loggers)
     kept = _fill(broken, run_dir)
     before = kept.read_bytes()
     start = time.monotonic()

@@ -57,24 +57,23 @@ def full_disk(bench: Bench) -> Gauge:
 
 
 def _fill(bench, run):
-    """Log far more than fits, through the journal, as a run does."""
+    """Log far more than fits, in a thread of the logger's own, as a run does."""
     import logging
     import resource
     import signal
 
-    from toolkit.journal import Journal
+    from toolkit.journal import LoggerThread
 
     logging.getLogger("toolkit").setLevel(logging.CRITICAL)
     sys.stdout = sys.stderr = open("/dev/null", "w")
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write past the limit is then an error, as on a full disk
     resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
-    journal = Journal(run, [bench.cls], 0, writing=True)
-    journal.file.close()
-    journal.file = open("/dev/null", "w")  # the check is about the logger
-    for step in range(3000):
-        journal.row(step, {f"train/metric_{i}": float(step) for i in range(8)})
-    journal._tell("text", 3000, "sample", "x" * 100_000)
-    journal.close()
+    logger = LoggerThread(bench.cls, run, 0)
+    for step in range(900):  # all of them find room in the queue
+        logger.tell("log", step, {f"train/metric_{i}": float(step) for i in range(25)})
+    logger.tell("text", 900, "sample", "x" * 100_000)
+    logger.end({"train/metric_0": 900.0})
+    logger.join()
 
 
 def _run_folder(folder):
