@@ -54,6 +54,12 @@ class Journal:
             for logger in self.loggers:
                 logger.tell("text", step, "sample", text)
 
+    def sync(self) -> None:
+        """Rows so far are on the disk when this returns, so that no checkpoint outlives the rows before it; where the
+        disk refuses them, they go on waiting."""
+        if self.writing:
+            self.metrics.sync()
+
     def close(self) -> None:
         """End the files, and the loggers, which hear the latest values and have ``PATIENCE`` seconds for all that they
         still hold. Raises OSError when entries are still waiting for room on the disk; an error that is under way
@@ -98,6 +104,12 @@ class Entries:
             if not self.warned:
                 log.warning("can't write %s, it is tried again with each later entry: %s", self.path, error)
             self.warned = True
+
+    def sync(self) -> None:
+        """Try once more, and wait for the disk."""
+        with contextlib.suppress(OSError):  # told when an entry was refused; ``close`` has the last word
+            self._write()
+            os.fsync(self.file.fileno())
 
     def close(self) -> OSError | None:
         """Try once more, and see that it is all on the disk. Returns what went wrong."""

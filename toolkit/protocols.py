@@ -184,7 +184,8 @@ class Data(Protocol):
 class Logger(Protocol):
     """Shows what the loop reports. ``metrics`` has units in its names: val/loss_nats, time/step_ms. ``start_step``
     is 0, or where a resumed run goes on: later steps logged before are void. ``close(summary)`` ends it; the run's
-    facts and config lie in ``run_dir`` before a logger is built."""
+    facts and config lie in ``run_dir`` before a logger is built. It lives in a thread of its own, behind a queue, and
+    draws no random numbers from torch."""
 
     def __init__(self, run_dir: Path, start_step: int): ...
 

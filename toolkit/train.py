@@ -203,6 +203,7 @@ def train(
             stopping = signalled or step == last
             progress = progress | {"step": step, "best": best, "spikes": spikes.state}
             if main and step > start and (stopping or step % experiment.checkpoint_every == 0):
+                journal.sync()
                 if keeper.save(f"step-{step:08d}", model, optimizer, progress, last=stopping):
                     keeper.prune()
             if stopping:
