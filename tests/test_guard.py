@@ -22,7 +22,7 @@ WRONG = {
     "GPT.colour = 3": f"GPT has no parameter 'colour'; its knobs are {KNOBS}",
     "NoPE.theta = 3": "NoPE has no parameter 'theta'; it has no knobs",
     "GPT.norm = @RSMNorm": "there is no part 'RSMNorm'; did you mean 'RMSNorm'?",
-    "GPT.dim = %WIDTH": "there is no macro WIDTH",
+    "GPT.dim = %WIDTH": "there is no macro 'WIDTH'",
     "LayerNorm = 3": "LayerNorm = binds no parameter of LayerNorm; write LayerNorm.X = ",
     # what the toolkit supplies
     "GPT.max_len = 3": f"GPT.max_len can't be bound: the toolkit supplies it; its knobs are {KNOBS}",
@@ -140,7 +140,10 @@ def test_scopes_configure_layers_that_differ():
     config, _ = compose(bindings=["GPT.norm = [@soft/RMSNorm, @RMSNorm]", "soft/RMSNorm.eps = 1e-3"])
     assert config.flat["soft/RMSNorm.eps"] == 1e-3 and config.flat["RMSNorm.eps"] == 1e-6
     said = message(bindings=("GPT.norm = [@soft/RMSNorm, @LayerNorm]", "sotf/RMSNorm.eps = 1e-3"))
-    assert said == "-p 'sotf/RMSNorm.eps = 1e-3': no RMSNorm is built in the scope 'sotf'; did you mean 'soft'?"
+    assert said == (
+        "-p 'sotf/RMSNorm.eps = 1e-3': no RMSNorm is built in the scope 'sotf'; did you mean 'soft', as at "
+        "-p 'GPT.norm = [@soft/RMSNorm, @LayerNorm]'?"
+    )
 
 
 def test_children_inherit_the_scope_of_the_part_that_builds_them():
@@ -160,7 +163,8 @@ def test_macros_reach_what_uses_them_and_are_checked_there():
     config, _ = compose(bindings=["WIDTH = 96", "GPT.dim = %WIDTH"])
     assert config.flat["GPT.dim"] == 96
     said = message(bindings=("WIDTH = 'wide'", "GPT.dim = %WIDTH"))
-    assert said == "-p 'GPT.dim = %WIDTH': GPT.dim = 'wide': it should be a valid integer"
+    place = "-p \"WIDTH = 'wide'\""
+    assert said == f"-p 'GPT.dim = %WIDTH': GPT.dim = 'wide': it should be a valid integer; WIDTH is at {place}"
     assert "is defined by itself" in message(bindings=("A = %B", "B = %A", "GPT.dim = %A"))
 
 

@@ -1,8 +1,8 @@
 """gin files as data: read into layers without executing a binding, resolved into one complete config, handed to gin.
 
-The base file is the first layer, each further file one more, all ``-p`` bindings together the last. ``guard.resolve``
-checks them and returns a Config; its text is both what gin parses and what the run saves, so a run can't differ from
-its ``config.gin``."""
+The base file is the first layer, each further file one more, all ``-p`` bindings together the last. All of them are
+parsed before the first import is made. ``guard.resolve`` checks them and returns a Config; its text is both what gin
+parses and what the run saves, so a run can't differ from its ``config.gin``."""
 
 from __future__ import annotations
 
@@ -58,6 +58,7 @@ class Binding:
     parameter: str
     value: object
     where: str
+    header: str = ""  # in a block: where the part is named
 
     @property
     def key(self) -> str:
@@ -69,12 +70,22 @@ class Binding:
 
 
 @dataclass(frozen=True)
+class Import:
+    """``import module`` at ``where``."""
+
+    module: str
+    where: str
+
+
+@dataclass(frozen=True)
 class Layer:
     """What one file, or the command line, lays over the layers before it."""
 
     title: str
     bindings: list[Binding] = field(default_factory=list)
-    imports: list[str] = field(default_factory=list)
+    imports: list[Import] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)  # a line for each statement that gin has and we do not
+    run: Path | None = None  # the run whose file it is
 
 
 @dataclass(frozen=True)
@@ -84,6 +95,7 @@ class Config:
     parts: dict[tuple[str, str], dict[str, object]]
     written: list[Binding]  # laid over the base, and not displaced
     imports: list[str]
+    places: dict[str, str]  # where each knob is bound that a file or the command line binds
 
     @property
     def text(self) -> str:
@@ -104,6 +116,15 @@ class Config:
             prefix = f"{scope}/{name}" if scope else name
             flat |= {f"{prefix}.{knob}": plain(value) for knob, value in knobs.items()}
         return flat
+
+    def holding(self, name: str) -> list[str]:
+        """The flat keys of the knobs that hold a part."""
+        return [
+            f"{scope}/{part}.{knob}".lstrip("/")
+            for (scope, part), knobs in self.parts.items()
+            for knob, value in knobs.items()
+            if any(reference.name.rpartition(".")[2] == name for reference in references(value))
+        ]
 
     def build(self):
         """Give gin this config, in place of any other, and return the Experiment that it makes."""
@@ -144,22 +165,63 @@ def references(value: object) -> Iterator[Reference]:
 
 def read_file(path: str | Path) -> Layer:
     """A gin file as a layer; what it imports is imported. Raises ConfigError with file and line."""
+    layer = parse_file(path)
+    load([layer])
+    return layer
+
+
+def read_bindings(bindings: Sequence[str]) -> Layer:
+    """All ``-p`` bindings of a command line as one layer; what they import is imported."""
+    layer = parse_bindings(bindings)
+    load([layer])
+    return layer
+
+
+def load(layers: Sequence[Layer]) -> None:
+    """Import what the layers import, once none of them holds a statement that is refused. Raises ConfigError."""
+    check_statements(layers)
+    for each in (each for layer in layers for each in layer.imports):
+        load_import(each)
+
+
+def check_statements(layers: Sequence[Layer]) -> None:
+    """Raise ConfigError, a line for each statement that is refused."""
+    refused = [problem for layer in layers for problem in layer.refused]
+    if refused:
+        raise ConfigError("\n".join(refused))
+
+
+def load_import(statement: Import) -> None:
+    """Make one import; the folder that one is in is on the path. Raises ConfigError with its place."""
+    here = str(Path.cwd())
+    if "" not in sys.path and here not in sys.path:  # an installed command does not search the folder it is in
+        sys.path.insert(0, here)
+    try:
+        load_module(statement.module)
+    except ValueError as error:
+        raise ConfigError(f"{statement.where}: {error}") from error
+
+
+def parse_file(path: str | Path) -> Layer:
+    """A gin file as a layer; nothing is imported or built. Raises ConfigError with file and line."""
     file = find(path)
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: can't be read: {error}") from error
-    return _read(text, str(path), lambda line: f"{path}:{line}")
+    of_a_run = file.name == "config.gin" or (file.parent / "facts.json").is_file()
+    return _parse(text, str(path), lambda line: f"{path}:{line}", file.parent if of_a_run else None)
 
 
-def read_bindings(bindings: Sequence[str]) -> Layer:
-    """All ``-p`` bindings of a command line as one layer."""
+def parse_bindings(bindings: Sequence[str]) -> Layer:
+    """All ``-p`` bindings of a command line as one layer; nothing is imported or built."""
     layer = Layer("-p")
     for text in bindings:
         quote = '"' if "'" in text else "'"
-        one = _read(text, "-p", lambda line, place=f"-p {quote}{text}{quote}": place)
+        one = _parse(text, "-p", lambda line, place=f"-p {quote}{text}{quote}": place)
         layer.bindings.extend(one.bindings)
         layer.imports.extend(one.imports)
+        layer.refused.extend(one.refused)
     return layer
 
 
@@ -183,8 +245,8 @@ class _Delegate(config_parser.ParserDelegate):
         return Macro(name)
 
 
-def _read(text, title, where) -> Layer:
-    layer = Layer(title)
+def _parse(text, title, where, run=None) -> Layer:
+    layer, header = Layer(title, run=run), ""
     try:
         statements = list(config_parser.ConfigParser(text, _Delegate()))
     except (SyntaxError, tokenize.TokenError, ValueError, RecursionError) as error:
@@ -196,27 +258,17 @@ def _read(text, title, where) -> Layer:
     for statement in statements:
         place = where(statement.location.line_num)
         if isinstance(statement, config_parser.IncludeStatement):
-            raise ConfigError(
+            layer.refused.append(
                 f"{place}: include is not used here: name {statement.filename} on the command line instead"
             )
-        if isinstance(statement, config_parser.ImportStatement):
-            if statement.module.startswith("__gin__"):
-                raise ConfigError(f"{place}: dynamic registration is not used here: import the module, name its parts")
-            layer.imports.append(statement.module)
-            _import(statement.module, place)
+        elif isinstance(statement, config_parser.ImportStatement) and statement.module.startswith("__gin__"):
+            layer.refused.append(f"{place}: dynamic registration is not used here: import the module, name its parts")
+        elif isinstance(statement, config_parser.ImportStatement):
+            layer.imports.append(Import(statement.module, place))
+        elif isinstance(statement, config_parser.BlockDeclaration):
+            header = place
         elif isinstance(statement, config_parser.BindingStatement):
-            layer.bindings.append(
-                Binding(statement.scope, statement.selector, statement.arg_name, statement.value, place)
-            )
+            in_block = statement.location.char_num is not None  # the parser keeps a column for those alone
+            key = (statement.scope, statement.selector, statement.arg_name)
+            layer.bindings.append(Binding(*key, statement.value, place, header if in_block else ""))
     return layer
-
-
-def _import(module, place):
-    if (
-        "" not in sys.path and str(Path.cwd()) not in sys.path
-    ):  # an installed command does not search the folder it is in
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        load_module(module)
-    except ValueError as error:
-        raise ConfigError(f"{place}: {error}") from error
