@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import mutants
 import pytest
 
-from toolkit.compose import compose
+from toolkit.compose import compose, try_build
 from toolkit.config import ConfigError
+from toolkit.guard import nearest
 
 NOT_GIN = "(strings need quotes; True, False and None are capitalised; there is no arithmetic)"
 NORMS = "LayerNorm, RMSNorm, ScaleNorm, DynamicTanh, NoNorm"
@@ -152,6 +154,50 @@ def test_children_inherit_the_scope_of_the_part_that_builds_them():
     experiment = config.build()
     model = experiment.model(100, 16)
     assert model.embed.weight.shape[1] == 96 and model.blocks[0].mixer_norm.eps == 1e-3
+
+
+def test_a_slot_that_is_bound_in_a_scope_of_a_typo_says_where_and_which(tmp_path):
+    base = tmp_path / "base.gin"
+    text = (
+        Path("gin/default.gin").read_text().replace("model = @GPT", "model = @wide/GPT").replace("\nGPT:", "\nwid/GPT:")
+    )
+    base.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        compose(base=base)
+    line = 1 + text.splitlines().index("  norm = @LayerNorm")
+    assert f"{base}:{line}: no GPT is built in the scope 'wid'; did you mean 'wide', as at {base}:5?" in str(
+        caught.value
+    )
+
+
+def test_an_error_of_construction_names_the_bindings_it_speaks_of(tmp_path):
+    overlay = tmp_path / "overlay.gin"
+    overlay.write_text("# heads\nGPT.n_head = 7\n")
+    with pytest.raises(ConfigError) as caught:
+        try_build(compose([str(overlay)])[0])
+    assert str(caught.value) == (
+        "GPT.dim = 768 is not a multiple of GPT.n_head = 7 "
+        f"(GPT.dim is at gin/default.gin:36, GPT.n_head is at {overlay}:2)"
+    )
+    with pytest.raises(
+        ConfigError, match=r"^no_decay pattern .* \(AdamW.no_decay is at -p .*, Experiment.optimizer is"
+    ):
+        try_build(compose(["gin/model/tiny.gin"], ["AdamW.no_decay = ['nothing.*']"])[0])
+
+
+@pytest.mark.parametrize(
+    ("word", "known", "meant"),
+    [("AdaWm", ("Adam", "AdamW"), "AdamW"), ("rl", ("lr", "eps"), "lr"), ("dimm", ("dim", "dims"), "dim")]
+    + [("epz", ("lr", "eps"), "eps"), ("zzz", ("lr", "eps"), None), ("rmsnorm", ("RMSNorm", "LayerNorm"), "RMSNorm")],
+)
+def test_the_word_that_one_slip_makes_of_another_is_found(word, known, meant):
+    assert nearest(word, known) == meant
+
+
+def test_a_sample_of_the_mutants_of_the_default_is_noticed():
+    every = [mutant for mutant in mutants.mutants() if not mutant.built]
+    _, alive, _ = mutants.judge(every[::250])
+    assert not alive and len(every) > 6000
 
 
 def test_a_binding_that_a_closer_scope_always_wins_over_changes_nothing():

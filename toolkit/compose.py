@@ -81,8 +81,9 @@ def try_build(config: Config) -> tuple[Experiment, Parts]:
 
 
 def _places(config: Config, error: ValueError) -> dict[str, str]:
-    """Where the knobs are bound that an error names; where it names none, the bindings that put its part in place."""
-    words = set(re.findall(r"(?:\w+/)*\w+\.\w+", clean(error)))
+    """Where the knobs are bound that an error names in full; where it names none, those that it names of the part that
+    raised it, and the slots that hold that part."""
+    words = set(re.findall(r"(?:\w+/)*\w+(?:\.\w+)?", clean(error)))
     named = {key: place for key, place in config.places.items() if {key, key.rpartition("/")[2]} & words}
     if named:
         return named
@@ -90,7 +91,8 @@ def _places(config: Config, error: ValueError) -> dict[str, str]:
         for cls in type(frame.f_locals.get("self")).__mro__:
             entry = CATALOG.get(cls.__name__)
             if entry and entry.cls is cls:
-                return {key: config.places[key] for key in config.holding(entry.name) if key in config.places}
+                holding = [*config.knobs_of(entry.name, words), *config.holding(entry.name)]
+                return {key: config.places[key] for key in holding if key in config.places}
     return {}
 
 

@@ -11,7 +11,7 @@ import re
 import sys
 import sysconfig
 import tokenize
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -116,6 +116,15 @@ class Config:
             prefix = f"{scope}/{name}" if scope else name
             flat |= {f"{prefix}.{knob}": plain(value) for knob, value in knobs.items()}
         return flat
+
+    def knobs_of(self, name: str, words: Iterable[str]) -> list[str]:
+        """The flat keys of those knobs of a part whose names are among the words."""
+        return [
+            f"{scope}/{part}.{knob}".lstrip("/")
+            for (scope, part), knobs in self.parts.items()
+            for knob in knobs
+            if part == name and knob in words
+        ]
 
     def holding(self, name: str) -> list[str]:
         """The flat keys of the knobs that hold a part."""
@@ -246,12 +255,16 @@ class _Delegate(config_parser.ParserDelegate):
 
 
 def _parse(text, title, where, run=None) -> Layer:
-    layer, header = Layer(title, run=run), ""
+    layer, header, parser = Layer(title, run=run), "", None
     try:
-        statements = list(config_parser.ConfigParser(text, _Delegate()))
+        parser = config_parser.ConfigParser(text, _Delegate())
+        statements = list(parser)
     except (SyntaxError, tokenize.TokenError, ValueError, RecursionError) as error:
-        line = getattr(error, "lineno", None) or (error.args[1][0] if isinstance(error, tokenize.TokenError) else 1)
+        line = getattr(error, "lineno", None) or (parser.current_token.start[0] if parser else 1)
+        if isinstance(error, tokenize.TokenError):
+            line = error.args[1][0]
         reason = str(getattr(error, "msg", None) or (error.args or [error])[0]).strip().splitlines()[0].rstrip(".")
+        reason = re.sub(r"maximum recursion depth.*", "a value is nested too deeply", reason)
         reason = re.sub(r"malformed node or string.*", "a bare word is no value", reason)
         hint = "strings need quotes; True, False and None are capitalised; there is no arithmetic"
         raise ConfigError(f"{where(line)}: this is not gin: {reason} ({hint})") from error

@@ -36,7 +36,6 @@ def resolve(layers: list[Layer]) -> Config:
             required = layer is layers[0] and _key(binding) in walk.ignored and _is_required(binding)
             if _key(binding) not in walk.used and not required:
                 problems.append(f"{binding.where}: {walk.why_unused(binding)}{_order_hint(binding, final)}")
-    _raise(problems)
     places = {}
     for (scope, name), knobs in final.parts.items():
         for knob, value in knobs.items():
@@ -304,11 +303,13 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that one slip of the fingers turns into this one, or else the most alike; case aside."""
+    """The known word that one slip of the fingers turns into this one, or else the most alike; case aside. Letters
+    that changed places come before one too many or too few, and these before a replaced one."""
     by_lower = {name.lower(): name for name in known}
     near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
     slips = [name for name in by_lower if _one_slip(word.lower(), name)]
-    alike = next(iter(sorted(slips, key=lambda name: name not in near)), None) or next(iter(near), None)
+    slips.sort(key=lambda name: (sorted(name) != sorted(word.lower()), len(name) == len(word), name not in near))
+    alike = next(iter([*slips, *near]), None)
     return by_lower[alike] if alike else None
 
 

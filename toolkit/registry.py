@@ -50,9 +50,10 @@ class Entry:
 CATALOG: dict[str, Entry] = {}
 
 
-def supplied(kind: str) -> list[str]:
+@functools.cache
+def supplied(kind: str) -> tuple[str, ...]:
     """The constructor arguments that the toolkit passes to parts of a kind, positionally."""
-    return list(inspect.signature(KINDS[kind].__init__).parameters)[1:]
+    return tuple(inspect.signature(KINDS[kind].__init__).parameters)[1:]
 
 
 def able(kind: str, what: str) -> str:
@@ -70,7 +71,7 @@ def register(kind: str):
         if entry.name in CATALOG:
             taken = CATALOG[entry.name]
             raise ValueError(f"{_place(cls)}: the name is taken by the {taken.kind} in {taken.module}; choose another")
-        gin.register(cls, denylist=supplied(kind) or None)
+        gin.register(cls, denylist=list(supplied(kind)) or None)
         CATALOG[entry.name] = entry
         return cls
 
@@ -166,7 +167,7 @@ def own_file(name: str) -> Path | None:
 
 def offered() -> set[str]:
     """Top-level names of the modules that installed packages bring under ``toolkit.components``."""
-    return {point.module.split(".")[0] for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+    return {point.module.split(".")[0] for point in _points()}
 
 
 def _execute(file: Path) -> None:
@@ -183,12 +184,17 @@ def load_entry_points() -> list[str]:
     """Import the modules that installed packages name under ``toolkit.components``. Returns what failed, a line each:
     one broken package takes nobody else's parts away."""
     failures = []
-    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+    for point in _points():
         try:
             point.load()
         except (Exception, SystemExit) as error:
             failures.append(f"entry point {point.name} = {point.value}: {_told(error)}")
     return failures
+
+
+@functools.cache  # what is installed does not change while a command runs, and looking costs 20 ms
+def _points() -> tuple[importlib.metadata.EntryPoint, ...]:
+    return tuple(importlib.metadata.entry_points(group=ENTRY_POINTS))
 
 
 def _told(error: BaseException) -> str:

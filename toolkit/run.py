@@ -21,7 +21,8 @@ def main(argv: list[str] | None = None) -> int:
     from toolkit.config import BASE
     from toolkit.rundir import RunDir, run_name
 
-    run = RunDir(Path(arguments.runs), arguments.name or run_name(arguments.overlays), arguments.resume)
+    name = run_name(arguments.overlays) if arguments.name is None else arguments.name
+    run = RunDir(Path(arguments.runs), name, arguments.resume)
     base = arguments.base or BASE
     if arguments.resume and not (arguments.base or arguments.overlays or arguments.bindings):
         base = run.path / "config.gin" if run.exists() else BASE
