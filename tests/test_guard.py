@@ -174,10 +174,10 @@ def test_an_error_of_construction_names_the_bindings_it_speaks_of(tmp_path):
     overlay = tmp_path / "overlay.gin"
     overlay.write_text("# heads\nGPT.n_head = 7\n")
     with pytest.raises(ConfigError) as caught:
-        try_build(compose([str(overlay)])[0])
+        try_build(compose(["gin/model/tiny.gin", str(overlay)], ["GPT.dim = 96"])[0])
     assert str(caught.value) == (
-        "GPT.dim = 768 is not a multiple of GPT.n_head = 7 "
-        f"(GPT.dim is at gin/default.gin:36, GPT.n_head is at {overlay}:2)"
+        "GPT.dim = 96 is not a multiple of GPT.n_head = 7 "
+        f"(GPT.dim is at -p 'GPT.dim = 96', GPT.n_head is at {overlay}:2)"
     )
     with pytest.raises(
         ConfigError, match=r"^no_decay pattern .* \(AdamW.no_decay is at -p .*, Experiment.optimizer is"

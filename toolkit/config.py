@@ -172,27 +172,6 @@ def references(value: object) -> Iterator[Reference]:
             yield from references(item)
 
 
-def read_file(path: str | Path) -> Layer:
-    """A gin file as a layer; what it imports is imported. Raises ConfigError with file and line."""
-    layer = parse_file(path)
-    load([layer])
-    return layer
-
-
-def read_bindings(bindings: Sequence[str]) -> Layer:
-    """All ``-p`` bindings of a command line as one layer; what they import is imported."""
-    layer = parse_bindings(bindings)
-    load([layer])
-    return layer
-
-
-def load(layers: Sequence[Layer]) -> None:
-    """Import what the layers import, once none of them holds a statement that is refused. Raises ConfigError."""
-    check_statements(layers)
-    for each in (each for layer in layers for each in layer.imports):
-        load_import(each)
-
-
 def check_statements(layers: Sequence[Layer]) -> None:
     """Raise ConfigError, a line for each statement that is refused."""
     refused = [problem for layer in layers for problem in layer.refused]

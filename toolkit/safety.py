@@ -17,6 +17,7 @@ from toolkit.config import (
     ConfigError,
     Import,
     Layer,
+    check_statements,
     load_import,
     parse_bindings,
     parse_file,
@@ -28,9 +29,24 @@ SHELF = ("toolkit", "components", "experiments")
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def load(layers: Iterable[Layer], named: Collection[str]) -> None:
+def read_file(path: str | Path) -> Layer:
+    """A gin file as a layer; what it imports is imported. Raises ConfigError with file and line."""
+    layer = parse_file(path)
+    load([layer])
+    return layer
+
+
+def read_bindings(bindings: Sequence[str]) -> Layer:
+    """All ``-p`` bindings of a command line as one layer; what they import is imported. Raises ConfigError."""
+    layer = parse_bindings(bindings)
+    load([layer])
+    return layer
+
+
+def load(layers: Sequence[Layer], named: Collection[str] = ()) -> None:
     """Import what the layers import, once all of it is allowed. ``named`` are the modules of the command line. Raises
     ConfigError, a line for each import that is refused."""
+    check_statements(layers)
     wanted = [(each, layer.run) for layer in layers for each in layer.imports]
     known = {entry.module for entry in CATALOG.values()} | set(named)  # these have run already
     refused = [
