@@ -267,7 +267,7 @@ class NoPE(nn.Module):
 
 def _check_pairs(name, head_dim):
     if head_dim % 2:
-        raise ValueError(f"{name} turns pairs, so it needs an even head dimension, not {head_dim}; change GPT.n_head")
+        raise ValueError(f"{name} turns pairs: GPT.dim / GPT.n_head has to be even, not {head_dim}; change one of them")
 
 
 def _frequencies(width, theta, device):

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import mutants
 import pytest
 
-from toolkit.compose import compose
+from toolkit.compose import compose, try_build
 from toolkit.config import ConfigError
+from toolkit.guard import nearest
 
 NOT_GIN = "(strings need quotes; True, False and None are capitalised; there is no arithmetic)"
 NORMS = "LayerNorm, RMSNorm, ScaleNorm, DynamicTanh, NoNorm"
@@ -22,7 +24,7 @@ WRONG = {
     "GPT.colour = 3": f"GPT has no parameter 'colour'; its knobs are {KNOBS}",
     "NoPE.theta = 3": "NoPE has no parameter 'theta'; it has no knobs",
     "GPT.norm = @RSMNorm": "there is no part 'RSMNorm'; did you mean 'RMSNorm'?",
-    "GPT.dim = %WIDTH": "there is no macro WIDTH",
+    "GPT.dim = %WIDTH": "there is no macro 'WIDTH'",
     "LayerNorm = 3": "LayerNorm = binds no parameter of LayerNorm; write LayerNorm.X = ",
     # what the toolkit supplies
     "GPT.max_len = 3": f"GPT.max_len can't be bound: the toolkit supplies it; its knobs are {KNOBS}",
@@ -140,7 +142,10 @@ def test_scopes_configure_layers_that_differ():
     config, _ = compose(bindings=["GPT.norm = [@soft/RMSNorm, @RMSNorm]", "soft/RMSNorm.eps = 1e-3"])
     assert config.flat["soft/RMSNorm.eps"] == 1e-3 and config.flat["RMSNorm.eps"] == 1e-6
     said = message(bindings=("GPT.norm = [@soft/RMSNorm, @LayerNorm]", "sotf/RMSNorm.eps = 1e-3"))
-    assert said == "-p 'sotf/RMSNorm.eps = 1e-3': no RMSNorm is built in the scope 'sotf'; did you mean 'soft'?"
+    assert said == (
+        "-p 'sotf/RMSNorm.eps = 1e-3': no RMSNorm is built in the scope 'sotf'; did you mean 'soft', as at "
+        "-p 'GPT.norm = [@soft/RMSNorm, @LayerNorm]'?"
+    )
 
 
 def test_children_inherit_the_scope_of_the_part_that_builds_them():
@@ -149,6 +154,50 @@ def test_children_inherit_the_scope_of_the_part_that_builds_them():
     experiment = config.build()
     model = experiment.model(100, 16)
     assert model.embed.weight.shape[1] == 96 and model.blocks[0].mixer_norm.eps == 1e-3
+
+
+def test_a_slot_that_is_bound_in_a_scope_of_a_typo_says_where_and_which(tmp_path):
+    base = tmp_path / "base.gin"
+    text = (
+        Path("gin/default.gin").read_text().replace("model = @GPT", "model = @wide/GPT").replace("\nGPT:", "\nwid/GPT:")
+    )
+    base.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        compose(base=base)
+    line = 1 + text.splitlines().index("  norm = @LayerNorm")
+    assert f"{base}:{line}: no GPT is built in the scope 'wid'; did you mean 'wide', as at {base}:5?" in str(
+        caught.value
+    )
+
+
+def test_an_error_of_construction_names_the_bindings_it_speaks_of(tmp_path):
+    overlay = tmp_path / "overlay.gin"
+    overlay.write_text("# heads\nGPT.n_head = 7\n")
+    with pytest.raises(ConfigError) as caught:
+        try_build(compose(["gin/model/tiny.gin", str(overlay)], ["GPT.dim = 96"])[0])
+    assert str(caught.value) == (
+        "GPT.dim = 96 is not a multiple of GPT.n_head = 7 "
+        f"(GPT.dim is at -p 'GPT.dim = 96', GPT.n_head is at {overlay}:2)"
+    )
+    with pytest.raises(
+        ConfigError, match=r"^no_decay pattern .* \(AdamW.no_decay is at -p .*, Experiment.optimizer is"
+    ):
+        try_build(compose(["gin/model/tiny.gin"], ["AdamW.no_decay = ['nothing.*']"])[0])
+
+
+@pytest.mark.parametrize(
+    ("word", "known", "meant"),
+    [("AdaWm", ("Adam", "AdamW"), "AdamW"), ("rl", ("lr", "eps"), "lr"), ("dimm", ("dim", "dims"), "dim")]
+    + [("epz", ("lr", "eps"), "eps"), ("zzz", ("lr", "eps"), None), ("rmsnorm", ("RMSNorm", "LayerNorm"), "RMSNorm")],
+)
+def test_the_word_that_one_slip_makes_of_another_is_found(word, known, meant):
+    assert nearest(word, known) == meant
+
+
+def test_a_sample_of_the_mutants_of_the_default_is_noticed():
+    every = [mutant for mutant in mutants.mutants() if not mutant.built]
+    _, alive, _ = mutants.judge(every[::250])
+    assert not alive and len(every) > 6000
 
 
 def test_a_binding_that_a_closer_scope_always_wins_over_changes_nothing():
@@ -160,7 +209,8 @@ def test_macros_reach_what_uses_them_and_are_checked_there():
     config, _ = compose(bindings=["WIDTH = 96", "GPT.dim = %WIDTH"])
     assert config.flat["GPT.dim"] == 96
     said = message(bindings=("WIDTH = 'wide'", "GPT.dim = %WIDTH"))
-    assert said == "-p 'GPT.dim = %WIDTH': GPT.dim = 'wide': it should be a valid integer"
+    place = "-p \"WIDTH = 'wide'\""
+    assert said == f"-p 'GPT.dim = %WIDTH': GPT.dim = 'wide': it should be a valid integer; WIDTH is at {place}"
     assert "is defined by itself" in message(bindings=("A = %B", "B = %A", "GPT.dim = %A"))
 
 

@@ -241,7 +241,10 @@ BAD_INPUT = {
     "--name ../x": (2, "a run's name is 1 to 120 letters"),
     "--base nowhere.gin": (2, "nowhere.gin: there is no such file"),
     "-p GPT.n_head=5": (2, "GPT.dim = 768 is not a multiple of GPT.n_head = 5"),
-    "-p Experiment.batch_size=7 -p Experiment.accumulate=2": (2, "is not a multiple of accumulate x devices = 2"),
+    "-p Experiment.batch_size=7 -p Experiment.accumulate=2": (
+        2,
+        "is not a multiple of Experiment.accumulate x devices = 2",
+    ),
     "gin/position/alibi.gin -p GPT.attention=@FlashAttention": (2, "use GPT.attention = @MathAttention or @SDPA"),
     "-p Experiment.mask_documents=True": (
         2,

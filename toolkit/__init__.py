@@ -1,9 +1,10 @@
 """The frame: kinds of part, registry, guards, model, loop and commands. It knows no part by name."""
 
 
-def load(run: str):
-    """(model, tokenizer) of a run or a checkpoint in one, the model in evaluation mode: for notebooks."""
+def load(run: str, imports: tuple[str, ...] = ()):
+    """(model, tokenizer) of a run or a checkpoint in one, the model in evaluation mode: for notebooks. ``imports`` are
+    modules or files with parts that the run does not keep itself."""
     from toolkit.compose import open_run
 
-    opened = open_run(run)
+    opened = open_run(run, imports=imports)
     return opened.model, opened.tokenizer

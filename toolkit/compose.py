@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from toolkit import checkpoint
-from toolkit.config import BASE, Config, ConfigError, read_bindings, read_file
+from toolkit import checkpoint, safety
+from toolkit.command import clean
+from toolkit.config import BASE, Config, ConfigError, Import, check_statements, parse_bindings, parse_file
 from toolkit.guard import resolve
-from toolkit.registry import load_entry_points, load_file, load_module
-from toolkit.train import Experiment
+from toolkit.registry import CATALOG, load_entry_points, load_file, load_module, own_file
+from toolkit.train import Experiment, Parts, build
 
 log = logging.getLogger("toolkit")
 
@@ -23,36 +26,74 @@ def compose(
     overlays: Sequence[str] = (), bindings: Sequence[str] = (), base: str | Path = BASE, imports: Sequence[str] = ()
 ) -> tuple[Config, list[Path]]:
     """Load the shelf and what else is named, lay the files over each other, and check the result. Returns the config
-    and the Python files of which a run keeps copies: those outside the import path, and those that the run whose config
-    is the base has kept. Raises ConfigError."""
-    names, files = load_shelf(imports)
-    layers = [read_file(base), *map(read_file, overlays)]
+    and the Python files of which a run keeps copies: the modules it imports that are one file and no installed part.
+    Every file is parsed before the first import that one of them asks for. Raises ConfigError."""
+    layers = [parse_file(base), *map(parse_file, overlays)]
     if bindings:
-        layers.append(read_bindings(bindings))
-    layers[-1].imports.extend(names)
+        layers.append(parse_bindings(bindings))
+    check_statements(layers)
+    names = load_shelf(imports)
+    for folder in dict.fromkeys(layer.run for layer in layers if layer.run):
+        add_code(folder)
+    safety.load(layers, names)
+    layers[-1].imports.extend(Import(name, f"--import {name}") for name in names)
     config = resolve(layers)
-    kept = (Path(base).parent / "code").resolve()
-    loaded = [Path(getattr(sys.modules[module], "__file__", None) or ".").resolve() for module in config.imports]
-    return config, files + [file for file in loaded if file.parent == kept and file not in files]
+    return config, [file for file in map(own_file, config.imports) if file]
 
 
-def load_shelf(imports: Sequence[str] = ()) -> tuple[list[str], list[Path]]:
+def load_shelf(imports: Sequence[str] = ()) -> list[str]:
     """Register the shelf, what installed packages offer, and the modules or files in ``imports``. Returns the names of
-    those modules, and the files among them that lie outside the import path. Raises ConfigError."""
+    those modules. Raises ConfigError."""
     import components  # noqa: F401  the shelf registers itself; only here does the frame touch it
     import toolkit.model  # noqa: F401
 
     for failure in load_entry_points():
         log.warning("%s; its parts are left out", failure)
-    names, files = [], []
+    names = []
     for name in imports:
         try:
-            module, outside = load_file(name) if name.endswith(".py") else (name, load_module(name))
+            if name.endswith(".py"):
+                names.append(load_file(name))
+            else:
+                load_module(name)
+                names.append(name)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        names.append(module)
-        files += [Path(name).resolve()] if outside else []
-    return names, files
+    return names
+
+
+def try_build(config: Config) -> tuple[Experiment, Parts]:
+    """The experiment, and its parts on the meta device: finds what can't work before anything is read or written. A
+    part that computes with values while it is built is built in full. Raises ConfigError with the places of the
+    bindings that an error names."""
+    try:
+        experiment = config.build()
+        try:
+            return experiment, build(experiment, torch.device("meta"))
+        except (NotImplementedError, RuntimeError):
+            return experiment, build(experiment, torch.device("cpu"))
+    except ValueError as error:
+        places = _places(config, error)
+        if not places:
+            raise
+        told = ", ".join(f"{key} is at {place}" for key, place in places.items())
+        raise ConfigError(f"{clean(error)} ({told})").with_traceback(error.__traceback__) from error
+
+
+def _places(config: Config, error: ValueError) -> dict[str, str]:
+    """Where the knobs are bound that an error names in full; where it names none, those that it names of the part that
+    raised it, and the slots that hold that part."""
+    words = set(re.findall(r"(?:\w+/)*\w+(?:\.\w+)?", clean(error)))
+    named = {key: place for key, place in config.places.items() if {key, key.rpartition("/")[2]} & words}
+    if named:
+        return named
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        for cls in type(frame.f_locals.get("self")).__mro__:
+            entry = CATALOG.get(cls.__name__)
+            if entry and entry.cls is cls:
+                holding = [*config.knobs_of(entry.name, words), *config.holding(entry.name)]
+                return {key: config.places[key] for key in holding if key in config.places}
+    return {}
 
 
 @dataclass
@@ -68,12 +109,16 @@ class Run:
 
 
 def open_run(
-    path: str | Path, overlays: Sequence[str] = (), bindings: Sequence[str] = (), device: str | None = None
+    path: str | Path,
+    overlays: Sequence[str] = (),
+    bindings: Sequence[str] = (),
+    device: str | None = None,
+    imports: Sequence[str] = (),
 ) -> Run:
-    """Open a run, or one of its checkpoints, with the config and code that it keeps. Raises ValueError."""
+    """Open a run, or one of its checkpoints, with the config and code that it keeps. ``imports`` are modules or files
+    beyond these that the caller trusts. Raises ValueError."""
     folder, chosen = checkpoint.find(path)
-    add_code(folder)
-    config, _ = compose(overlays, bindings, base=folder / "config.gin")
+    config, _ = compose(overlays, bindings, base=folder / "config.gin", imports=imports)
     experiment = config.build()
     tokenizer = experiment.tokenizer()
     tokenizer.load(folder / "tokenizer")

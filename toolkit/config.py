@@ -1,8 +1,8 @@
 """gin files as data: read into layers without executing a binding, resolved into one complete config, handed to gin.
 
-The base file is the first layer, each further file one more, all ``-p`` bindings together the last. ``guard.resolve``
-checks them and returns a Config; its text is both what gin parses and what the run saves, so a run can't differ from
-its ``config.gin``."""
+The base file is the first layer, each further file one more, all ``-p`` bindings together the last. All of them are
+parsed before the first import is made. ``guard.resolve`` checks them and returns a Config; its text is both what gin
+parses and what the run saves, so a run can't differ from its ``config.gin``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import re
 import sys
 import sysconfig
 import tokenize
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,6 +59,7 @@ class Binding:
     parameter: str
     value: object
     where: str
+    header: str = ""  # in a block: where the part is named
 
     @property
     def key(self) -> str:
@@ -70,12 +71,22 @@ class Binding:
 
 
 @dataclass(frozen=True)
+class Import:
+    """``import module`` at ``where``."""
+
+    module: str
+    where: str
+
+
+@dataclass(frozen=True)
 class Layer:
     """What one file, or the command line, lays over the layers before it."""
 
     title: str
     bindings: list[Binding] = field(default_factory=list)
-    imports: list[str] = field(default_factory=list)
+    imports: list[Import] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)  # a line for each statement that gin has and we do not
+    run: Path | None = None  # the run whose file it is
 
 
 @dataclass(frozen=True)
@@ -85,6 +96,7 @@ class Config:
     parts: dict[tuple[str, str], dict[str, object]]
     written: list[Binding]  # laid over the base, and not displaced
     imports: list[str]
+    places: dict[str, str]  # where each knob is bound that a file or the command line binds
 
     @property
     def text(self) -> str:
@@ -110,6 +122,24 @@ class Config:
     def digest(self) -> str:
         """SHA-256 of the text, hex."""
         return hashlib.sha256(self.text.encode()).hexdigest()
+
+    def knobs_of(self, name: str, words: Iterable[str]) -> list[str]:
+        """The flat keys of those knobs of a part whose names are among the words."""
+        return [
+            f"{scope}/{part}.{knob}".lstrip("/")
+            for (scope, part), knobs in self.parts.items()
+            for knob in knobs
+            if part == name and knob in words
+        ]
+
+    def holding(self, name: str) -> list[str]:
+        """The flat keys of the knobs that hold a part."""
+        return [
+            f"{scope}/{part}.{knob}".lstrip("/")
+            for (scope, part), knobs in self.parts.items()
+            for knob, value in knobs.items()
+            if any(reference.name.rpartition(".")[2] == name for reference in references(value))
+        ]
 
     def build(self):
         """Give gin this config, in place of any other, and return the Experiment that it makes."""
@@ -148,24 +178,44 @@ def references(value: object) -> Iterator[Reference]:
             yield from references(item)
 
 
-def read_file(path: str | Path) -> Layer:
-    """A gin file as a layer; what it imports is imported. Raises ConfigError with file and line."""
+def check_statements(layers: Sequence[Layer]) -> None:
+    """Raise ConfigError, a line for each statement that is refused."""
+    refused = [problem for layer in layers for problem in layer.refused]
+    if refused:
+        raise ConfigError("\n".join(refused))
+
+
+def load_import(statement: Import) -> None:
+    """Make one import; the folder that one is in is on the path. Raises ConfigError with its place."""
+    here = str(Path.cwd())
+    if "" not in sys.path and here not in sys.path:  # an installed command does not search the folder it is in
+        sys.path.insert(0, here)
+    try:
+        load_module(statement.module)
+    except ValueError as error:
+        raise ConfigError(f"{statement.where}: {error}") from error
+
+
+def parse_file(path: str | Path) -> Layer:
+    """A gin file as a layer; nothing is imported or built. Raises ConfigError with file and line."""
     file = find(path)
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: can't be read: {error}") from error
-    return _read(text, str(path), lambda line: f"{path}:{line}")
+    of_a_run = file.name == "config.gin" or (file.parent / "facts.json").is_file()
+    return _parse(text, str(path), lambda line: f"{path}:{line}", file.parent if of_a_run else None)
 
 
-def read_bindings(bindings: Sequence[str]) -> Layer:
-    """All ``-p`` bindings of a command line as one layer."""
+def parse_bindings(bindings: Sequence[str]) -> Layer:
+    """All ``-p`` bindings of a command line as one layer; nothing is imported or built."""
     layer = Layer("-p")
     for text in bindings:
         quote = '"' if "'" in text else "'"
-        one = _read(text, "-p", lambda line, place=f"-p {quote}{text}{quote}": place)
+        one = _parse(text, "-p", lambda line, place=f"-p {quote}{text}{quote}": place)
         layer.bindings.extend(one.bindings)
         layer.imports.extend(one.imports)
+        layer.refused.extend(one.refused)
     return layer
 
 
@@ -189,40 +239,34 @@ class _Delegate(config_parser.ParserDelegate):
         return Macro(name)
 
 
-def _read(text, title, where) -> Layer:
-    layer = Layer(title)
+def _parse(text, title, where, run=None) -> Layer:
+    layer, header, parser = Layer(title, run=run), "", None
     try:
-        statements = list(config_parser.ConfigParser(text, _Delegate()))
+        parser = config_parser.ConfigParser(text, _Delegate())
+        statements = list(parser)
     except (SyntaxError, tokenize.TokenError, ValueError, RecursionError) as error:
-        line = getattr(error, "lineno", None) or (error.args[1][0] if isinstance(error, tokenize.TokenError) else 1)
+        line = getattr(error, "lineno", None) or (parser.current_token.start[0] if parser else 1)
+        if isinstance(error, tokenize.TokenError):
+            line = error.args[1][0]
         reason = str(getattr(error, "msg", None) or (error.args or [error])[0]).strip().splitlines()[0].rstrip(".")
+        reason = re.sub(r"maximum recursion depth.*", "a value is nested too deeply", reason)
         reason = re.sub(r"malformed node or string.*", "a bare word is no value", reason)
         hint = "strings need quotes; True, False and None are capitalised; there is no arithmetic"
         raise ConfigError(f"{where(line)}: this is not gin: {reason} ({hint})") from error
     for statement in statements:
         place = where(statement.location.line_num)
         if isinstance(statement, config_parser.IncludeStatement):
-            raise ConfigError(
+            layer.refused.append(
                 f"{place}: include is not used here: name {statement.filename} on the command line instead"
             )
-        if isinstance(statement, config_parser.ImportStatement):
-            if statement.module.startswith("__gin__"):
-                raise ConfigError(f"{place}: dynamic registration is not used here: import the module, name its parts")
-            layer.imports.append(statement.module)
-            _import(statement.module, place)
+        elif isinstance(statement, config_parser.ImportStatement) and statement.module.startswith("__gin__"):
+            layer.refused.append(f"{place}: dynamic registration is not used here: import the module, name its parts")
+        elif isinstance(statement, config_parser.ImportStatement):
+            layer.imports.append(Import(statement.module, place))
+        elif isinstance(statement, config_parser.BlockDeclaration):
+            header = place
         elif isinstance(statement, config_parser.BindingStatement):
-            layer.bindings.append(
-                Binding(statement.scope, statement.selector, statement.arg_name, statement.value, place)
-            )
+            in_block = statement.location.char_num is not None  # the parser keeps a column for those alone
+            key = (statement.scope, statement.selector, statement.arg_name)
+            layer.bindings.append(Binding(*key, statement.value, place, header if in_block else ""))
     return layer
-
-
-def _import(module, place):
-    if (
-        "" not in sys.path and str(Path.cwd()) not in sys.path
-    ):  # an installed command does not search the folder it is in
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        load_module(module)
-    except ValueError as error:
-        raise ConfigError(f"{place}: {error}") from error

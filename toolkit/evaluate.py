@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     from toolkit.scoring import evaluate
     from toolkit.train import autocast
 
-    run = open_run(arguments.run, overlays=arguments.overlays, bindings=arguments.bindings)
+    run = open_run(arguments.run, arguments.overlays, arguments.bindings, imports=arguments.imports)
     experiment, device = run.experiment, run.device
     data = experiment.data(run.tokenizer, experiment.seq_len, experiment.seed)
     data.prepare()
@@ -50,6 +50,14 @@ def _arguments(argv):
         "overlays", metavar="OVERLAY.gin", nargs="*", help="laid over the run's config: other text, say"
     )
     parser.add_argument("-p", "--gin_param", dest="bindings", metavar="BINDING", action="append", default=[])
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        metavar="M|F.py",
+        action="append",
+        default=[],
+        help="module or file with parts that the run does not keep itself",
+    )
     parser.add_argument("--split", choices=("val", "train"), default="val", help="which split to read (default val)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_intermixed_args(argv)

@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     from toolkit.sampling import stream
     from toolkit.train import autocast
 
-    run = open_run(arguments.run)
+    run = open_run(arguments.run, imports=arguments.imports)
     prompt = sys.stdin.read().rstrip("\n") if arguments.prompt == "-" else arguments.prompt
     print(f"{run.checkpoint} on {run.device.type}", file=sys.stderr)
 
@@ -78,6 +78,14 @@ def _arguments(argv):
     parser.add_argument("--top-k", type=_positive, help="sample from the k likeliest tokens only")
     parser.add_argument("--top-p", type=_fraction, help="sample from the likeliest tokens that together reach p")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling (default 0)")
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        metavar="M|F.py",
+        action="append",
+        default=[],
+        help="module or file with parts that the run does not keep itself",
+    )
     parser.add_argument("--num", type=_positive, default=1, help="samples to draw (default 1)")
     return parser.parse_args(argv)
 

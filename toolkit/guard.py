@@ -7,6 +7,7 @@ way gin will."""
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import typing
 from collections.abc import Iterable
@@ -32,23 +33,27 @@ def resolve(layers: list[Layer]) -> Config:
         merged |= {_key(binding): binding for binding in layer.bindings}
         walk = _Walk(merged)
         for binding in layer.bindings:
-            required = layer is layers[0] and _is_required(binding)
+            required = layer is layers[0] and _key(binding) in walk.ignored and _is_required(binding)
             if _key(binding) not in walk.used and not required:
                 problems.append(f"{binding.where}: {walk.why_unused(binding)}{_order_hint(binding, final)}")
-    _raise(problems)
+    places = {}
     for (scope, name), knobs in final.parts.items():
         for knob, value in knobs.items():
             source = final._effective(scope, name, knob)
             if value is UNBOUND:
                 problems.append(f"{name}.{knob} is not bound, and has no default; bind it in {layers[0].title}")
-            elif source and any(_macros(source.value)):
-                problems += [f"{source.where}: {problem}" for problem in _check_value(CATALOG[name], knob, value)]
+            elif source:
+                told = "".join(f"; {macro} is at {final.merged[macro].where}" for macro in _macros(source.value))
+                places["/".join(filter(None, [scope, f"{name}.{knob}"]))] = source.where + told
+                if told:
+                    found = _check_value(CATALOG[name], knob, value)
+                    problems += [f"{source.where}: {problem}{told}" for problem in found]
     _raise(problems)
     written = [b for layer in layers[1:] for b in layer.bindings if merged[_key(b)] is b]
-    modules = [module for layer in layers for module in layer.imports]
+    modules = [each.module for layer in layers for each in layer.imports]
     modules += [CATALOG[name].module for _, name in final.parts]
     foreign = [m for m in dict.fromkeys(modules) if m.split(".")[0] not in ("components", "toolkit")]
-    return Config(final.parts, written, foreign)
+    return Config(final.parts, written, foreign, places)
 
 
 class _Walk:
@@ -57,6 +62,7 @@ class _Walk:
     def __init__(self, merged: dict[str, Binding]):
         self.merged, self.used, self.parts = merged, set(), {}
         self.ignored: dict[str, str] = {}  # slot key -> the part that does not use it
+        self.entered: dict[str, str] = {}  # scope -> where a reference opens it
         self._visit(*ROOT)
 
     def _visit(self, scope: str, name: str) -> None:
@@ -81,6 +87,7 @@ class _Walk:
                 self.used.add(_key(binding))
             for reference in references(value):
                 if knob not in ignored:
+                    self.entered.setdefault(reference.scope, binding.where)
                     self._visit(reference.scope or scope, _entry(reference.name).name)
 
     def _effective(self, scope, name, knob) -> Binding | None:
@@ -133,13 +140,15 @@ class _Walk:
         if not any(
             scope == binding.scope or scope.startswith(binding.scope + "/") or not binding.scope for scope in scopes
         ):
-            return f"no {name} is built in the scope {binding.scope!r}{suggest(binding.scope, scopes)}"
+            near = nearest(binding.scope, scopes)
+            place = f"; did you mean {near!r}, as at {self.entered.get(near)}?" if near else ""
+            return f"no {name} is built in the scope {binding.scope!r}{place}"
         return f"{binding.key} changes nothing: a binding in a closer scope wins wherever {name} is built"
 
 
 def _check_layer(layer: Layer, layers: list[Layer]) -> Iterable[str]:
     """Problems that a binding has by itself: duplicate, unknown name, parameter or macro, wrong kind, type or range."""
-    macros = {b.name for each in layers for b in each.bindings if not b.parameter}
+    macros = {b.name: b.where for each in layers for b in each.bindings if not b.parameter}
     first: dict[str, Binding] = {}
     for binding in layer.bindings:
         key, where = _key(binding), binding.where
@@ -148,20 +157,21 @@ def _check_layer(layer: Layer, layers: list[Layer]) -> Iterable[str]:
         first.setdefault(key, binding)
         undefined = [m for m in _macros(binding.value) if m not in macros]
         if undefined:
-            yield f"{where}: there is no macro {undefined[0]}{suggest(undefined[0], macros)}"
+            near = nearest(undefined[0], macros)
+            place = f"; did you mean {near!r}, as at {macros[near]}?" if near else ""
+            yield f"{where}: there is no macro {undefined[0]!r}{place}"
         elif not binding.parameter:
             if binding.name in CATALOG:
                 yield f"{where}: {binding.name} = binds no parameter of {binding.name}; write {binding.name}.X = "
             yield from (f"{where}: {problem}" for problem in _check_references(binding))
+        elif _entry(binding.name) is None:
+            place = binding.header or where
+            yield f"{place}: there is no part {binding.name!r}{suggest(binding.name, CATALOG)}"
         else:
-            yield from (f"{where}: {problem}" for problem in _check_binding(binding, layers))
+            yield from (f"{where}: {problem}" for problem in _check_binding(binding, _entry(binding.name)))
 
 
-def _check_binding(binding: Binding, layers: list[Layer]) -> Iterable[str]:
-    entry = _entry(binding.name)
-    if entry is None:
-        yield f"there is no part {binding.name!r}{suggest(binding.name, CATALOG)}"
-        return
+def _check_binding(binding: Binding, entry: Entry) -> Iterable[str]:
     if binding.parameter in supplied(entry.kind):
         knobs = f"; its knobs are {', '.join(entry.knobs)}" if entry.knobs else "; it has no knobs"
         yield f"{entry.name}.{binding.parameter} can't be bound: the toolkit supplies it{knobs}"
@@ -189,8 +199,8 @@ def _check_references(binding: Binding) -> Iterable[str]:
 
 def _check_value(entry: Entry, knob: str, value: object) -> Iterable[str]:
     """Kinds by the slot's name, everything else by the annotation, strictly."""
-    kind, name, hint = _kind(entry, knob), f"{entry.name}.{knob}", entry.hints.get(knob, object)
-    if kind and not (value is None and _fits(hint, None)):
+    kind, name = _kind(entry, knob), f"{entry.name}.{knob}"
+    if kind and not (value is None and _fits(entry, knob, None)):
         example = next(iter(_named(kind)), "Name")
         wrong = None
         for item in value if isinstance(value, list) else [value]:
@@ -201,25 +211,30 @@ def _check_value(entry: Entry, knob: str, value: object) -> Iterable[str]:
                 wrong = f"{name} = {item}: that is of kind {other}; of kind {kind} are {', '.join(_named(kind))}"
         if wrong is None and value == []:
             wrong = f"{name} = [] is empty; it needs at least one {kind}"
-        elif wrong is None and not _fits(hint, value):
+        elif wrong is None and not _fits(entry, knob, value):
             wants = f"one {kind}, not a list" if isinstance(value, list) else f"a list: write [{show(value)}]"
             wrong = f"{name} = {show(value)}: it takes {wants}"
         if wrong:
             yield wrong
         return
     try:
-        TypeAdapter(hint, config=STRICT).validate_python(_classes(value))
+        _adapter(entry, knob).validate_python(_classes(value))
     except ValidationError as error:
         reasons = dict.fromkeys(e["msg"].removeprefix("Input ").removeprefix("Value ") for e in error.errors())
         yield f"{name} = {show(value)}: it {', or '.join(reasons)}"
 
 
-def _fits(hint: object, value: object) -> bool:
+def _fits(entry: Entry, knob: str, value: object) -> bool:
     try:
-        TypeAdapter(hint, config=STRICT).validate_python(_classes(value))
+        _adapter(entry, knob).validate_python(_classes(value))
     except ValidationError:
         return False
     return True
+
+
+@functools.cache
+def _adapter(entry: Entry, knob: str) -> TypeAdapter:
+    return TypeAdapter(entry.hints.get(knob, object), config=STRICT)
 
 
 def _kind(entry: Entry, knob: str) -> str | None:
@@ -282,10 +297,32 @@ def _literal(value: object) -> bool:
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """ "; did you mean X?" for the nearest known word, case aside; empty where none is near."""
+    """ "; did you mean X?" for the nearest known word; empty where none is near."""
+    near = nearest(word, known)
+    return f"; did you mean {near!r}?" if near else ""
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that one slip of the fingers turns into this one, or else the most alike; case aside. Letters
+    that changed places come before one too many or too few, and these before a replaced one."""
     by_lower = {name.lower(): name for name in known}
     near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
-    return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
+    slips = [name for name in by_lower if _one_slip(word.lower(), name)]
+    slips.sort(key=lambda name: (sorted(name) != sorted(word.lower()), len(name) == len(word), name not in near))
+    alike = next(iter([*slips, *near]), None)
+    return by_lower[alike] if alike else None
+
+
+def _one_slip(one: str, other: str) -> bool:
+    """Whether two words differ by one letter too many, too few, replaced, or changed places with the next."""
+    start = 0
+    while start < min(len(one), len(other)) and one[start] == other[start]:
+        start += 1
+    end = 0
+    while end < min(len(one), len(other)) - start and one[-1 - end] == other[-1 - end]:
+        end += 1
+    middle, others = one[start : len(one) - end], other[start : len(other) - end]
+    return max(len(middle), len(others)) <= 1 or (len(middle) == 2 and middle[::-1] == others)
 
 
 def _raise(problems: list[str]) -> None:

@@ -20,9 +20,10 @@ from pydantic import TypeAdapter, ValidationError
 from toolkit import facts, match
 from toolkit.command import clean
 from toolkit.compose import load_shelf
-from toolkit.config import BASE, Config, ConfigError, Layer, Reference, find, read_bindings, read_file, show
+from toolkit.config import BASE, Config, ConfigError, Layer, Reference, find, show
 from toolkit.guard import STRICT, resolve, suggest
 from toolkit.registry import CATALOG
+from toolkit.safety import read_bindings, read_file
 from toolkit.train import build
 
 Seeds = list[Annotated[int, Ge(0)]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -20,7 +21,7 @@ from toolkit.protocols import KINDS
 ENTRY_POINTS = "toolkit.components"  # the group under which an installed package names its modules
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Entry:
     """One part: its kind, its class, and the knobs that gin may bind."""
 
@@ -39,7 +40,7 @@ class Entry:
         text = " ".join(inspect.cleandoc(self.cls.__doc__ or self.name).split())
         return re.split(r"(?<!al\.)(?<!eq\.)(?<=[.:])\s", text, maxsplit=1)[0].rstrip(".:;")
 
-    @property
+    @functools.cached_property
     def hints(self) -> dict[str, object]:
         """Annotations of the knobs, resolved, ``Annotated`` kept."""
         target = self.cls if "__dataclass_fields__" in vars(self.cls) else self.cls.__init__
@@ -49,9 +50,10 @@ class Entry:
 CATALOG: dict[str, Entry] = {}
 
 
-def supplied(kind: str) -> list[str]:
+@functools.cache
+def supplied(kind: str) -> tuple[str, ...]:
     """The constructor arguments that the toolkit passes to parts of a kind, positionally."""
-    return list(inspect.signature(KINDS[kind].__init__).parameters)[1:]
+    return tuple(inspect.signature(KINDS[kind].__init__).parameters)[1:]
 
 
 def able(kind: str, what: str) -> str:
@@ -69,7 +71,7 @@ def register(kind: str):
         if entry.name in CATALOG:
             taken = CATALOG[entry.name]
             raise ValueError(f"{_place(cls)}: the name is taken by the {taken.kind} in {taken.module}; choose another")
-        gin.register(cls, denylist=supplied(kind) or None)
+        gin.register(cls, denylist=list(supplied(kind)) or None)
         CATALOG[entry.name] = entry
         return cls
 
@@ -113,13 +115,13 @@ def load_module(name: str) -> None:
     """Import a module for the parts it registers. Raises ValueError with the reason when that fails."""
     try:
         importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that ends by sys.exit is no reason to end here
         raise ValueError(f"can't import {name!r}: {_told(error)}") from error
 
 
-def load_file(path: str | Path) -> tuple[str, bool]:
-    """Import a Python file. Returns its module name, and whether it lies outside the import path (a run that uses it
-    then needs a copy). A file that the path reaches is imported under the name it has there, never twice."""
+def load_file(path: str | Path) -> str:
+    """Import a Python file; returns its module name. One that the import path reaches is imported under the name it has
+    there, never twice. Raises ValueError."""
     file = Path(path).resolve()
     if file.suffix != ".py" or not file.is_file():
         raise ValueError(f"--import {path}: there is no such Python file")
@@ -128,36 +130,74 @@ def load_file(path: str | Path) -> tuple[str, bool]:
             dotted = ".".join(file.relative_to(root).with_suffix("").parts)
             if all(part.isidentifier() for part in dotted.split(".")) and _origin(dotted) == file:
                 load_module(dotted)
-                return dotted, False
+                return dotted
     loaded = sys.modules.get(file.stem)
     if loaded is None and _origin(file.stem) is None and file.stem.isidentifier():
-        spec = importlib.util.spec_from_file_location(file.stem, file)
-        sys.modules[file.stem] = module = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:
-            del sys.modules[file.stem]
-            raise ValueError(f"can't import {path}: {_told(error)}") from error
+        _execute(file)
     elif loaded is None or Path(getattr(loaded, "__file__", None) or ".").resolve() != file:
         raise ValueError(
             f"--import {path}: {file.stem!r} can't be its module name (taken, or no identifier); rename it"
         )
-    return file.stem, True
+    return file.stem
+
+
+def load_copy(file: Path) -> None:
+    """Import a run's copy of a module under the module's name, whatever else the path holds of that name. Raises
+    ValueError when that fails, or when a module of that name and another content is loaded already."""
+    loaded = sys.modules.get(file.stem)
+    if loaded is None:
+        _execute(file)
+        return
+    other = Path(getattr(loaded, "__file__", None) or file.stem)
+    if not other.is_file() or other.read_bytes() != file.read_bytes():
+        raise ValueError(
+            f"{file} can't be imported: another {file.stem!r} is loaded, from {other}; use a process of its own, or "
+            f"pass --import {file.stem} to use that one"
+        )
+
+
+def own_file(name: str) -> Path | None:
+    """The file of a module that is loaded, is one file, and belongs to no package: what a run keeps a copy of."""
+    module = sys.modules[name]
+    file = getattr(module, "__file__", None)
+    if "." in name or hasattr(module, "__path__") or name in offered() or not str(file).endswith(".py"):
+        return None
+    return Path(file).resolve()
+
+
+def offered() -> set[str]:
+    """Top-level names of the modules that installed packages bring under ``toolkit.components``."""
+    return {point.module.split(".")[0] for point in _points()}
+
+
+def _execute(file: Path) -> None:
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    sys.modules[file.stem] = module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[file.stem]
+        raise ValueError(f"can't import {file}: {_told(error)}") from error
 
 
 def load_entry_points() -> list[str]:
     """Import the modules that installed packages name under ``toolkit.components``. Returns what failed, a line each:
     one broken package takes nobody else's parts away."""
     failures = []
-    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+    for point in _points():
         try:
             point.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             failures.append(f"entry point {point.name} = {point.value}: {_told(error)}")
     return failures
 
 
-def _told(error: Exception) -> str:
+@functools.cache  # what is installed does not change while a command runs, and looking costs 20 ms
+def _points() -> tuple[importlib.metadata.EntryPoint, ...]:
+    return tuple(importlib.metadata.entry_points(group=ENTRY_POINTS))
+
+
+def _told(error: BaseException) -> str:
     """An error with the line that raised it, unless that is ours, where the message says all."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     ours = Path(frame.filename).parent == Path(__file__).parent or "importlib" in frame.filename

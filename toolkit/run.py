@@ -14,25 +14,20 @@ from toolkit.command import DIVERGED, PREEMPTED, clean, kind_of, run_command
 def main(argv: list[str] | None = None) -> int:
     """The command. Returns the exit code; raises ValueError for what the user can mend."""
     arguments = _arguments(argv)  # first, so that --help is quick
-    import torch
-
+    if arguments.safe_config:
+        return _tell(arguments)
     from toolkit import distributed, report
-    from toolkit.compose import add_code, compose
+    from toolkit.compose import compose, try_build
     from toolkit.config import BASE
     from toolkit.rundir import RunDir, run_name
-    from toolkit.train import build
 
-    run = RunDir(Path(arguments.runs), arguments.name or run_name(arguments.overlays), arguments.resume)
+    name = run_name(arguments.overlays) if arguments.name is None else arguments.name
+    run = RunDir(Path(arguments.runs), name, arguments.resume)
     base = arguments.base or BASE
-    if arguments.resume and not (arguments.base or arguments.overlays or arguments.bindings or arguments.imports):
+    if arguments.resume and not (arguments.base or arguments.overlays or arguments.bindings):
         base = run.path / "config.gin" if run.exists() else BASE
-    add_code(Path(base).parent)
     config, code = compose(arguments.overlays, arguments.bindings, base, arguments.imports)
-    experiment = config.build()
-    try:
-        blank = build(experiment, torch.device("meta"))  # finds what can't work before anything is read or written
-    except (NotImplementedError, RuntimeError):  # a part that computes with values while it is built: build it in full
-        blank = build(experiment, torch.device("cpu"))
+    experiment, blank = try_build(config)
     if arguments.dry_run:
         return report.dry_run(config, experiment, blank, arguments.json)
     processes = distributed.devices_wanted(experiment.devices)
@@ -40,6 +35,19 @@ def main(argv: list[str] | None = None) -> int:
         distributed.launch(processes, "toolkit.run", sys.argv[1:] if argv is None else argv)
         return run.exit_code()
     return _train(arguments, config, code, experiment, blank, run)
+
+
+def _tell(arguments) -> int:
+    """List what the files would do. Raises ConfigError where they do what a stranger's file should not."""
+    from toolkit import report, safety
+    from toolkit.config import BASE, ConfigError
+
+    told, refused = safety.scan(arguments.overlays, arguments.bindings, arguments.base or BASE, arguments.imports)
+    report.say("\n".join(told))
+    if refused:
+        raise ConfigError("\n".join(refused))
+    report.say("nothing here was imported or run; --dry-run checks names and values")
+    return 0
 
 
 def _train(arguments, config, code, experiment, blank, run) -> int:
@@ -189,6 +197,11 @@ def _arguments(argv):
     add("--weights-only", action="store_true", help="with --from: take the weights alone, and start at step 0")
     add("--stop-at", metavar="STEP", type=int, help="stop there; the schedule keeps its horizon, --resume goes on")
     add("--dry-run", action="store_true", help="print config, parameters, FLOPs and memory, and stop; reads no data")
+    add(
+        "--safe-config",
+        action="store_true",
+        help="list what the files would import and bind, run nothing, and stop; refuse imports not named with --import",
+    )
     add("--json", action="store_true", help="with --dry-run: print one JSON object")
     arguments = parser.parse_intermixed_args(argv)
     arguments.overlays += arguments.gin_files
@@ -200,6 +213,8 @@ def _arguments(argv):
     for flag, (other, spelled) in needs.items():
         if getattr(arguments, flag) and not getattr(arguments, other):
             parser.error(f"--{flag.replace('_', '-')} goes with {spelled}")
+    if arguments.safe_config and arguments.resume:
+        parser.error("--safe-config takes the files to read: --base runs/NAME/config.gin for those of a run")
     if arguments.resume and arguments.branch:
         parser.error("--resume continues a run, --from starts a new one: give one of them")
     if arguments.stop_at is not None and arguments.stop_at < 1:

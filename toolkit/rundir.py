@@ -34,6 +34,9 @@ class RunDir:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+=,@-]{0,119}", name):
             raise ValueError(f"--name {name!r}: a run's name is 1 to 120 letters, digits and _.+=,@- (no slash)")
         self.path, self.resume, self.changes = root / name, resume, {}
+        inside = Path(os.path.realpath(self.path)).is_relative_to(root.resolve()) and self.path.is_dir()
+        if self.path.is_symlink() and not inside:
+            raise ValueError(f"{self.path} is a link out of {root}: take another --name, or choose a place with --runs")
         self.opened_at = time.time()
         if self.begun() and not resume and distributed.rank() == 0:
             others = (root / f"{name}-{i}" for i in range(2, 1000))

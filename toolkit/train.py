@@ -103,7 +103,8 @@ def build(experiment: Experiment, device: torch.device, tokenizer=None, data=Non
     micro = experiment.accumulate * distributed.world_size()
     if experiment.batch_size % micro:
         raise ValueError(
-            f"Experiment.batch_size = {experiment.batch_size} is not a multiple of accumulate x devices = {micro}"
+            f"Experiment.batch_size = {experiment.batch_size} is not a multiple of Experiment.accumulate x devices = "
+            f"{micro}"
         )
     tokenizer = tokenizer or experiment.tokenizer()
     data = data or experiment.data(tokenizer, experiment.seq_len, experiment.seed)
