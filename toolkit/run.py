@@ -48,9 +48,13 @@ def _train(arguments, config, code, experiment, blank, run) -> int:
     from toolkit import checkpoint, curve, distributed, facts, report
     from toolkit.train import Diverged, build, train
 
-    device = distributed.setup()
     main_process = distributed.rank() == 0
-    with run.opened(config, arguments.allow_change) if main_process else contextlib.nullcontext():
+    alone = run.opened(config, arguments.allow_change) if main_process else contextlib.nullcontext()
+
+    def lost(reason: str) -> None:
+        run.write_status("failed", reason=reason, kind="RankLost")
+
+    with alone, distributed.joined(experiment.rank_timeout, lost) as device:
         if run.finished():
             report.say(f"{run.path} is done; nothing to resume")
             return 0
@@ -65,6 +69,7 @@ def _train(arguments, config, code, experiment, blank, run) -> int:
                     checkpoint.load_weights(source, parts.model)
             if source is not None and not (arguments.branch and arguments.weights_only):
                 progress = checkpoint.load(source, parts.model, parts.optimizer)
+            distributed.agree("the step to start from", progress["step"], device)
             if main_process:
                 known = facts_before(run, config, experiment, blank, parts, device, source)
                 run.write_start(config, code, parts.tokenizer, known, progress["step"])
@@ -80,8 +85,6 @@ def _train(arguments, config, code, experiment, blank, run) -> int:
             if main_process:
                 run.write_status("failed", reason=clean(error), kind=type(error).__name__)
             raise
-        finally:
-            distributed.close()
         if main_process:
             newest = checkpoint.newest(run.path / "checkpoints")
             run.write_end(ended, facts.peak_memory(device), checkpoint.digest(newest) if newest else None)

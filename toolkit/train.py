@@ -40,6 +40,7 @@ class Experiment:
     precision       "auto": bfloat16 autocast on CUDA where it is supported, else float32
     compile         "auto": on CUDA; True compiles on a CPU as well, which takes a C++ compiler
     devices         processes to train with, on as many GPUs where there are any; "all" GPUs
+    rank_timeout    seconds without a sign of life after which one of them counts as hanging, and all end
     eval_windows    validation windows per evaluation, the same every time; the whole split is read once at the end
     sample_prompt   continued by ``sample_tokens`` tokens at ``sample_temperature`` every ``sample_every`` steps
     keep_checkpoints  step checkpoints kept, besides the best
@@ -62,6 +63,7 @@ class Experiment:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: Literal["auto"] | bool = "auto"
     devices: Literal["all"] | Count = 1
+    rank_timeout: Annotated[int, Ge(5)] = 60
     log_every: Count = 10
     eval_every: Count = 1000
     eval_windows: Count = 256
@@ -171,8 +173,10 @@ def train(
         for step in range(start, last + 1):
             # ---- once in a while: evaluate, sample, save ----------------------------------------------------------
             pause = time.perf_counter()
+            distributed.beat(step)
             told = torch.tensor(float(bool(signalled)), device=device)  # a signal to one process stops them all
-            stopping = step == last or distributed.total(told).item() > 0
+            preempted = distributed.total(told).item() > 0
+            stopping = step == last or preempted
             if step % experiment.eval_every == 0 or step == experiment.steps:
                 with _as_judged(model, optimizer), autocast(experiment, device):
                     score = evaluate(parts.objective, data, tokenizer, micro_batch, experiment.eval_windows, device)
@@ -239,7 +243,7 @@ def train(
                 }
                 journal.row(step, row | {name: float(value) for name, value in metrics.items()})
 
-    state = "done" if step == experiment.steps else "preempted" if signalled else "stopped"
+    state = "done" if step == experiment.steps else "preempted" if preempted else "stopped"
     return {"state": state, "step": step, "best": best} | journal.latest
 
 
