@@ -61,24 +61,25 @@ class Heartbeat:
         if error is None:
             self._say("leaves")
             if not self._known.wait(patience):
-                self.lost = self.lost or self._absent("leaves", f"for {patience:.0f} s")
+                self.lost = self.lost or self._absent(f"for {patience:.0f} s")
         elif isinstance(error, RuntimeError):  # as a broken collective does; its message names no rank
             self._say("waits")
             if not self._known.wait(GRACE):
                 late = "timed out" in str(error).lower()
-                self.lost = self.lost or self._unheard() or (self._absent("waits", f"({error})") if late else None)
+                self.lost = self.lost or self._unheard() or (self._absent(f"({error})") if late else None)
         self._over.set()
         self._wake.set()
         self._thread.join(GRACE)
-        if error is not None or self.lost:
+        lost = self.lost if error is None or isinstance(error, RuntimeError) else None
+        if error is not None or lost:
             own = f"{self._name(self._rank)} has failed at step {self.step}: {type(error).__name__}: {error}"
-            self._failed = str(self.lost or own)
+            self._failed = {"reason": str(lost or own), "mute": sorted(lost.mute) if lost else []}
             if not self._thread.is_alive():  # else the store does not answer
                 with contextlib.suppress(dist.DistError):  # or is what is lost
                     self._tell()
-        if self.lost:
-            self._announce()
-        return self.lost
+        if lost:
+            self._announce(lost)
+        return lost
 
     # ---- the thread -----------------------------------------------------------------------------------------------
 
@@ -91,17 +92,20 @@ class Heartbeat:
                 told = self._tell()
                 self.lost = self._listen(interval) or self.lost
             except dist.DistNetworkError as error:
-                self.lost = RankLost(f"torchrun is gone, and with it the store that the ranks share: {error}")
+                if self._state == "leaves":  # without torchrun it is rank 0 that holds the store, and may leave first
+                    break
+                self.lost = RankLost(f"the store that the ranks share is gone, with torchrun, which held it: {error}")
             except dist.DistStoreError:
                 continue  # torchrun is stopped, not gone: nobody can be heard, so nobody is judged
             leaving = [other for other in self._others if self._signs.get(other, {}).get("state") == "leaves"]
             if self.lost or (told == "leaves" and leaving == self._others):
                 self._known.set()
+        self._known.set()
         if self.lost and not self._taken.wait(GRACE):
             try:
                 stack = traceback.format_stack(sys._current_frames()[threading.main_thread().ident])
                 log.error("%s\nThis rank, %d, stands at\n%s", self.lost, self._rank, "".join(stack))
-                self._announce()
+                self._announce(self.lost)
             finally:
                 os._exit(1)
 
@@ -123,7 +127,7 @@ class Heartbeat:
             if now is not None:
                 self._signs[other] = now
             if now is not None and now["failed"]:
-                return RankLost(now["failed"])
+                return RankLost(now["failed"]["reason"], set(now["failed"]["mute"]))
             if now is not None and now["state"] == "leaves":
                 continue
             if gone:
@@ -159,11 +163,11 @@ class Heartbeat:
 
     def _unheard(self) -> RankLost | None:
         """Ranks that ceased to give signs: their end has broken the collective."""
-        silent = {other for other, seconds in self._silent.items() if seconds >= 3 * INTERVAL}
-        names = " and ".join(self._name(other) for other in sorted(silent))
-        return RankLost(f"{names}: no sign of life since step {self.step}", silent) if silent else None
+        silent = {other: self._signs[other]["step"] for other in self._signs if self._silent[other] >= 3 * INTERVAL}
+        names = " and ".join(f"{self._name(other)} since step {step}" for other, step in silent.items())
+        return RankLost(f"no sign of life from {names}", set(silent)) if silent else None
 
-    def _absent(self, state: str, why: str) -> RankLost | None:
+    def _absent(self, why: str) -> RankLost | None:
         """Ranks that live, but did not come where the others waited."""
         there = [f"{self._name(o)} at step {s['step']}" for o, s in self._signs.items() if s["state"] == "trains"]
         return RankLost(f"the others waited in vain {why} for {' and '.join(there)}") if there else None
@@ -172,7 +176,7 @@ class Heartbeat:
         sign = self._own if rank == self._rank else self._signs.get(rank)
         return f"rank {rank} ({sign['host']}, pid {sign['pid']})" if sign else f"rank {rank}"
 
-    def _announce(self):
+    def _announce(self, lost: RankLost):
         """Report the loss, in one rank only: the first that can."""
-        if self._rank == min({self._rank, *self._others} - self.lost.mute):
-            self._report(str(self.lost))
+        if self._rank == min({self._rank, *self._others} - lost.mute):
+            self._report(str(lost))

@@ -33,7 +33,6 @@ LONG = (
     "Experiment.eval_every = 100",
     "Experiment.sample_every = 100",
 )
-SIGNAL_MEANT = 10  # steps
 
 
 class Torchrun:
@@ -193,16 +192,15 @@ def test_a_signal_to_one_rank_stops_all_at_one_step(fault, torchrun, straight):
     moment = random.Random(fault.repetition).randrange(10, STEPS // 2)
     run.until(lambda: run.rows_written() > moment)
     ranks, before = run.ranks(), run.rows_written()
-    os.kill(ranks[fault.repetition % 2], signal.SIGTERM)
+    os.kill(ranks[1 - fault.repetition % 2], signal.SIGTERM)
     assert run.end() != 0 and gone(ranks)
     status = run.status()
     assert status["state"] == "preempted", run.errors()
     assert [f.name for f in (run.folder / "checkpoints").glob("step-*")] == [f"step-{status['step']:08d}"]
     assert checkpoint.problem(checkpoint.newest(run.folder / "checkpoints")) is None
     fault.happened = before <= len(rows(run.folder)) < STEPS
-    assert rows(run.folder) == [row for row in rows(straight) if row["step"] < status["step"] or "lr" not in row][
-        : len(rows(run.folder))
-    ]
+    assert rows(run.folder) == rows(straight)[: len(rows(run.folder))]
+    assert rows(run.folder)[-1]["step"] == status["step"] - 1
 
 
 RECORD = """
@@ -225,10 +223,9 @@ TokenFiles.batch = batch
 
 
 @pytest.mark.fault(43, "one process, then two, then one", 2)
-def test_the_number_of_processes_changes_nothing_but_rounding(fault, torchrun, tmp_path, monkeypatch):
+def test_the_number_of_processes_changes_nothing_but_rounding(fault, torchrun, tmp_path):
     (tmp_path / "record.py").write_text(RECORD)
     flags = ("--import", str(tmp_path / "record.py"))
-    short = ()  # 12 steps of 4 samples, a checkpoint every 4
 
     def alone(name, batches, *more):
         root = str(ROOT)
@@ -238,8 +235,8 @@ def test_the_number_of_processes_changes_nothing_but_rounding(fault, torchrun, t
         assert done.returncode == 0, done.stderr
 
     alone("one", "straight")
-    alone("changing", "first", "--stop-at", "4")
-    two = torchrun("changing", *flags, "--resume", "--stop-at", "8", bindings=short, BATCHES=str(tmp_path / "second"))
+    alone("changing", "first", "--stop-at", "4")  # of 12 steps, each of 4 samples
+    two = torchrun("changing", *flags, "--resume", "--stop-at", "8", bindings=(), BATCHES=str(tmp_path / "second"))
     assert two.end() == 0, two.errors()
     fault.happened = facts(two.folder)["processes"] == 2
     alone("changing", "third", "--resume")
@@ -269,12 +266,9 @@ def tensors(folder: Path, step: int) -> tuple[set[str], set]:
     return set(load_file(saved / "model.safetensors")), {*groups, *((k, *sorted(v)) for k, v in state["state"].items())}
 
 
-@pytest.mark.fault(44, "two eager processes, then one, then two", 4)
-def test_checkpoints_of_two_processes_and_of_one_are_alike(fault, torchrun, straight, tmp_path):
-    """The compiled case is below; here the run of two goes on as one, and back, by names that are the same."""
-    shutil.copytree(straight, tmp_path / "mixed")
-    for late in (STEPS, STEPS - 20):
-        shutil.rmtree(tmp_path / "mixed" / "checkpoints" / f"step-{late:08d}", ignore_errors=True)
+@pytest.mark.fault(44, "the wrapper of data parallelism in a checkpoint", 4)
+def test_checkpoints_of_two_processes_and_of_one_are_alike(fault, straight, tmp_path):
+    """That they can be exchanged is shown above, and for compiled ones below."""
     assert small_run(tmp_path, "plain", "--stop-at", "4") == 0
     fault.happened = facts(straight)["processes"] == 2 and facts(tmp_path / "plain")["processes"] == 1
     assert tensors(straight, STEPS) == tensors(tmp_path / "plain", 4)
@@ -286,14 +280,15 @@ def test_a_compiled_run_of_two_goes_on_as_one_eager_process_and_back(fault, torc
     compiled = ("GPT.dim = 8", "GPT.n_layer = 1", "GPT.n_head = 1", "Experiment.compile = True")
     eager = (*compiled[:-1], "Experiment.compile = False")
     assert small_run(tmp_path, "eager", bindings=eager) == 0
-    first = torchrun("mixed", "--stop-at", "4", bindings=compiled)
+    cheap = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}  # no pool of compilers beside each rank
+    first = torchrun("mixed", "--stop-at", "4", bindings=compiled, **cheap)
     assert first.end(600) == 0, first.errors()
     fault.happened = facts(first.folder)["compiled"] and facts(first.folder)["processes"] == 2
     assert small_run(tmp_path, "mixed", "--resume", "--allow-change", "--stop-at", "8", bindings=eager) == 0
     assert not facts(first.folder)["compiled"] and facts(first.folder)["resumed"][-1]["step"] == 4
-    again = torchrun("mixed", "--resume", "--allow-change", bindings=compiled)
+    again = torchrun("mixed", "--resume", "--allow-change", bindings=compiled, **cheap)
     assert again.end(600) == 0, again.errors()
     assert facts(first.folder)["resumed"][-1]["step"] == 8
     assert tensors(first.folder, 12) == tensors(tmp_path / "eager", 12)
     for one, other in zip(rows(tmp_path / "eager"), rows(first.folder), strict=True):
-        assert one == pytest.approx(other, rel=1e-4)
+        assert one == pytest.approx(other, rel=1e-5)
