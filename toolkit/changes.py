@@ -19,7 +19,7 @@ EXPERIMENT = {
     ),
     "harmless": (  # the same mathematics; sums of floats may round differently with other devices or a compiler
         *("loggers", "log_every", "sample_every", "sample_prompt", "sample_tokens", "sample_temperature"),
-        *("checkpoint_every", "keep_checkpoints", "devices", "compile", "profile_steps"),
+        *("checkpoint_every", "keep_checkpoints", "devices", "rank_timeout", "compile", "profile_steps"),
     ),
 }
 

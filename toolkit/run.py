@@ -57,18 +57,22 @@ def _train(arguments, config, code, experiment, blank, run) -> int:
     from toolkit.signals import Interrupted, Signals
     from toolkit.train import Diverged, train
 
-    device = distributed.setup()
     main_process = distributed.rank() == 0
-    opened = run.opened(config, arguments.allow_change) if main_process else contextlib.nullcontext()
-    with opened, Signals() as signals:
+    alone = run.opened(config, arguments.allow_change) if main_process else contextlib.nullcontext()
+
+    def lost(reason: str) -> None:
+        run.write_status("failed", reason=reason, kind="RankLost")
+
+    with alone, Signals() as signals, distributed.joined(experiment.rank_timeout, lost) as device:
         if run.finished(experiment.steps):
             report.say(f"{run.path} is done; nothing to resume")
             return 0
         try:
             if main_process:
                 run.write_config(config, code)
-            with signals.droppable():
+            with signals.droppable(distributed.world_size() == 1):  # several have to agree first, in ``train``
                 parts, progress, source = _prepare(arguments, config, experiment, blank, run, device)
+            distributed.agree("the step to start from", progress["step"], device)
             if main_process:
                 known = facts_before(run, config, experiment, blank, parts, device, source)
                 run.write_start(parts.tokenizer, known, progress["step"])
@@ -79,6 +83,7 @@ def _train(arguments, config, code, experiment, blank, run) -> int:
         except Interrupted:  # nothing is lost: what was dropped is done again by a resumed run
             if main_process:
                 run.write_status("preempted")
+                report.say(f"preempted with nothing new to save; continue with --name {run.path.name} --resume")
             return PREEMPTED
         except Diverged as error:
             if main_process:
@@ -92,8 +97,6 @@ def _train(arguments, config, code, experiment, blank, run) -> int:
                 print(f"error: stopped by a signal, and not saved: {error}", file=sys.stderr)
                 return 128 + signals.caught
             raise
-        finally:
-            distributed.close()
         if main_process:
             newest = checkpoint.newest(run.path / "checkpoints")
             run.write_end(ended, facts.peak_memory(device), checkpoint.digest(newest) if newest else None)
@@ -104,7 +107,7 @@ def _train(arguments, config, code, experiment, blank, run) -> int:
 
 def _prepare(arguments, config, experiment, blank, run, device):
     """Text as tokens, parts with their weights, where to begin, and the checkpoint that this came from."""
-    from toolkit import checkpoint, report
+    from toolkit import checkpoint, distributed, report
     from toolkit.train import build
 
     blank.data.prepare()
@@ -113,7 +116,7 @@ def _prepare(arguments, config, experiment, blank, run, device):
     progress, source = {"step": 0, "best": float("inf")}, None
     if arguments.resume:
         run.check_sources(sources, run.read("facts.json"))
-        source = checkpoint.newest(run.path / "checkpoints", set_aside=True)
+        source = checkpoint.newest(run.path / "checkpoints", set_aside=distributed.rank() == 0)
         if source is None:
             report.say(f"{run.path} has no checkpoint: it starts at step 0")
     elif arguments.branch:

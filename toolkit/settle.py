@@ -127,7 +127,7 @@ def measure(arms: list, threads: int, rounds: int = 1) -> dict[str, float]:
 
     from toolkit import distributed, report
 
-    before, device, measured = torch.get_num_threads(), distributed.setup(), {}
+    before, device, measured = torch.get_num_threads(), distributed.device(), {}
     torch.set_num_threads(threads)
     for number in range(rounds):
         for arm in arms:

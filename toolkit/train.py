@@ -42,6 +42,7 @@ class Experiment:
     precision       "auto": bfloat16 autocast on CUDA where it is supported, else float32
     compile         "auto": on CUDA; True compiles on a CPU as well, which takes a C++ compiler
     devices         processes to train with, on as many GPUs where there are any; "all" GPUs
+    rank_timeout    seconds without a sign of life after which one of them counts as hanging, and all end
     eval_windows    validation windows per evaluation, the same every time; the whole split is read once at the end
     sample_prompt   continued by ``sample_tokens`` tokens at ``sample_temperature`` every ``sample_every`` steps
     keep_checkpoints  step checkpoints kept, besides the best
@@ -67,6 +68,7 @@ class Experiment:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: Literal["auto"] | bool = "auto"
     devices: Literal["all"] | Count = 1
+    rank_timeout: Annotated[int, Ge(5)] = 60
     log_every: Count = 10
     eval_every: Count = 1000
     eval_windows: Count = 256
@@ -184,6 +186,7 @@ def train(
         for step in range(start, last + 1):
             # ---- once in a while: evaluate, sample, save ----------------------------------------------------------
             pause = time.perf_counter()
+            distributed.beat(step)
             told = torch.tensor(float(signals.caught is not None), device=device)
             signalled = distributed.total(told).item() > 0  # a signal to one process stops them all
             ending = step == experiment.steps
