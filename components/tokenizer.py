@@ -8,7 +8,7 @@ id stands for.
 
 from __future__ import annotations
 
-import base64
+import binascii
 import collections
 import difflib
 import functools
@@ -16,7 +16,7 @@ import hashlib
 import importlib.util
 import json
 import logging
-import math
+import operator
 import re
 import tempfile
 import textwrap
@@ -131,8 +131,22 @@ class Tiktoken:
 
 def _write_ranks(encoding, path: Path) -> None:
     """The file format of tiktoken: on each line the bytes of a token in base64 and its rank."""
-    ranks = sorted(encoding._mergeable_ranks.items(), key=lambda item: item[1])
-    path.write_text("".join(f"{base64.b64encode(piece).decode()} {rank}\n" for piece, rank in ranks))
+    ranks = sorted(encoding._mergeable_ranks.items(), key=operator.itemgetter(1))
+    path.write_bytes(b"".join(b"%s %d\n" % (binascii.b2a_base64(piece, newline=False), i) for piece, i in ranks))
+
+
+def _has_unknown(text: str) -> bool:
+    return bool(text) and bool(_unknown()[np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)].any())
+
+
+@functools.cache
+def _unknown() -> np.ndarray:
+    """(0x110000,) whether Python's Unicode tables leave a code point open. Beyond U+3FFFF all count as open: the few
+    that are not are rare."""
+    category = map(unicodedata.category, map(chr, range(0x40000)))
+    table = np.ones(0x110000, dtype=bool)
+    table[:0x40000] = np.fromiter((name == "Cn" for name in category), dtype=bool, count=0x40000)
+    return table
 
 
 class _Gigatoken:
@@ -148,16 +162,15 @@ class _Gigatoken:
         self.implementation = f"gigatoken {metadata.version('gigatoken')}"
         self._encoding, self._scheme = encoding, scheme
         self._idle: collections.deque = collections.deque()  # (instance, seconds to build it, seconds that it worked)
-        self._unknown = np.array([unicodedata.category(chr(code)) == "Cn" for code in range(0x110000)])
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         ids, counts = self._encode(list(texts))
         rich = [place for place, text in enumerate(texts) if not text.isascii()]
-        if not self._is_unknown("".join(texts[place] for place in rich)):
+        if not _has_unknown("".join(texts[place] for place in rich)):
             return ids, counts
         pieces = np.split(ids, np.cumsum(counts)[:-1])
         for place in rich:
-            if self._is_unknown(texts[place]):
+            if _has_unknown(texts[place]):
                 pieces[place] = np.array(self._encoding.encode_ordinary(texts[place]), dtype=np.uint32)
         return np.concatenate(pieces), np.array([len(piece) for piece in pieces])
 
@@ -189,9 +202,6 @@ class _Gigatoken:
             instance = BPETokenizer.from_tiktoken(path, self._scheme, None)  # no special tokens: all text is ordinary
         return instance, time.thread_time() - start
 
-    def _is_unknown(self, text: str) -> bool:
-        return bool(self._unknown[np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)].any())
-
 
 def _gigatoken(encoding) -> _Gigatoken | None:
     """None where the package is absent, or has not been compared with tiktoken on this encoding."""
@@ -215,8 +225,8 @@ def _saved_encoding(folder: Path, name: str):
     about = json.loads((folder / "tiktoken.json").read_text())
     if about["encoding"] != name:
         raise ValueError(f"{folder} holds {about['encoding']!r}, but Tiktoken.encoding is {name!r}; bind the former")
-    lines = (line.split() for line in (folder / "ranks.tiktoken").read_text().splitlines())
-    ranks = {base64.b64decode(piece): int(rank) for piece, rank in lines}
+    lines = (line.split() for line in (folder / "ranks.tiktoken").read_bytes().splitlines())
+    ranks = {binascii.a2b_base64(piece): int(rank) for piece, rank in lines}
     return tiktoken.Encoding(name, pat_str=about["pattern"], mergeable_ranks=ranks, special_tokens=about["special"])
 
 
