@@ -1,14 +1,21 @@
 """A batch is a quicker way to the ids of ``encode``, and is not believed when it differs."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from components.tokenizer import Bytes, Tiktoken
+from toolkit.compose import load_shelf
+from toolkit.conformance import Bench, lines
 from toolkit.encoding import Disagreement, encode_all, has_batches, referee
+from toolkit.registry import entry_of
 from toolkit.tokens import TokenFiles
 
+load_shelf()
 STORIES = [f"Story {i}: Zoë saw {i} red balls — and one more." for i in range(300)]
 TEXT = {"train": STORIES, "val": STORIES[:20]}
 
@@ -78,6 +85,13 @@ def test_the_referee_sees_long_texts_and_wrong_counts():
         encode_all(Loses(), ["ab"])
 
 
+def test_conformance_compares_batches():
+    (line,) = lines(Bench(entry_of("tokenizer", Shifted)), only="saved and loaded alike")
+    assert line.verdict == "fail" and "batch" in str(line)
+    (line,) = lines(Bench(entry_of("tokenizer", OneByOne)), only="saved and loaded alike")
+    assert line.verdict != "fail"
+
+
 def test_the_default_vocabulary_is_written_by_gigatoken_as_tiktoken_would():
     class Plain(Tiktoken):
         def encode(self, text):
@@ -86,3 +100,15 @@ def test_the_default_vocabulary_is_written_by_gigatoken_as_tiktoken_would():
     fast, plain = written(Tiktoken(), by="batches"), written(Plain(), by="encode")
     assert fast.encoded_by.startswith("encode_batch: gigatoken") and plain.encoded_by == "encode"
     assert fast.fingerprint() == plain.fingerprint()
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_and_its_files_agree():
+    """In a process of its own: it binds itself to cores."""
+    options = ["--megabytes", "0.2", "--threads", "1", "--rounds", "2", "--json"]
+    command = [sys.executable, "-m", "benchmarks.tokenise", *options]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    table = json.loads(done.stdout)
+    assert table["megabytes_per_second"].keys() == {"ours", "tiktoken", "hugging face"} and len(table["sha256"]) == 64
+    assert table["encoded_by"][0].startswith("encode_batch: gigatoken")
