@@ -1,6 +1,6 @@
 """Text to token files, against tiktoken's and Hugging Face's own batch encoding on the same cores.
 
-    python -m benchmarks.tokenise [--text FILE] [--megabytes 64] [--threads 2] [--rounds 5] [--json]
+    python -m benchmarks.tokenise [--text FILE] [--megabytes 128] [--threads 2] [--rounds 5] [--json]
     python -m benchmarks.tokenise --bounded [--megabytes 2000]
 
 All start from the same documents in memory, end with the same file of uint32 ids, an end of document after each, and
@@ -56,14 +56,14 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--text", type=Path, help="a file of documents that end in <|endoftext|>; else synthetic stories"
     )
-    parser.add_argument("--megabytes", type=float, help="of text: 64, or 2000 with --bounded")
+    parser.add_argument("--megabytes", type=float, help="of text: 128, or 2000 with --bounded")
     parser.add_argument("--threads", type=int, default=2, help="cores for everything")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-hugging-face", action="store_true", help="leave the slowest peer out")
     parser.add_argument("--bounded", action="store_true", help="peak memory of ours on a stream of text")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args(argv)
-    arguments.megabytes = arguments.megabytes or (2_000 if arguments.bounded else 64)
+    arguments.megabytes = arguments.megabytes or (2_000 if arguments.bounded else 128)
     return arguments
 
 
