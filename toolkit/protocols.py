@@ -146,7 +146,12 @@ class Tokenizer(Protocol):
     ``load`` needs to encode alike elsewhere, with the same ``fingerprint``, which covers knobs and what was learnt. A
     tokenizer that learns from text has ``train(texts)`` as well, which the data layer calls; it leaves one alone that
     has learnt or loaded already. ``lossy = True`` where decode(encode(text)) may differ from the text; ``pieces``, the
-    bytes of each id, where a vocabulary may be cut down to fewer ids."""
+    bytes of each id, where a vocabulary may be cut down to fewer ids.
+
+    ``encode_batch(texts) -> (ids (N,), counts (len(texts),))``, two integer arrays, is a quicker way to the same ids:
+    those of all texts in a row, and how many each has. Threads call it at once. The data layer compares a sample with
+    ``encode``, does all over with ``encode`` where the two differ, and passes encode_batch over in a class that
+    overrides ``encode`` alone. ``implementation``, a str, names what encodes there, for the manifest."""
 
     vocab_size: int
     eot: int

@@ -158,6 +158,7 @@ def facts_before(run, config, experiment, blank, parts, device, source) -> dict[
         **around,
         "data": parts.data.fingerprint(),
         "tokenizer": parts.tokenizer.fingerprint(),
+        "encoded_by": getattr(parts.data, "encoded_by", None),
         "windows": {split: parts.data.windows(split) for split in ("train", "val")},
         "from": str(source) if source else None,
         "config": config.flat,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 import os
 import sys
 import textwrap
@@ -17,9 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
+from toolkit.encoding import Disagreement, encode_all, has_batches, referee
 from toolkit.order import order
 from toolkit.tokencache import cached
 from toolkit.tokenfile import TokenFile
+
+log = logging.getLogger("toolkit")
 
 SPLITS = ("train", "val")
 CHUNK = 1_000_000  # characters that one thread encodes at a time
@@ -61,6 +65,7 @@ class TokenFiles:
         self._lock = threading.Lock()
         self._files: dict[str, TokenFile] = {}
         self._fingerprint, self._source = "", {}
+        self.encoded_by: str | None = None  # by prepare: what encoded the files, "encode_batch: gigatoken 0.10.0"
         self._order = functools.lru_cache(maxsize=4)(self._permutation)  # two epochs of two splits
 
     def prepare(self) -> None:
@@ -93,6 +98,7 @@ class TokenFiles:
             content = [about["tokenizer"], *(manifest["splits"][split]["sha256"] for split in SPLITS)]
             self._fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()
             self._files = files
+            self.encoded_by = manifest.get("encoded_by")  # files of before do not say
 
     def tokens(self, split: str) -> np.memmap:
         """All token ids of a split in order, (tokens,) uint16 or uint32, read-only and on disk: to look at. Batches
@@ -133,10 +139,11 @@ class TokenFiles:
         Nothing is read before the first is asked for."""
         for document in self.documents(split):
             if document and not document.isspace():
-                try:
-                    document.encode()
-                except UnicodeEncodeError:
-                    document = document.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+                if not document.isascii():
+                    try:
+                        document.encode()
+                    except UnicodeEncodeError:
+                        document = document.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
                 yield document
 
     def _load_tokenizer(self, folder: Path, fingerprint: str) -> None:
@@ -164,16 +171,37 @@ class TokenFiles:
         (folder / "tokenizer").mkdir()
         self.tokenizer.save(folder / "tokenizer")  # first, since it loads the vocabulary before threads ask for it
         dtype = np.dtype(np.uint16 if self.tokenizer.vocab_size <= 65_536 else np.uint32)
-        splits = {split: self._encode_split(folder / f"{split}.bin", split, dtype) for split in SPLITS}
+        splits, encoded_by = self._encode_splits(folder, dtype)
         self._refuse_changed_text()
-        return {"dtype": dtype.name, "splits": splits}
+        return {"dtype": dtype.name, "splits": splits, "encoded_by": encoded_by}
 
-    def _encode_split(self, path: Path, split: str, dtype: np.dtype) -> dict:
+    def _encode_splits(self, folder: Path, dtype: np.dtype) -> tuple[dict, str]:
+        """What was counted in each split, and what encoded them: all by the tokenizer's encode_batch, or all by encode,
+        so that no file holds ids that the referee would not have passed elsewhere."""
+        batches, name = has_batches(self.tokenizer), type(self.tokenizer).__name__
+        by = getattr(self.tokenizer, "implementation", name) if batches else None  # built before threads ask for it
+        while True:
+            try:
+                splits = {s: self._encode_split(folder / f"{s}.bin", s, dtype, batches) for s in SPLITS}
+            except Disagreement as difference:
+                log.warning(
+                    "%s.encode_batch (%s) differs from %s.encode: %s. All is encoded again by encode, which takes "
+                    "longer",
+                    name,
+                    by,
+                    name,
+                    difference,
+                )
+                batches = False
+            else:
+                return splits, f"encode_batch: {by}" if batches else "encode"
+
+    def _encode_split(self, path: Path, split: str, dtype: np.dtype, batches: bool) -> dict:
         """Write the token ids of one split, in order; memory is bounded by the chunks in flight."""
         count, digest, meter = {"tokens": 0, "documents": 0, "bytes": 0, "max_id": 0}, hashlib.sha256(), _Meter(split)
-        encode = functools.partial(_encode_chunk, self.tokenizer, split, dtype)
+        encode = functools.partial(_encode_chunk, self.tokenizer, split, dtype, batches)
         with path.open("wb") as file, meter:
-            for ids, documents, size in _in_order(encode, _chunks(self._texts(split))):
+            for ids, documents, size in _in_order(encode, enumerate(_chunks(self._texts(split)))):
                 file.write(ids.data)
                 digest.update(ids.data)
                 count["tokens"] += len(ids)
@@ -195,6 +223,7 @@ def reads_token_files(cls: type) -> type:
     cls.windows = lambda self, split: self.files.windows(split)
     cls.batch = lambda self, split, index, size: self.files.batch(split, index, size)
     cls.fingerprint = lambda self: self.files.fingerprint()
+    cls.encoded_by = property(lambda self: self.files.encoded_by)
     return cls
 
 
@@ -222,21 +251,25 @@ def _chunks(documents: Iterable[str]) -> Iterator[list[str]]:
         yield chunk
 
 
-def _encode_chunk(tokenizer, split: str, dtype: np.dtype, chunk: list[str]) -> tuple[np.ndarray, int, int]:
-    """(ids, documents, bytes of text) of one chunk."""
-    ids: list[int] = []
-    for document in chunk:
-        ids.extend(tokenizer.encode(document))
-        ids.append(tokenizer.eot)
-    array = np.array(ids, dtype=np.int64)
-    for extreme in (int(array.max()), int(array.min())):  # a narrower dtype would wrap them without a word
-        if not 0 <= extreme < tokenizer.vocab_size:
+def _encode_chunk(
+    tokenizer, split: str, dtype: np.dtype, batches: bool, numbered: tuple
+) -> tuple[np.ndarray, int, int]:
+    """(ids, documents, bytes of text) of one (number, chunk). ``batches``: by encode_batch, if the tokenizer has it,
+    with the referee looking on; Disagreement when they differ."""
+    number, chunk = numbered
+    ids, counts = encode_all(tokenizer, chunk, batches)
+    if batches and has_batches(tokenizer):
+        referee(tokenizer, chunk, ids, counts, seed=number * 7_919)  # a prime, so that places go round
+    for extreme in (max(int(ids.max(initial=0)), tokenizer.eot), min(int(ids.min(initial=0)), tokenizer.eot)):
+        if not 0 <= extreme < tokenizer.vocab_size:  # a narrower dtype would wrap them without a word
             name = type(tokenizer).__name__
             raise ValueError(
                 f"{name} gave the id {extreme} in the {split} split, but its vocab_size is {tokenizer.vocab_size}: "
                 f"ids have to lie in 0 ... vocab_size - 1; correct {name}.encode, {name}.eot or {name}.vocab_size"
             )
-    return array.astype(dtype), len(chunk), sum(len(document.encode()) for document in chunk)
+    ended = np.insert(ids.astype(dtype, copy=False), np.cumsum(counts), tokenizer.eot)
+    size = sum(len(document) if document.isascii() else len(document.encode()) for document in chunk)
+    return ended, len(chunk), size
 
 
 def _in_order(work: Callable, items: Iterable) -> Iterator:

@@ -9,6 +9,7 @@ import numpy as np
 
 from toolkit.conformance.bench import Bench, plain_part
 from toolkit.conformance.report import Broken, Gauge, NotApplicable, check
+from toolkit.encoding import encode_all, has_batches
 
 SAMPLES = (
     "Once upon a time, there was a little girl named Lily.",
@@ -77,7 +78,8 @@ def lengths(bench: Bench) -> Gauge:
 
 @check("saved and loaded alike", "tokenizer")
 def reloaded(bench: Bench) -> Gauge:
-    """A tokenizer built anew that loads what was saved encodes alike, with the same fingerprint."""
+    """A tokenizer built anew that loads what was saved encodes alike, with the same fingerprint; so does its
+    ``encode_batch``, if it has one."""
     tokenizer, gauge = _trained(bench), Gauge(0.0, "texts encoded otherwise")
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(Path(folder))
@@ -85,6 +87,11 @@ def reloaded(bench: Bench) -> Gauge:
         other.load(Path(folder))
         for text in SAMPLES:
             gauge.see(float(list(other.encode(text)) != list(tokenizer.encode(text))), f"{len(SAMPLES)} texts")
+        if has_batches(other):
+            ids, counts = encode_all(other, SAMPLES)
+            rows = np.split(ids, np.cumsum(counts)[:-1])
+            pairs = zip(rows, SAMPLES, strict=True)
+            gauge.see(float(sum(row.tolist() != list(tokenizer.encode(text)) for row, text in pairs)), "in a batch")
         if other.fingerprint() != tokenizer.fingerprint():
             raise Broken("the loaded tokenizer has another fingerprint")
     return gauge
