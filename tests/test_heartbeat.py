@@ -56,6 +56,13 @@ def test_one_that_fails_tells_the_other_why(pair):
     assert told == [str(lost)]
 
 
+def test_a_rank_is_known_before_its_first_beat():
+    store = dist.HashStore()
+    first = Heartbeat(store, 0, 2, 1, print)
+    assert store.check(["0"])
+    first.leave(KeyboardInterrupt(), 1.0)
+
+
 @pytest.mark.parametrize("silent", [0, 1])
 def test_one_that_falls_silent_is_named_by_the_other(pair, silent):
     silenced, other = pair[silent], pair[1 - silent]

@@ -48,6 +48,7 @@ class Heartbeat:
         self._signs: dict[int, dict] = {}
         self._silent = dict.fromkeys(self._others, 0.0)  # seconds
         self._known, self._taken, self._over, self._wake = (threading.Event() for _ in range(4))
+        self._tell()  # from the start, the others know which process this is
         self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
         self._thread.start()
 

@@ -147,7 +147,7 @@ def test_a_rank_that_hangs_is_named(fault, torchrun):
     run.until(lambda: run.rows_written() > 10)
     ranks = run.ranks()
     os.kill(ranks[victim], signal.SIGSTOP)
-    run.until(lambda: run.status()["state"] == "failed", 60)
+    run.until(lambda: run.status()["state"] == "failed", 30)
     fault.happened = Path(f"/proc/{ranks[victim]}/stat").read_text().rpartition(")")[2].split()[0] == "T"
     named = rf"rank {victim} \(.*, pid {ranks[victim]}\) has given no sign of life for 5 s since step \d+"
     assert re.match(named, run.status()["reason"]) and re.search(named, run.errors())
