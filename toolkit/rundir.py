@@ -14,7 +14,7 @@ from pathlib import Path
 
 import filelock
 
-from toolkit import changes, distributed
+from toolkit import changes, checkpoint, distributed
 from toolkit.command import DIVERGED, PREEMPTED, STORAGE
 from toolkit.config import Config
 
@@ -116,7 +116,9 @@ class RunDir:
         what it would hide is told by the exit code."""
         if not self.exists():
             return
-        step = self.read("status.json").get("step", 0) if step is None else step
+        if step is None:  # where a resumed run would begin
+            saved = [int(folder.name[5:]) for folder in (self.path / "checkpoints").glob(checkpoint.STEPS)]
+            step = max([self.read("status.json").get("step", 0), *saved])
         try:
             self.write_json("status.json", {"state": state, "step": step, "time": time.time()} | more)
         except OSError as error:
@@ -135,6 +137,8 @@ class RunDir:
         status = self.read("status.json")
         if status.get("time", 0.0) < self.opened_at:  # nothing was written this time: it failed before it began
             return 2
+        if status["state"] in ("preparing", "running"):  # killed, all of them: nobody was left to say so
+            self.write_status("failed", reason="its processes ended without a word", kind="Killed")
         failed = {"OSError": STORAGE, "OutOfMemoryError": STORAGE, "ValueError": 2, "ConfigError": 2}.get(
             status.get("kind"), 1
         )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import time
 from collections.abc import Iterator
 
 LISTENED = (signal.SIGTERM, signal.SIGINT)
+ECHO = 0.5  # seconds in which more signals are the same one: a launcher and the scheduler behind it both send theirs
 
 
 class Interrupted(BaseException):
@@ -16,7 +18,8 @@ class Interrupted(BaseException):
 
 class Signals:
     """Listens inside a ``with`` block. ``caught`` is the first signal's number, None until there is one. A second
-    signal acts as if nobody listened: the process ends on the spot, and on disk lies what was there before."""
+    one, half a second later or more, acts as if nobody listened: the process ends on the spot, and on disk lies what was
+    there before."""
 
     def __init__(self):
         self.caught: int | None = None
@@ -45,7 +48,13 @@ class Signals:
 
     def _note(self, number, frame):
         self.caught = number
-        for each in LISTENED:
-            signal.signal(each, signal.SIG_DFL)
+        self._answer(signal.SIG_IGN)
+        time.sleep(ECHO)
+        self._answer(signal.SIG_DFL)  # not by Python, which would wait for what the main thread is in
         if self._droppable:
             raise Interrupted
+
+    @staticmethod
+    def _answer(handler):
+        for number in LISTENED:
+            signal.signal(number, handler)
