@@ -18,8 +18,8 @@ class Interrupted(BaseException):
 
 class Signals:
     """Listens inside a ``with`` block. ``caught`` is the first signal's number, None until there is one. A second
-    one, half a second later or more, acts as if nobody listened: the process ends on the spot, and on disk lies what was
-    there before."""
+    one, half a second later or more, acts as if nobody listened: the process ends on the spot, and what was on disk is
+    what is there."""
 
     def __init__(self):
         self.caught: int | None = None
