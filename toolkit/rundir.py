@@ -104,11 +104,12 @@ class RunDir:
 
     def check_sources(self, found: dict[str, str], before: dict[str, object]) -> None:
         """Raises ValueError where a resumed run would go on with other text or another vocabulary than ``before``."""
+        other = {"data": "on other text", "tokenizer": "with another tokenizer", "config": "under another config"}
         for what, fingerprint in found.items():
             if before.get(what, fingerprint) != fingerprint:
                 raise ValueError(
-                    f"{self.path} was trained with another {what}: its fingerprint was {str(before[what])[:12]}, "
-                    f"here it is {fingerprint[:12]}; restore that one, or begin a new run with --from {self.path}"
+                    f"{self.path} was trained {other[what]}: its fingerprint was {str(before[what])[:12]}, here it is "
+                    f"{fingerprint[:12]}; restore what it was, or begin a new run with --from {self.path}"
                 )
 
     def write_status(self, state: str, step: int | None = None, **more: object) -> None:
