@@ -115,7 +115,7 @@ class GPT(nn.Module):
         self._check_length(length, context)
         x = self.embed(ids)  # (B, T, C)
         context.position = list(self.positions)
-        keys = length if context.cache is None else self.max_len
+        keys = length if context.cache is None else context.end or self.max_len
         for part in context.position:
             if hasattr(part, "embed"):
                 x = part.embed(x, context.positions)
@@ -152,9 +152,11 @@ class GPT(nn.Module):
         return part.score_bias(q, k)
 
     def _check_length(self, length, context):
-        start = 0 if context.start is None or torch.compiler.is_compiling() else int(context.start)
-        if start + length > self.max_len:
-            raise ValueError(f"{start + length} tokens do not fit into the context of {self.max_len} (seq_len)")
+        end = context.end
+        if end is None:
+            end = length + (0 if context.start is None or torch.compiler.is_compiling() else int(context.start))
+        if end > self.max_len:
+            raise ValueError(f"{end} tokens do not fit into the context of {self.max_len} (seq_len)")
 
     @staticmethod
     def _check_bias(mixer, position):
