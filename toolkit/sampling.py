@@ -31,26 +31,25 @@ def stream(
     the fewest whose probabilities reach p."""
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
-    tokens = torch.tensor(ids, device=device).expand(num, -1)  # (num, n)
+    tokens = torch.empty(num, len(ids) + count, dtype=torch.int64, device=device)
+    tokens[:, : len(ids)] = torch.tensor(ids, device=device)
     half = max(1, model.max_len // 2)
-    start, seen, caches = 0, 0, None
+    start, seen = 0, 0
     with torch.no_grad():
         caches = model.init_cache(num) if cache else None
-        for _ in range(count):
-            length = tokens.shape[1]
+        for length in range(len(ids), len(ids) + count):
             slid = half * -(-max(0, length - model.max_len) // half)
             if slid != start:
                 if start == 0 and on_slide:
                     on_slide()
                 start, seen = slid, 0
-            if caches is None:
-                hidden, head = model(tokens[:, start:])
-            else:
-                here = torch.tensor(seen, device=device)
-                hidden, head = model(tokens[:, start + seen :], Context(cache=caches, start=here))
-                seen = length - start
+            context = None
+            if caches is not None:
+                context = Context(cache=caches, start=torch.tensor(seen, device=device), end=length - start)
+            hidden, head = model(tokens[:, start + seen : length], context)
+            seen = 0 if caches is None else length - start
             chosen = _choose(head.logits(hidden[:, -1]).float(), temperature, top_k, top_p, generator)
-            tokens = torch.cat((tokens, chosen[:, None]), dim=1)
+            tokens[:, length] = chosen
             yield chosen
 
 
@@ -69,13 +68,26 @@ def _choose(logits, temperature, top_k, top_p, generator):
     """(num, V) -> (num,), one draw each."""
     if temperature == 0:
         return logits.argmax(-1)
-    logits = logits / temperature
+    tokens = None  # of the columns; None where these are the vocabulary in its order
     if top_k is not None:
-        kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -torch.inf)
-    probabilities = logits.softmax(-1)
+        logits, tokens = logits.topk(min(top_k, logits.shape[-1]))
+    probabilities = (logits / temperature).softmax(-1)
     if top_p is not None:
-        ordered, index = probabilities.sort(descending=True)
-        surplus = ordered.cumsum(-1) - ordered >= top_p  # the mass before a token already suffices
-        probabilities = probabilities.masked_fill(surplus.gather(-1, index.argsort(-1)), 0.0)
-    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+        probabilities, order = _nucleus(probabilities, top_p)
+        tokens = order if tokens is None else tokens.gather(-1, order)
+    reached = probabilities.cumsum(-1)
+    # Above 0, so that no token without probability is drawn, and never above the last sum, whatever that rounds to.
+    level = reached[:, -1:] * (1 - torch.rand(len(logits), 1, generator=generator, device=logits.device))
+    drawn = torch.searchsorted(reached, level)
+    return (drawn if tokens is None else tokens.gather(-1, drawn))[:, 0]
+
+
+def _nucleus(probabilities, p):
+    """The likeliest tokens first, (num, K) probabilities and indices, 0 past those that together reach ``p``. Sorting a
+    large vocabulary would cost more than the model, so it is tried with few tokens first."""
+    for k in (256, 4096, probabilities.shape[-1]):
+        kept, order = probabilities.topk(min(k, probabilities.shape[-1]))
+        surplus = kept.cumsum(-1) - kept >= p  # the mass before a token already suffices
+        if surplus[:, -1].all():
+            break
+    return kept.masked_fill(surplus, 0.0), order
