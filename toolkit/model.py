@@ -97,7 +97,7 @@ class GPT(nn.Module):
                 self.blocks.append(layers["block"][i](dim, mixed, fed, norms[i], depth))
             self._check_bias(mixed, self.positions[at])
             self.mixers.append(mixed)
-            for part in (mixed, fed):  # a hook, so that no block can forget it and no parameter changes its name
+            for part in (mixed, fed) if dropout else ():  # hooks: no block can forget it, no parameter is renamed
                 part.register_forward_hook(self._dropped)  # a method: a copy of the model drops by its own mode
         self.drop = nn.Dropout(dropout) if dropout else nn.Identity()
         with seeded(seed, "norm"):
