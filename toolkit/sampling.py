@@ -35,22 +35,23 @@ def stream(
     tokens[:, : len(ids)] = torch.tensor(ids, device=device)
     half = max(1, model.max_len // 2)
     start, seen = 0, 0
-    with torch.no_grad():
+    with torch.inference_mode():
         caches = model.init_cache(num) if cache else None
-        for length in range(len(ids), len(ids) + count):
-            slid = half * -(-max(0, length - model.max_len) // half)
-            if slid != start:
-                if start == 0 and on_slide:
-                    on_slide()
-                start, seen = slid, 0
+    for length in range(len(ids), len(ids) + count):
+        slid = half * -(-max(0, length - model.max_len) // half)
+        if slid != start:
+            if start == 0 and on_slide:
+                on_slide()
+            start, seen = slid, 0
+        with torch.inference_mode():  # around a step, and never around the caller's code
             context = None
             if caches is not None:
                 context = Context(cache=caches, start=torch.tensor(seen, device=device), end=length - start)
             hidden, head = model(tokens[:, start + seen : length], context)
             seen = 0 if caches is None else length - start
-            chosen = _choose(head.logits(hidden[:, -1]).float(), temperature, top_k, top_p, generator)
-            tokens[:, length] = chosen
-            yield chosen
+            logits = head.logits(hidden[:, -1]).float()
+            tokens[:, length] = _choose(logits, temperature, top_k, top_p, generator)
+        yield tokens[:, length]
 
 
 def generate(model, tokenizer, prompt: str, max_tokens: int, **options) -> str:
