@@ -62,8 +62,11 @@ class Context:
         if self.cache is None and self.documents is None and self.bias[index] is None:
             return None
         start = self.start if self.start is not None else torch.zeros((), dtype=torch.int64, device=self._device())
-        plain = self.documents is None and self.bias[index] is None
-        return Mask(start, queries, keys, self.documents, self.bias[index], plain and queries == 1 and keys == self.end)
+        documents, bias = self.documents, self.bias[index]
+        documents = None if documents is None else documents[:, :keys]
+        bias = None if bias is None else bias[..., :keys]  # it was computed for the whole cache
+        plain = documents is None and bias is None
+        return Mask(start, queries, keys, documents, bias, plain and queries == 1 and keys == self.end)
 
     def _device(self):
         return self.positions.device

@@ -119,7 +119,7 @@ class GPT(nn.Module):
         self._check_length(length, context)
         x = self.embed(ids)  # (B, T, C)
         context.position = list(self.positions)
-        keys = length if context.cache is None else context.end or self.max_len
+        keys = length if context.cache is None else self.max_len
         for part in context.position:
             if hasattr(part, "embed"):
                 x = part.embed(x, context.positions)
