@@ -80,3 +80,17 @@ def test_a_model_that_was_sampled_from_goes_on_training():
     hidden, head = model(torch.randint(50, (2, 4)))
     head.logits(hidden).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.slow  # compiles
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method. is deprecated:DeprecationWarning")  # PyTorch's own
+def test_a_compiled_step_writes_the_same_tokens():
+    model, options = tiny_gpt(attention=SDPA).eval(), {"num": 2, "seed": 3}
+    plain = torch.stack(list(sampling.stream(model, [1, 2, 3], 40, **options)))  # 40: the window slides on the way
+    fast = torch.stack(list(sampling.stream(model, [1, 2, 3], 40, compiled=True, **options)))
+    assert torch.equal(plain, fast)
+
+
+def test_a_compiled_step_needs_a_cache():
+    with pytest.raises(ValueError, match="a compiled step needs a cache"):
+        next(sampling.stream(tiny_gpt(), [1], 1, cache=False, compiled=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ def stream(
     top_p: float | None = None,
     seed: int = 0,
     cache: bool = True,
+    compiled: bool = False,
     on_slide: Callable[[], None] | None = None,
 ) -> Iterator[Tensor]:
     """Continue ``ids`` by ``count`` tokens, ``num`` times at once: yields a (num,) int64 tensor per token.
@@ -28,7 +30,9 @@ def stream(
     Keys and values of earlier tokens are kept in caches of fixed size where the model has them (``cache=False``
     recomputes; the tokens are the same). When the context is full, the window moves on by half of it, and ``on_slide``
     is called the first time. ``temperature`` 0 takes the likeliest token; ``top_k`` keeps the k likeliest, ``top_p``
-    the fewest whose probabilities reach p."""
+    the fewest whose probabilities reach p. ``compiled`` compiles the step of one token, which on a GPU is then replayed
+    as one CUDA graph: for many tokens on a GPU, since it takes a minute and gains nothing on a CPU. Raises ValueError
+    where it is asked of a model that keeps no cache."""
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     tokens = torch.empty(num, len(ids) + count, dtype=torch.int64, device=device)
@@ -37,6 +41,9 @@ def stream(
     start, seen = 0, 0
     with torch.inference_mode():
         caches = model.init_cache(num) if cache else None
+    if compiled and caches is None:
+        raise ValueError("a compiled step needs a cache, and some part of this model keeps none: leave out compiled")
+    replay = _compiled(model, caches) if compiled else None
     for length in range(len(ids), len(ids) + count):
         slid = half * -(-max(0, length - model.max_len) // half)
         if slid != start:
@@ -44,12 +51,14 @@ def stream(
                 on_slide()
             start, seen = slid, 0
         with torch.inference_mode():  # around a step, and never around the caller's code
-            context = None
-            if caches is not None:
-                context = Context(cache=caches, start=torch.tensor(seen, device=device), end=length - start)
-            hidden, head = model(tokens[:, start + seen : length], context)
+            new, at = tokens[:, start + seen : length], torch.tensor(seen, device=device)
+            if caches is None:
+                logits = _logits(model, new, None)
+            elif replay is None or new.shape[1] > 1:
+                logits = _logits(model, new, Context(cache=caches, start=at, end=length - start))
+            else:
+                logits = replay(new, at)
             seen = 0 if caches is None else length - start
-            logits = head.logits(hidden[:, -1]).float()
             tokens[:, length] = _choose(logits, temperature, top_k, top_p, generator)
         yield tokens[:, length]
 
@@ -63,6 +72,29 @@ def generate(model, tokenizer, prompt: str, max_tokens: int, **options) -> str:
             break
         ids.append(chosen.item())
     return tokenizer.decode(ids)
+
+
+def _logits(model, ids, context):
+    """(num, T) -> (num, V) in float32: those after the last token."""
+    hidden, head = model(ids, context)
+    return head.logits(hidden[:, -1]).float()
+
+
+def _compiled(model, caches):
+    """(ids (num, 1), start) -> logits (num, V), which the next call overwrites."""
+    for layer in caches:
+        for tensor in layer:
+            torch._dynamo.mark_static_address(tensor)  # written in place, which a CUDA graph allows only of such
+
+    @partial(torch.compile, fullgraph=True, dynamic=False, mode="reduce-overhead")
+    def step(ids, caches, start):
+        return _logits(model, ids, Context(cache=caches, start=start))
+
+    def replay(ids, start):
+        torch.compiler.cudagraph_mark_step_begin()
+        return step(ids.contiguous(), caches, start)
+
+    return replay
 
 
 def _choose(logits, temperature, top_k, top_p, generator):
