@@ -39,7 +39,7 @@ class SDPA(nn.Module):
         super().__init__()
 
     def forward(self, q, k, v, mask=None):
-        return _sdpa(q, k, v, None if mask is None else mask.dense(q.dtype))
+        return _sdpa(q, k, v, None if mask is None or mask.open else mask.dense(q.dtype))
 
 
 @register("attention")
@@ -68,7 +68,7 @@ class FlashAttention(nn.Module):
     def forward(self, q, k, v, mask=None):
         if mask is None and q.shape[-1] == v.shape[-1] and self._packaged(q.device.type, q.dtype):
             return self.package(q, k, v, causal=True)
-        return _sdpa(q, k, v, None if mask is None else mask.dense(q.dtype))
+        return _sdpa(q, k, v, None if mask is None or mask.open else mask.dense(q.dtype))
 
     def _packaged(self, device, dtype):
         return self.package is not None and device == "cuda" and dtype in (torch.float16, torch.bfloat16)
@@ -256,8 +256,9 @@ def _windowed(q, k, v, mask, window):
 
 def _sdpa(q, k, v, dense):
     """(B,T,H,D) in and out; causal when ``dense`` is None. is_causal with T < S would align the first query with key 0,
-    so it is used for T = S only, which plain causal attention always is."""
+    so it is used for T = S only, which plain causal attention always is; a query alone may look at everything."""
     heads_first = (t.transpose(1, 2) for t in (q, k, v))  # (B,T,H,D) -> (B,H,T,D)
     gqa = q.shape[2] != k.shape[2]
-    out = F.scaled_dot_product_attention(*heads_first, attn_mask=dense, is_causal=dense is None, enable_gqa=gqa)
+    causal = dense is None and q.shape[1] > 1
+    out = F.scaled_dot_product_attention(*heads_first, attn_mask=dense, is_causal=causal, enable_gqa=gqa)
     return out.transpose(1, 2)

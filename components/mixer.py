@@ -340,8 +340,8 @@ def _into_residual(inner, dim, bias=False):
 
 def _heads(qkv, head_dim, x):
     """q (B,T,H,D), k (B,T,G,D), v (B,T,G,D)."""
-    parts = qkv(x).split(tuple(qkv.merged.values()), dim=-1)
-    return [part.unflatten(2, (-1, head_dim)) for part in parts]
+    heads = qkv(x).view(*x.shape[:2], -1, head_dim)  # (B, T, H + 2G, D)
+    return heads.split_with_sizes([rows // head_dim for rows in qkv.merged.values()], dim=2)
 
 
 def _norm(norm, linear, x):
@@ -355,22 +355,28 @@ def _rotate(q, k, index, context):
 
 
 def _empty(linear, *shapes):
-    """Cache tensors in the dtype that ``linear`` yields, on its device."""
+    """Cache tensors in the dtype that ``linear`` yields, on its device. Those of heads, (B, S, G, D), lie in memory as
+    (B, G, S, D): a head's positions side by side, as attention reads them."""
     device = linear.weight.device
     autocast = torch.is_autocast_enabled(device.type)
     dtype = torch.get_autocast_dtype(device.type) if autocast else linear.weight.dtype
-    return tuple(torch.zeros(shape, dtype=dtype, device=device) for shape in shapes)
+    zeros = (torch.zeros(shape, dtype=dtype, device=device) for shape in shapes)
+    return tuple(t if t.ndim < 4 else t.transpose(1, 2).contiguous().transpose(1, 2) for t in zeros)
 
 
 def _remember(fresh, layer, context):
-    """Write tensors (B, T, ...) into this layer's cache at ``context.start``, and return the whole cache (B, S, ...)
-    in their dtypes; without a cache, the tensors as they are."""
+    """Write tensors (B, T, ...) into this layer's cache at ``context.start``, and return the cache (B, S, ...) in their
+    dtypes, up to ``context.end`` where that is known, else whole; without a cache, the tensors as they are."""
     if context.cache is None:
         return fresh
-    slots = context.start + torch.arange(fresh[0].shape[1], device=fresh[0].device)
+    length, end = fresh[0].shape[1], context.end
+    slots = context.start + torch.arange(length, device=fresh[0].device) if end is None else None
     for kept, new in zip(context.cache[layer], fresh, strict=True):
-        kept.index_copy_(1, slots, new.to(kept.dtype))
-    return tuple(kept.to(new.dtype) for kept, new in zip(context.cache[layer], fresh, strict=True))
+        if end is None:
+            kept.index_copy_(1, slots, new.to(kept.dtype))
+        else:
+            kept[:, end - length : end] = new
+    return tuple(kept[:, :end].to(new.dtype) for kept, new in zip(context.cache[layer], fresh, strict=True))
 
 
 def _documents(context, length, before):

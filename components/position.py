@@ -28,12 +28,21 @@ class RoPE(nn.Module):
     ):
         super().__init__()
         _check_pairs("RoPE", head_dim)
-        self.theta, self.fraction = theta, fraction
+        self.theta, self.fraction, self.last = theta, fraction, (None, 0, None)
 
     def rotate(self, q, k, positions):
         turning = max(2, 2 * round(self.fraction * q.shape[-1] / 2))  # R
-        cos, sin = _angles(positions, _frequencies(turning, self.theta, q.device))
+        cos, sin = self._angles_of(positions, turning)
         return _turn(q, cos, sin), _turn(k, cos, sin)
+
+    def _angles_of(self, positions, turning):
+        """All layers of a forward pass ask with one tensor of positions, and the first one's angles serve them all. A
+        compiled graph finds out by itself."""
+        if torch.compiler.is_compiling():
+            return _angles(positions, _frequencies(turning, self.theta, positions.device))
+        if self.last[0] is not positions or self.last[1] != turning:
+            self.last = (positions, turning, _angles(positions, _frequencies(turning, self.theta, positions.device)))
+        return self.last[2]
 
 
 @register("position")
@@ -157,6 +166,7 @@ class XPos(nn.Module):
         cos, sin = _angles(positions, _frequencies(width, self.theta, q.device))
         zeta = (torch.arange(0, width, 2, dtype=torch.float32, device=q.device) / width + 0.4) / 1.4  # (D/2,)
         gain = zeta ** ((positions.float() - self.middle) / self.scale_base)[:, :, None, None]  # (B|1, T, 1, D/2)
+        gain = torch.cat((gain, gain), dim=-1)
         return _turn(q, cos * gain, sin * gain), _turn(k, cos / gain, sin / gain)
 
 
@@ -276,14 +286,17 @@ def _frequencies(width, theta, device):
 
 
 def _angles(positions, frequencies):
-    """Cosine and sine for positions (B|1, T) and frequencies (R/2,): (B|1, T, 1, R/2) in float32."""
+    """Cosine and sine for positions (B|1, T) and frequencies (R/2,), each (B|1, T, 1, R) in float32: those of pair i
+    stand at i and at i + R/2, the sine negative at i."""
     angles = positions.float()[:, :, None, None] * frequencies
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def _turn(x, cos, sin):
     """The first R channels of x (B, T, H, D) turned, pair (i, i + R/2) by its angle; the rest as it was."""
-    half = cos.shape[-1]
-    a, b, rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
-    a, b = a.float(), b.float()
-    return torch.cat(((a * cos - b * sin).to(x.dtype), (b * cos + a * sin).to(x.dtype), rest), dim=-1)
+    turning, rest = cos.shape[-1], x.shape[-1] - cos.shape[-1]
+    wide = (x[..., :turning] if rest else x).float()
+    a, b = wide.chunk(2, dim=-1)
+    turned = (wide * cos + torch.cat((b, a), dim=-1) * sin).to(x.dtype)
+    return torch.cat((turned, x[..., turning:]), dim=-1) if rest else turned

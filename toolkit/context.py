@@ -12,11 +12,14 @@ class Mask:
     start      int64 tensor (), the position of query 0; keys start at position 0
     documents  (B, S) int ids, one per key, or None; queries are the slice from ``start``
     bias       (H, T, S) float, added to the scaled scores, or None
+    open       nothing is forbidden and nothing added: the one query is that of the last key
     """
 
-    def __init__(self, start: Tensor, queries: int, keys: int, documents: Tensor | None, bias: Tensor | None):
+    def __init__(
+        self, start: Tensor, queries: int, keys: int, documents: Tensor | None, bias: Tensor | None, open=False
+    ):
         self.start, self.queries, self.keys = start, queries, keys
-        self.documents, self.bias = documents, bias
+        self.documents, self.bias, self.open = documents, bias, open
 
     def allowed(self) -> Tensor:
         """(B|1, 1, T, S) bool: True where the query may look at the key."""
@@ -41,6 +44,7 @@ class Context:
     positions  (B|1, T) int64, where each token stands         documents  (B, S) int64 ids, or None
     position   the position parts, one per distinct class      bias       their score biases (H, T, S), or None each
     cache      per layer what init_cache returned, or None     start      int64 tensor (): tokens already in the cache
+    end        start + T as an int, where the caller knows it: attention then reads no further into the cache
     losses     name -> scalar, added to the objective          metrics    name -> scalar, logged
     shared     values handed from layer to layer; only the part that wrote a key reads it
 
@@ -48,8 +52,8 @@ class Context:
     auxiliary loss would vanish without a word.
     """
 
-    def __init__(self, positions=None, documents=None, cache=None, start=None):
-        self.positions, self.documents, self.cache, self.start = positions, documents, cache, start
+    def __init__(self, positions=None, documents=None, cache=None, start=None, end=None):
+        self.positions, self.documents, self.cache, self.start, self.end = positions, documents, cache, start, end
         self.position, self.bias = [], []
         self.losses, self.metrics, self.shared = {}, {}, {}
 
@@ -58,7 +62,11 @@ class Context:
         if self.cache is None and self.documents is None and self.bias[index] is None:
             return None
         start = self.start if self.start is not None else torch.zeros((), dtype=torch.int64, device=self._device())
-        return Mask(start, queries, keys, self.documents, self.bias[index])
+        documents, bias = self.documents, self.bias[index]
+        documents = None if documents is None else documents[:, :keys]
+        bias = None if bias is None else bias[..., :keys]  # it was computed for the whole cache
+        plain = documents is None and bias is None
+        return Mask(start, queries, keys, documents, bias, plain and queries == 1 and keys == self.end)
 
     def _device(self):
         return self.positions.device

@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
 
     ids = [int(i) for i in run.tokenizer.encode(prompt)] or [run.tokenizer.eot]
     options = {"temperature": arguments.temperature, "top_k": arguments.top_k, "top_p": arguments.top_p}
+    options |= {"compiled": arguments.compile}
     with autocast(run.experiment, run.device), torch.no_grad():
         tokens = stream(
             run.model, ids, arguments.max_tokens, num=arguments.num, seed=arguments.seed, on_slide=on_slide, **options
@@ -87,6 +88,7 @@ def _arguments(argv):
         help="module or file with parts that the run does not keep itself",
     )
     parser.add_argument("--num", type=_positive, default=1, help="samples to draw (default 1)")
+    parser.add_argument("--compile", action="store_true", help="compile the step first: for long texts on a GPU")
     return parser.parse_args(argv)
 
 

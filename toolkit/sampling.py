@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ def stream(
     top_p: float | None = None,
     seed: int = 0,
     cache: bool = True,
+    compiled: bool = False,
     on_slide: Callable[[], None] | None = None,
 ) -> Iterator[Tensor]:
     """Continue ``ids`` by ``count`` tokens, ``num`` times at once: yields a (num,) int64 tensor per token.
@@ -28,30 +30,37 @@ def stream(
     Keys and values of earlier tokens are kept in caches of fixed size where the model has them (``cache=False``
     recomputes; the tokens are the same). When the context is full, the window moves on by half of it, and ``on_slide``
     is called the first time. ``temperature`` 0 takes the likeliest token; ``top_k`` keeps the k likeliest, ``top_p``
-    the fewest whose probabilities reach p."""
+    the fewest whose probabilities reach p. ``compiled`` compiles the step of one token, which on a GPU is then replayed
+    as one CUDA graph: for many tokens on a GPU, since it takes a minute and gains nothing on a CPU. Raises ValueError
+    where it is asked of a model that keeps no cache."""
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
-    tokens = torch.tensor(ids, device=device).expand(num, -1)  # (num, n)
+    tokens = torch.empty(num, len(ids) + count, dtype=torch.int64, device=device)
+    tokens[:, : len(ids)] = torch.tensor(ids, device=device)
     half = max(1, model.max_len // 2)
-    start, seen, caches = 0, 0, None
-    with torch.no_grad():
+    start, seen = 0, 0
+    with torch.inference_mode():
         caches = model.init_cache(num) if cache else None
-        for _ in range(count):
-            length = tokens.shape[1]
-            slid = half * -(-max(0, length - model.max_len) // half)
-            if slid != start:
-                if start == 0 and on_slide:
-                    on_slide()
-                start, seen = slid, 0
+    if compiled and caches is None:
+        raise ValueError("a compiled step needs a cache, and some part of this model keeps none: leave out compiled")
+    replay = _compiled(model, caches) if compiled else None
+    for length in range(len(ids), len(ids) + count):
+        slid = half * -(-max(0, length - model.max_len) // half)
+        if slid != start:
+            if start == 0 and on_slide:
+                on_slide()
+            start, seen = slid, 0
+        with torch.inference_mode():  # around a step, and never around the caller's code
+            new, at = tokens[:, start + seen : length], torch.tensor(seen, device=device)
             if caches is None:
-                hidden, head = model(tokens[:, start:])
+                logits = _logits(model, new, None)
+            elif replay is None or new.shape[1] > 1:
+                logits = _logits(model, new, Context(cache=caches, start=at, end=length - start))
             else:
-                here = torch.tensor(seen, device=device)
-                hidden, head = model(tokens[:, start + seen :], Context(cache=caches, start=here))
-                seen = length - start
-            chosen = _choose(head.logits(hidden[:, -1]).float(), temperature, top_k, top_p, generator)
-            tokens = torch.cat((tokens, chosen[:, None]), dim=1)
-            yield chosen
+                logits = replay(new, at)
+            seen = 0 if caches is None else length - start
+            tokens[:, length] = _choose(logits, temperature, top_k, top_p, generator)
+        yield tokens[:, length]
 
 
 def generate(model, tokenizer, prompt: str, max_tokens: int, **options) -> str:
@@ -65,17 +74,53 @@ def generate(model, tokenizer, prompt: str, max_tokens: int, **options) -> str:
     return tokenizer.decode(ids)
 
 
+def _logits(model, ids, context):
+    """(num, T) -> (num, V) in float32: those after the last token."""
+    hidden, head = model(ids, context)
+    return head.logits(hidden[:, -1]).float()
+
+
+def _compiled(model, caches):
+    """(ids (num, 1), start) -> logits (num, V), which the next call overwrites."""
+    for layer in caches:
+        for tensor in layer:
+            torch._dynamo.mark_static_address(tensor)  # written in place, which a CUDA graph allows only of such
+
+    @partial(torch.compile, fullgraph=True, dynamic=False, mode="reduce-overhead")
+    def step(ids, caches, start):
+        return _logits(model, ids, Context(cache=caches, start=start))
+
+    def replay(ids, start):
+        torch.compiler.cudagraph_mark_step_begin()
+        return step(ids.contiguous(), caches, start)
+
+    return replay
+
+
 def _choose(logits, temperature, top_k, top_p, generator):
     """(num, V) -> (num,), one draw each."""
     if temperature == 0:
         return logits.argmax(-1)
-    logits = logits / temperature
+    tokens = None  # of the columns; None where these are the vocabulary in its order
     if top_k is not None:
-        kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -torch.inf)
-    probabilities = logits.softmax(-1)
+        logits, tokens = logits.topk(min(top_k, logits.shape[-1]))
+    probabilities = (logits / temperature).softmax(-1)
     if top_p is not None:
-        ordered, index = probabilities.sort(descending=True)
-        surplus = ordered.cumsum(-1) - ordered >= top_p  # the mass before a token already suffices
-        probabilities = probabilities.masked_fill(surplus.gather(-1, index.argsort(-1)), 0.0)
-    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+        probabilities, order = _nucleus(probabilities, top_p)
+        tokens = order if tokens is None else tokens.gather(-1, order)
+    reached = probabilities.cumsum(-1)
+    # Above 0, so that no token without probability is drawn, and never above the last sum, whatever that rounds to.
+    level = reached[:, -1:] * (1 - torch.rand(len(logits), 1, generator=generator, device=logits.device))
+    drawn = torch.searchsorted(reached, level)
+    return (drawn if tokens is None else tokens.gather(-1, drawn))[:, 0]
+
+
+def _nucleus(probabilities, p):
+    """The likeliest tokens first, (num, K) probabilities and indices, 0 past those that together reach ``p``. Sorting a
+    large vocabulary would cost more than the model, so it is tried with few tokens first."""
+    for k in (256, 4096, probabilities.shape[-1]):
+        kept, order = probabilities.topk(min(k, probabilities.shape[-1]))
+        surplus = kept.cumsum(-1) - kept >= p  # the mass before a token already suffices
+        if surplus[:, -1].all():
+            break
+    return kept.masked_fill(surplus, 0.0), order

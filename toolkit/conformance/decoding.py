@@ -28,7 +28,8 @@ def cached(bench: Bench) -> Gauge:
                 cache, start, pieces = model.init_cache(2), 0, []
                 before = [[tensor.shape for tensor in layer] for layer in cache]
                 for piece in ids.split(sizes, dim=1):
-                    pieces.append(model(piece, Context(cache=cache, start=torch.tensor(start)))[0])
+                    end = start + piece.shape[1] if sizes[0] == 1 else None  # told, as generation does, or not
+                    pieces.append(model(piece, Context(cache=cache, start=torch.tensor(start), end=end))[0])
                     start += piece.shape[1]
                 if [[tensor.shape for tensor in layer] for layer in cache] != before:
                     raise Broken("the cache changes its size; compiled decoding needs fixed tensors")

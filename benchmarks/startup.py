@@ -1,0 +1,100 @@
+"""``python -m benchmarks.startup``: seconds until a command answers, each in a process of its own, taking turns.
+
+The last two rows count from where ``import torch`` has ended: until gin/model/tiny.gin, uncompiled and with its tokens
+cached, has made its first optimizer step, the evaluation at step 0 and its checkpoint being on the way; and until a
+bare AdamW has stepped on one matrix, which imports what every optimizer of PyTorch does. About two minutes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks import measure
+from toolkit.command import run_command
+
+ROOT = Path(__file__).parent.parent
+CLOCK = "import time, torch; since = time.perf_counter(); "
+ADAMW = "w = torch.nn.Parameter(torch.ones(2, 2)); w.sum().backward(); torch.optim.AdamW([w], fused=True).step(); "
+TINY = """
+from torch.optim import optimizer
+from toolkit import run
+class Stepped(Exception): pass
+def stop(*_): raise Stepped
+optimizer.register_optimizer_step_post_hook(stop)
+line = ["gin/model/tiny.gin", "-p", "Experiment.compile = False", "--runs", {runs!r}]
+try: run.main(line)
+except Stepped: pass
+"""
+TOLD = "print(); print(time.perf_counter() - since)"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command."""
+    arguments, started = _arguments(argv), time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"TOOLKIT_CACHE": f"{folder}/cache", "PYTHONPATH": str(ROOT)}
+
+        def python(*command):
+            done = subprocess.run(
+                [sys.executable, *command], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+            )
+            done.check_returncode()
+            return done.stdout
+
+        def whole(*command):
+            started = time.perf_counter()
+            python(*command)
+            return 1 / (time.perf_counter() - started)
+
+        def told(code):
+            return 1 / float(python("-c", code).splitlines()[-1])
+
+        def first_step():
+            with tempfile.TemporaryDirectory(dir=folder) as runs:
+                return told(CLOCK + TINY.format(runs=runs) + TOLD)
+
+        turns = {
+            "python -m toolkit.run --help": lambda: whole("-m", "toolkit.run", "--help"),
+            "python -m toolkit.run --dry-run": lambda: whole("-m", "toolkit.run", "--dry-run"),
+            "python -c 'import torch'": lambda: whole("-c", "import torch"),
+            "after torch: first step of tiny.gin": first_step,
+            "after torch: AdamW on one matrix": lambda: told(CLOCK + ADAMW + TOLD),
+        }
+        for turn in turns.values():  # tokens into the cache, Python's bytecode and torch's files into memory
+            turn()
+        rounds = measure.interleave(turns, arguments.rounds, _probe, arguments.repeats)
+    seconds = {name: measure.Spread.of(1 / rate for rate in rates) for name, rates in rounds.values.items()}
+    minutes = (time.perf_counter() - started) / 60
+
+    def show():
+        rows = [[name, spread.show()] for name, spread in seconds.items()]
+        caption = f"Median (lowest to highest): {rounds.summary()}. {minutes:.1f} minutes."
+        measure.table("startup", ["", "seconds"], rows, caption)
+
+    found = {"benchmark": "startup", "minutes": minutes, "seconds": seconds, "rounds": rounds.summary()}
+    measure.report(arguments.json, found, show)
+    return 0
+
+
+def _probe():
+    """Seconds of a fixed piece of Python."""
+    started = time.perf_counter()
+    sum(i * i for i in range(5_000_000))
+    return time.perf_counter() - started
+
+
+def _arguments(argv):
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description=__doc__.split(": ", 1)[1])
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each (default: 5)")
+    parser.add_argument("--repeats", type=int, help="restless rounds that are run again, at most (default: as many)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    run_command(main)
