@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import time
 import filelock
 import pytest
 import torch
-from runs import arguments, assert_exact, command, facts, rows, small_run, weights
+from runs import arguments, command, facts, rows, small_run, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import toolkit
@@ -74,31 +73,6 @@ def test_tensorboard_shows_scalars_text_and_each_step_once(finished):
     assert [event.step for event in events.Scalars("val/loss_nats")] == [0, 6, 12]
     assert any(tag.startswith("sample") for tag in events.Tags()["tensors"])
     assert any(tag.startswith("config") for tag in events.Tags()["tensors"])
-
-
-WORLDS = {
-    "plain": {},
-    "accumulated": {"bindings": ("Experiment.accumulate = 2",)},
-    "dropout": {"bindings": ("GPT.dropout = 0.2", "Experiment.accumulate = 2")},
-    "second epoch": {"bindings": ("SyntheticStories.stories = 2", "Experiment.batch_size = 8")},
-    "sgd": {"overlays": ("gin/optimizer/sgd.gin",), "bindings": ("SGD.lr = 0.1",)},
-}
-
-
-@pytest.mark.parametrize("world", WORLDS)
-def test_a_resumed_run_is_the_run_that_never_stopped(world, tmp_path):
-    """Interrupted at 5, at 6 where it evaluates and samples, and at 9, whose checkpoint is then lost, as if it had been
-    killed since 8: rows, samples, weights and optimizer state are equal to the last bit."""
-    assert small_run(tmp_path, "straight", **WORLDS[world]) == 0
-    assert small_run(tmp_path, "broken", "--stop-at", "5", **WORLDS[world]) == 0
-    assert small_run(tmp_path, "broken", "--resume", "--stop-at", "6", **WORLDS[world]) == 0
-    assert small_run(tmp_path, "broken", "--resume", "--stop-at", "9", **WORLDS[world]) == 0
-    shutil.rmtree(tmp_path / "broken" / "checkpoints" / "step-00000009")
-    assert small_run(tmp_path, "broken", "--resume", **WORLDS[world]) == 0
-    straight, broken = tmp_path / "straight", tmp_path / "broken"
-    assert_exact(straight, broken, 12)
-    if world == "second epoch":
-        assert facts(straight)["windows"]["train"] < 12 * 8
 
 
 def test_a_finished_run_resumes_as_nothing(finished, capsys):

@@ -197,8 +197,14 @@ def find(path: str | Path) -> tuple[Path, Path]:
 
 
 def load_weights(folder: Path, model: nn.Module) -> None:
-    """Read a checkpoint's weights into a model. Raises ValueError for a checkpoint of another architecture."""
-    _fit(model, safetensors.torch.load_file(folder / "model.safetensors"), folder)
+    """Read a checkpoint's weights into a model. Raises ValueError for a checkpoint of another architecture, and for a
+    file that can't be read."""
+    path = folder / "model.safetensors"
+    try:
+        weights = safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} can't be read: {error}; use another checkpoint") from error
+    _fit(model, weights, folder)
 
 
 def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:

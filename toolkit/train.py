@@ -167,6 +167,7 @@ def train(
     micro_batch = experiment.batch_size // (experiment.accumulate * world)
     tokens_per_step = experiment.batch_size * experiment.seq_len
     start, best = progress["step"], progress["best"]
+    best_before = best
     last = experiment.steps if stop_at is None else min(stop_at, experiment.steps)
     spikes = Spikes(experiment.spike_sigmas, progress.get("spikes"))
     keeper = checkpoint.Keeper(run_dir / "checkpoints", experiment.keep_checkpoints)
@@ -206,7 +207,8 @@ def train(
                 signalled = True  # the resumed run begins with what was dropped
             stopping = signalled or step == last
             progress = progress | {"step": step, "best": best, "spikes": spikes.state}
-            if main and step > start and (stopping or step % experiment.checkpoint_every == 0):
+            unsaved = step > start or 0 < step and best < best_before  # then what was dropped is done now
+            if main and unsaved and (stopping or step % experiment.checkpoint_every == 0):
                 journal.sync()
                 if keeper.save(f"step-{step:08d}", model, optimizer, progress, last=stopping):
                     keeper.prune()
