@@ -171,6 +171,8 @@ def train(
     last = experiment.steps if stop_at is None else min(stop_at, experiment.steps)
     spikes = Spikes(experiment.spike_sigmas, progress.get("spikes"))
     keeper = checkpoint.Keeper(run_dir / "checkpoints", experiment.keep_checkpoints)
+    if main:
+        keeper.prune()  # a process that was killed while it deleted an old one may have saved its last
     journal = Journal(run_dir, experiment.loggers, start, writing=main)
 
     if is_compiled(experiment, device):
