@@ -1,0 +1,132 @@
+"""``python -m benchmarks``: every benchmark in turn, each in a process of its own, into one file and one table.
+
+On a machine with a GPU the GPU's bars are judged, else those of two CPU cores. The file (``--out``) holds all that the
+benchmarks measured, with the machine's description; the table says which bar was met. About half an hour on two cores,
+during which the machine should have nothing else to do."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks import measure
+
+RUNS = {  # name -> command
+    "train": ["benchmarks.train"],
+    "loop": ["benchmarks.train", "--loop"],
+    "loss": ["benchmarks.loss"],
+    "tokenise": ["benchmarks.tokenise", "--no-hugging-face"],
+    "generate": ["benchmarks.generate"],
+    "startup": ["benchmarks.startup"],
+}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What was wanted of a figure, and where it is found in the results."""
+
+    what: str
+    benchmark: str
+    wanted: float
+    of: Callable[[dict], float]
+    most: bool = False  # at most, else at least
+
+
+def cpu() -> Iterator[Bar]:
+    """The bars of two CPU cores."""
+    for vocab, compiled, eager in ((8192, 1.1, 1.25), (100_277, 1.05, 1.3)):
+        for way, wanted in (("compiled", compiled), ("eager", eager)):
+            what = f"training, {way}, {vocab:,} tokens: over the fastest peer"
+            yield Bar(what, "train", wanted, _step(vocab, way, lambda one: one["over_fastest_peer"]["median"]))
+        what = f"training, compiled, {vocab:,} tokens: of the bound by matrix products"
+        yield Bar(what, "train", 0.85, _step(vocab, "compiled", lambda one: one["of_bound"]["median"]))
+    for way in ("compiled", "eager"):
+        what = f"peak memory, {way}, 100,277 tokens: of the leanest peer's"
+        yield Bar(what, "train", 0.6, _step(100_277, way, lambda one: one["memory_over_leanest"]), most=True)
+    yield Bar("toolkit.run over a bare loop", "loop", 0.98, lambda found: found["tables"][0]["ratio"]["median"])
+    yield Bar(
+        "text to token files, over tiktoken", "tokenise", 5, lambda found: found["ours_over"]["tiktoken"]["median"]
+    )
+    yield from generation(1.2)
+    for what, name, wanted in (
+        ("--help, seconds", "python -m toolkit.run --help", 0.3),
+        ("--dry-run of the default, seconds", "python -m toolkit.run --dry-run", 8),
+        ("first step of tiny.gin after torch, seconds", "after torch: first step of tiny.gin", 2),
+    ):
+        yield Bar(what, "startup", wanted, lambda found, name=name: found["seconds"][name]["median"], most=True)
+
+
+def gpu() -> Iterator[Bar]:
+    """The bars of an H200, the default model."""
+    for vocab, rate in ((100_277, 433_000), (50_257, 530_000)):
+        tokens = _step(vocab, "compiled", lambda one: sorted(one["tokens_per_s"])[len(one["tokens_per_s"]) // 2])
+        yield Bar(f"training, {vocab:,} tokens: tokens/s", "train", rate, tokens)
+        over = _step(vocab, "compiled", lambda one: one["over_fastest_peer"]["median"])
+        yield Bar(f"training, {vocab:,} tokens: over the fastest compiled peer", "train", 1.25, over)
+    peak = _step(100_277, "compiled", lambda one: one["peak"] / 2**30)
+    yield Bar("peak memory, GiB", "train", 15, peak, most=True)
+    yield from generation(1.2)
+    yield Bar("generation, batch 1: tokens/s", "generate", 3000, _text(8192, 1, lambda one: _middle(one, "toolkit")))
+
+
+def generation(over_cache: float) -> Iterator[Bar]:
+    """Generation against transformers'."""
+    for batch in (1, 8):
+        again = _text(8192, batch, lambda one: one["ratio"]["transformers, recomputing"]["median"])
+        yield Bar(f"512 new tokens, batch {batch}: over recomputation", "generate", 8, again)
+        for vocab in (8192, 100_277):
+            cached = _text(vocab, batch, lambda one: one["ratio"]["transformers"]["median"])
+            what = f"generation, batch {batch}, {vocab:,} tokens: over transformers' cache"
+            yield Bar(what, "generate", over_cache, cached)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; 0 when every benchmark ran, whether or not its bars were met."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n\n")[1])
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="where to keep all figures")
+    parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS), metavar="NAME", help=", ".join(RUNS))
+    arguments = parser.parse_args(argv)
+    found = {name: _run(RUNS[name]) for name in arguments.only}
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    bars = [bar for bar in (gpu() if torch.cuda.is_available() else cpu()) if bar.benchmark in found]
+    rows = []
+    for bar in bars:
+        value = bar.of(found[bar.benchmark])
+        met = value <= bar.wanted if bar.most else value >= bar.wanted
+        sign = "at most" if bar.most else "at least"
+        rows.append([bar.what, f"{value:,.2f}", f"{sign} {bar.wanted:,g}", "met" if met else "MISSED"])
+    measure.table("bars", ["", "measured", "wanted", ""], rows, "Medians over the rounds of each benchmark.")
+    return 0
+
+
+def _run(command):
+    done = subprocess.run([sys.executable, "-m", *command, "--json"], stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def _step(vocab, way, figure):
+    def of(found):
+        return figure(next(t for t in found["tables"] if t["sizes"]["vocab"] == vocab)["contestants"][f"toolkit {way}"])
+
+    return of
+
+
+def _text(vocab, batch, figure):
+    return lambda found: figure(next(t for t in found["tables"] if (t["vocab"], t["batch"]) == (vocab, batch)))
+
+
+def _middle(one, name):
+    return sorted(one["tokens_per_s"][name])[len(one["tokens_per_s"][name]) // 2]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
