@@ -61,16 +61,16 @@ class ZipfNumbers:
 
 @register("logger")
 class Clock:
-    """Notes when each training row arrived: ``seen`` is a list of (step, seconds), of all runs in this process."""
+    """Notes when each training row arrived: ``seen`` is a list of (step, seconds, processor seconds)."""
 
-    seen: list[tuple[int, float]] = []
+    seen: list[tuple[int, float, float]] = []
 
     def __init__(self, run_dir: Path, start_step: int):
         self.seen.clear()
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         if "train/loss_nats" in metrics:
-            self.seen.append((step, time.perf_counter()))
+            self.seen.append((step, time.perf_counter(), time.process_time()))
 
     def text(self, step: int, name: str, text: str) -> None:
         """Nothing to note."""

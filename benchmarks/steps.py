@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks import measure
 from benchmarks.peers import PEERS, Sizes
+from toolkit.allocator import keep_freed_memory
 from toolkit.compose import compose
 from toolkit.prefetch import prefetch
 from toolkit.seeding import named_seed
@@ -29,6 +30,8 @@ class Contestant:
         self.experiment, self.parts = ours(sizes, batch, way == "compiled", device)
         self.package = f"{who} {metadata.version(who)}" if who != "toolkit" else ""
         if who == "toolkit":
+            if device.type == "cpu":
+                keep_freed_memory()  # as toolkit.run does
             self.module, self.optimizer = self.parts.objective, self.parts.optimizer
             self.loss = self._objective
             options = {"fullgraph": True, "dynamic": False}  # as the toolkit's loop compiles

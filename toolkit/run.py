@@ -46,9 +46,11 @@ def _train(arguments, config, code, experiment, blank, run) -> int:
     """Open the run directory, train, and leave the truth about the end in status.json."""
 
     from toolkit import checkpoint, curve, distributed, facts, report
+    from toolkit.allocator import keep_freed_memory
     from toolkit.train import Diverged, build, train
 
     device = distributed.setup()
+    keeps_memory = device.type == "cpu" and keep_freed_memory()
     main_process = distributed.rank() == 0
     with run.opened(config, arguments.allow_change) if main_process else contextlib.nullcontext():
         if run.finished():
@@ -67,6 +69,7 @@ def _train(arguments, config, code, experiment, blank, run) -> int:
                 progress = checkpoint.load(source, parts.model, parts.optimizer)
             if main_process:
                 known = facts_before(run, config, experiment, blank, parts, device, source)
+                known["keeps_freed_memory"] = keeps_memory
                 run.write_start(config, code, parts.tokenizer, known, progress["step"])
                 report.header(run.path, known, blank.model, parts.optimizer)
                 run.write_status("running", progress["step"])
