@@ -283,7 +283,11 @@ def _angles(positions, frequencies):
 
 def _turn(x, cos, sin):
     """The first R channels of x (B, T, H, D) turned, pair (i, i + R/2) by its angle; the rest as it was."""
-    half = cos.shape[-1]
-    a, b, rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
-    a, b = a.float(), b.float()
-    return torch.cat(((a * cos - b * sin).to(x.dtype), (b * cos + a * sin).to(x.dtype), rest), dim=-1)
+    turning, rest = x.split((2 * cos.shape[-1], x.shape[-1] - 2 * cos.shape[-1]), dim=-1)
+    turning, heads = turning.float(), (-1, -1, x.shape[2], -1)
+    # Spelled out for every head, (B|1, T, H, R): long rows are what a CPU multiplies fast.
+    cos = torch.cat((cos, cos), dim=-1).expand(heads).contiguous()
+    sin = torch.cat((-sin, sin), dim=-1).expand(heads).contiguous()
+    partners = turning.unflatten(-1, (2, -1)).flip(-2).flatten(-2)  # channel i + R/2 in the place of i, and back
+    turned = (turning * cos + partners * sin).to(x.dtype)
+    return turned if rest.shape[-1] == 0 else torch.cat((turned, rest), dim=-1)
