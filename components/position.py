@@ -5,7 +5,7 @@ from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt, Interval
-from torch import nn
+from torch import Tensor, nn
 
 from toolkit.registry import register
 
@@ -277,8 +277,21 @@ def _frequencies(width, theta, device):
 
 def _angles(positions, frequencies):
     """Cosine and sine for positions (B|1, T) and frequencies (R/2,): (B|1, T, 1, R/2) in float32."""
+    if torch.compiler.is_compiling() and positions.device.type == "cpu":  # else each kernel computes them once more
+        return torch.ops.toolkit.angles(positions, frequencies)
     angles = positions.float()[:, :, None, None] * frequencies
     return angles.cos(), angles.sin()
+
+
+@torch.library.custom_op("toolkit::angles", mutates_args=())
+def _angles_at_once(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    return _angles(positions, frequencies)
+
+
+@_angles_at_once.register_fake
+def _(positions, frequencies):
+    shape = (*positions.shape, 1, *frequencies.shape)
+    return frequencies.new_empty(shape), frequencies.new_empty(shape)
 
 
 def _turn(x, cos, sin):
