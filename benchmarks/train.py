@@ -147,7 +147,7 @@ def _sizes(arguments, vocab):
 
 
 def _vocabularies(arguments, device):
-    return arguments.vocab or VOCABULARIES[device.type]
+    return arguments.vocab or VOCABULARIES[device.type][: 1 if arguments.loop else None]  # the loop: shorter steps
 
 
 def _arguments(argv):

@@ -38,6 +38,7 @@ class Worker:
         memory = self._ask("end")
         self.process.stdin.close()
         self.process.wait()
+        self.process.stdout.close()
         return memory
 
     def _ask(self, order):
