@@ -109,10 +109,10 @@ def products(sizes: Sizes, batch: int, device: torch.device, clock: Callable[[],
     shapes = [(sizes.dim, 3 * sizes.dim), (sizes.dim, sizes.dim), (sizes.dim, 2 * sizes.hidden)]
     shapes = (shapes + [(sizes.hidden, sizes.dim)]) * sizes.layers + [(sizes.dim, sizes.vocab + -sizes.vocab % 128)]
     work = []
-    for inner, outer in dict.fromkeys(shapes):
+    for inner, outer in shapes:  # tensors of each layer's own: a step finds none of them in the cache
         x, dx, w, dw = make(rows, inner), make(rows, inner), make(outer, inner), make(outer, inner)
         y = make(rows, outer)
-        work += [(x, w.T, y), (y, w, dx), (y.T, x, dw)] * shapes.count((inner, outer))
+        work += [(x, w.T, y), (y, w, dx), (y.T, x, dw)]
     heads, width, half = batch * sizes.heads, sizes.dim // sizes.heads, sizes.context // 2
     q, dq, k, dk = (make(heads, length, width) for length in (2 * half, 2 * half, half, half))
     scores = make(heads, 2 * half, half)
