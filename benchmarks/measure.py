@@ -121,7 +121,7 @@ def table(title: str, columns: list[str], rows: list[list[str]], caption: str = 
         shown.add_column(column, justify="right" if i else "left", no_wrap=not i)
     for row in rows:
         shown.add_row(*row)
-    width = None if sys.stdout.isatty() else max(120, int(os.environ.get("COLUMNS", 0)))
+    width = None if sys.stdout.isatty() else max(150, int(os.environ.get("COLUMNS", 0)))
     Console(width=width).print(shown)
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Gt, Interval
-from torch import nn
+from torch import Tensor, nn
 
 from toolkit.registry import register
 
@@ -40,8 +40,8 @@ class CrossEntropy(nn.Module):
 class ChunkedCrossEntropy(nn.Module):
     """The same value and gradients with the logits of ``rows`` positions in memory at a time: head and loss are one
     function, and each chunk's gradient is taken while its logits are there. Worth it where the vocabulary is large.
-    ``rows=None``: as many as keep a chunk's logits within 1 GiB on a GPU, 16 MiB on a CPU, but at least 256.
-    ``z_loss`` and ``label_smoothing`` as in CrossEntropy."""
+    ``rows=None``: as many as keep a chunk's logits within 1 GiB on a GPU, 16 MiB on a CPU, but at least 384; all
+    chunks are then of one size. ``z_loss`` and ``label_smoothing`` as in CrossEntropy."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class ChunkedCrossEntropy(nn.Module):
         device = hidden.device.type
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             hidden = hidden.to(torch.get_autocast_dtype(device))
-        rows = self.rows or max(256, (2**30 if hidden.is_cuda else 2**24) // (4 * weight.shape[0]))
+        rows = self.rows or _even(len(hidden), max(384, (2**30 if hidden.is_cuda else 2**24) // (4 * len(weight))))
         fixed = (targets, head.vocab_size, head.softcap, rows, self.z_loss, self.label_smoothing)
         # Chosen out here: inside a Function gradients are always off, and compile has to see which way it goes.
         if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
@@ -71,18 +71,11 @@ class ChunkedCrossEntropy(nn.Module):
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, *fixed):
-        objective = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        nats = torch.zeros_like(objective)
-        table, grad_hidden = weight.to(hidden.dtype), []
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-        for loss, plain, d_logits, rows_of_hidden in _chunks(hidden, table, *fixed, gradients=True):
-            objective, nats = objective + loss, nats + plain
-            grad_hidden.append(d_logits @ table)
-            if d_logits.dtype == grad_weight.dtype:
-                grad_weight.addmm_(d_logits.T, rows_of_hidden)  # no second table in memory
-            else:
-                grad_weight += d_logits.T @ rows_of_hidden
-        ctx.save_for_backward(torch.cat(grad_hidden), grad_weight)
+        # A compiler would spread the chunks over memory of their own, which a CPU waits for: there they stay one call.
+        compiling = torch.compiler.is_compiling() and hidden.device.type == "cpu"
+        take = torch.ops.toolkit.linear_cross_entropy if compiling else _gradients
+        objective, nats, grad_hidden, grad_weight = take(hidden, weight, *fixed)
+        ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype, ctx.fixed = weight.dtype, len(fixed)
         ctx.mark_non_differentiable(nats)
         return objective, nats
@@ -90,16 +83,69 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad, _):
         grad_hidden, grad_weight = ctx.saved_tensors
-        grad_weight = (grad_weight * grad).to(ctx.weight_dtype)
-        return (grad_hidden * grad).to(grad_hidden.dtype), grad_weight, *[None] * ctx.fixed
+        # In place: another table is another 100 MB. A second backward pass is refused by autograd, which notices.
+        grad_hidden, grad_weight = grad_hidden.mul_(grad), grad_weight.mul_(grad)
+        return grad_hidden, grad_weight.to(ctx.weight_dtype), *[None] * ctx.fixed
+
+
+def _gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    vocab_size: int,
+    softcap: float | None,
+    rows: int,
+    z_loss: float,
+    smoothing: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The summed objective and nats, and the objective's gradients: hidden's in its dtype, the table's in float32."""
+    objective = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    nats = torch.zeros_like(objective)
+    table, grad_hidden = weight.to(hidden.dtype), torch.empty_like(hidden)
+    grad_weight = torch.empty_like(weight, dtype=torch.float32)
+    fixed = (targets, vocab_size, softcap, rows, z_loss, smoothing)
+    parts = grad_hidden.split(rows)
+    for i, (loss, plain, d_logits, h, real) in enumerate(_chunks(hidden, table, *fixed, gradients=True)):
+        objective, nats = objective + loss, nats + plain
+        torch.mm(d_logits, table, out=parts[i]).mul_(real)
+        h = h * real  # rather than the larger d_logits
+        if d_logits.dtype == grad_weight.dtype:
+            torch.addmm(grad_weight, d_logits.T, h, beta=float(i > 0), out=grad_weight)  # no second table in memory
+        elif i > 0:
+            grad_weight += d_logits.T @ h
+        else:
+            grad_weight.copy_(d_logits.T @ h)
+    return objective, nats, grad_hidden, grad_weight
+
+
+@torch.library.custom_op("toolkit::linear_cross_entropy", mutates_args=())
+def _one_call(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    vocab_size: int,
+    softcap: float | None,
+    rows: int,
+    z_loss: float,
+    smoothing: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _gradients(hidden, weight, targets, vocab_size, softcap, rows, z_loss, smoothing)
+
+
+@_one_call.register_fake
+def _(hidden, weight, *fixed):
+    scalars = (hidden.new_empty((), dtype=torch.float32) for _ in range(2))
+    return *scalars, torch.empty_like(hidden), torch.empty_like(weight, dtype=torch.float32)
 
 
 def _chunks(hidden, weight, targets, vocab_size, softcap, rows, z_loss, smoothing, gradients):
     """Per chunk of rows: the summed objective and nats, d objective / d (uncapped logits) in hidden's dtype or None,
-    and the rows. One (rows, V) tensor is logits, exponentials and gradient in turn: memory is what a CPU waits for."""
+    still without regard to which targets count, the rows, and 1 for each that counts (rows, 1). One (rows, V) tensor is
+    logits, probabilities and gradient in turn, chunk after chunk: memory is what a CPU waits for."""
     table = weight.to(hidden.dtype).T
+    buffer = hidden.new_empty(min(rows, len(hidden)), len(weight))
     for h, t in zip(hidden.split(rows), targets.split(rows), strict=True):
-        logits = (h @ table).float()  # (rows, V)
+        logits = torch.mm(h, table, out=buffer[: len(h)]).float()  # (rows, V)
         if softcap is not None:
             logits.div_(softcap).tanh_()
             slope = 1 - logits * logits if gradients else None
@@ -109,8 +155,8 @@ def _chunks(hidden, weight, targets, vocab_size, softcap, rows, z_loss, smoothin
         target = t.clamp_min(0)[:, None]
         largest, chosen = logits.amax(-1, keepdim=True), logits.gather(1, target)
         mean = logits[:, :vocab_size].mean(-1, keepdim=True) if smoothing else None
-        total = logits.sub_(largest).exp_().sum(-1, keepdim=True)
-        log_z = largest + total.log()
+        grad = torch.softmax(logits, -1, out=logits)
+        log_z = largest - grad.amax(-1, keepdim=True).log()  # the largest logit's probability is 1 / sum(exp)
         objective = nats = log_z - chosen  # (rows, 1)
         if smoothing:
             objective = objective + smoothing * (chosen - mean)
@@ -118,12 +164,19 @@ def _chunks(hidden, weight, targets, vocab_size, softcap, rows, z_loss, smoothin
             objective = objective + z_loss * log_z.square()
         sums = (objective * real).sum(), (nats * real).sum()
         if not gradients:
-            yield *sums, None, h
+            yield *sums, None, h, real
             continue
-        grad = logits.mul_((1 + 2 * z_loss * log_z) / total * real)
-        grad.scatter_add_(1, target, (smoothing - 1) * real)
+        if z_loss:
+            grad.mul_(1 + 2 * z_loss * log_z)
+        grad.scatter_add_(1, target, torch.full_like(log_z, smoothing - 1))
         if smoothing:
-            grad[:, :vocab_size] -= smoothing / vocab_size * real
+            grad[:, :vocab_size] -= smoothing / vocab_size
         if softcap is not None:
             grad.mul_(slope)
-        yield *sums, grad.to(h.dtype), h
+        yield *sums, grad.to(h.dtype), h, real.to(h.dtype)
+
+
+def _even(positions, most):
+    """Rows of a chunk, so that all chunks are alike and none holds more than ``most``."""
+    chunks = -(-positions // most)
+    return -(-positions // max(1, chunks)) or 1

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt, Interval
-from torch import nn
+from torch import Tensor, nn
 
 from toolkit.registry import register
 
@@ -288,15 +288,31 @@ def _frequencies(width, theta, device):
 def _angles(positions, frequencies):
     """Cosine and sine for positions (B|1, T) and frequencies (R/2,), each (B|1, T, 1, R) in float32: those of pair i
     stand at i and at i + R/2, the sine negative at i."""
+    if torch.compiler.is_compiling() and positions.device.type == "cpu":  # else each kernel computes them once more
+        return torch.ops.toolkit.angles(positions, frequencies)
     angles = positions.float()[:, :, None, None] * frequencies
     cos, sin = angles.cos(), angles.sin()
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+
+@torch.library.custom_op("toolkit::angles", mutates_args=())
+def _angles_at_once(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    return _angles(positions, frequencies)
+
+
+@_angles_at_once.register_fake
+def _(positions, frequencies):
+    shape = (*positions.shape, 1, 2 * len(frequencies))
+    return frequencies.new_empty(shape), frequencies.new_empty(shape)
 
 
 def _turn(x, cos, sin):
     """The first R channels of x (B, T, H, D) turned, pair (i, i + R/2) by its angle; the rest as it was."""
     turning, rest = cos.shape[-1], x.shape[-1] - cos.shape[-1]
     wide = (x[..., :turning] if rest else x).float()
-    a, b = wide.chunk(2, dim=-1)
-    turned = (wide * cos + torch.cat((b, a), dim=-1) * sin).to(x.dtype)
+    if x.shape[1] > 1:  # for every head (B|1, T, H, R): long rows are what a CPU multiplies fast
+        heads = (-1, -1, x.shape[2], -1)
+        cos, sin = cos.expand(heads).contiguous(), sin.expand(heads).contiguous()
+    partners = wide.unflatten(-1, (2, -1)).flip(-2).flatten(-2)  # channel i + R/2 in the place of i, and back
+    turned = (wide * cos + partners * sin).to(x.dtype)
     return torch.cat((turned, x[..., turning:]), dim=-1) if rest else turned

@@ -150,3 +150,25 @@ def test_losses_compile_with_the_model_into_one_graph_and_equal_torch(cls, softc
     parity(cls.__name__, "torch in eager, ours compiled in one graph: gradients", ours, theirs, 1e-4)
     with torch.no_grad():
         parity(cls.__name__, "torch in eager, ours compiled in one graph", compiled(ids, targets), expected)
+
+
+@pytest.mark.parametrize("rows", [8, 37])
+def test_chunked_cross_entropy_repeats_to_the_last_bit_and_backward_goes_once(rows):
+    hidden, weight, targets = loss_inputs()
+    loss, head = ChunkedCrossEntropy(rows=rows), Head(weight, 50, None)
+    value = loss(hidden, head, targets)[0]
+    first = torch.autograd.grad(value, (hidden, weight), retain_graph=True)
+    again = torch.autograd.grad(loss(hidden, head, targets)[0], (hidden, weight))
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):  # never a wrong gradient
+        torch.autograd.grad(2 * value, (hidden, weight))
+
+
+def test_the_one_call_that_a_compiler_sees_is_the_eager_loss(parity):
+    hidden, weight, targets = loss_inputs()
+    fixed = (targets, 50, 3.0, 8, 0.1, 0.2)
+    ours = torch.ops.toolkit.linear_cross_entropy(hidden.detach(), weight.detach(), *fixed)
+    objective, nats, _ = ChunkedCrossEntropy(8, 0.1, 0.2)(hidden, Head(weight, 50, 3.0), targets)
+    theirs = (objective, nats, *torch.autograd.grad(objective, (hidden, weight)))
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+    torch.library.opcheck(torch.ops.toolkit.linear_cross_entropy, (hidden.detach(), weight.detach(), *fixed))

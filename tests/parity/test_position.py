@@ -298,3 +298,15 @@ def test_nope_has_nothing_to_offer(parity):
     model, ids = tiny_gpt(position=NoPE, n_layer=1), torch.randint(50, (2, 9))
     shuffled = torch.cat((ids[:, torch.randperm(8)], ids[:, 8:]), dim=1)
     parity("NoPE", "the same tokens in another order", model(shuffled)[0][:, -1], model(ids)[0][:, -1])
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_rope_compiled_takes_its_angles_in_one_call_and_turns_alike():
+    part = RoPE(16, 2, 8, 32)
+    q, k, positions = torch.randn(2, 12, 2, 8), torch.randn(2, 12, 2, 8), torch.arange(12)[None]
+    torch.compiler.reset()
+    compiled = torch.compile(part.rotate, backend="aot_eager", fullgraph=True)(q, k, positions)
+    for ours, theirs in zip(compiled, part.rotate(q, k, positions), strict=True):
+        assert torch.equal(ours, theirs)
+    arguments = positions, torch.rand(4)
+    torch.library.opcheck(torch.ops.toolkit.angles, arguments)

@@ -1,0 +1,134 @@
+"""Whole training steps to be timed: every contestant with the same batches, optimizer and clipping; and their bound."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from importlib import metadata
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import measure
+from benchmarks.peers import PEERS, Sizes
+from toolkit.allocator import keep_freed_memory
+from toolkit.compose import compose
+from toolkit.prefetch import prefetch
+from toolkit.seeding import named_seed
+from toolkit.train import Experiment, Parts, autocast, build
+
+NAMES = [f"{name} {way}" for way in ("eager", "compiled") for name in ("toolkit", *(p.package for p in PEERS))]
+LR, BETAS, DECAY, CLIP = 3e-4, (0.9, 0.95), 0.1, 1.0
+
+
+class Contestant:
+    """One training step after another: batch, forward, loss, backward, clipping, AdamW."""
+
+    def __init__(self, name: str, sizes: Sizes, batch: int, device: torch.device):
+        who, way = name.split()
+        self.name, self.device, self.count = name, device, 0
+        self.experiment, self.parts = ours(sizes, batch, way == "compiled", device)
+        self.package = f"{who} {metadata.version(who)}" if who != "toolkit" else ""
+        if who == "toolkit":
+            if device.type == "cpu":
+                keep_freed_memory()  # as toolkit.run does
+            self.module, self.optimizer = self.parts.objective, self.parts.optimizer
+            self.loss = self._objective
+            options = {"fullgraph": True, "dynamic": False}  # as the toolkit's loop compiles
+        else:
+            self.module = next(peer for peer in PEERS if peer.package == who)(sizes).to(device)
+            # PyTorch's fused kernel for all, though litgpt's script takes the slower one on a CPU
+            optimizer = functools.partial(torch.optim.AdamW, lr=LR, betas=BETAS, weight_decay=DECAY, fused=True)
+            self.optimizer, self.loss, options = optimizer(self.module.parameters()), self.module, {}
+        self.parameters = sum(p.numel() for p in self.module.parameters())
+        if way == "compiled":
+            self.module.compile(**options)
+        self.batches = batches(self.parts.data, batch, device)
+
+    def step(self) -> float:
+        """One step. Returns the gradient's norm, which waits for the device."""
+        ids, targets = next(self.batches)
+        with autocast(self.experiment, self.device):
+            loss = self.loss(ids, targets)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), CLIP).item()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _objective(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """What toolkit.train makes of a batch: schedule, noise by name, the sum over the counted targets."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * self.parts.schedule(self.count)
+        torch.manual_seed(named_seed(self.experiment.seed, "noise", self.count, 0, 0))
+        self.count += 1
+        objective, self.nats, count, _ = self.module(ids, targets)
+        return objective / count
+
+
+def bindings(sizes: Sizes, batch: int, compiled: bool) -> list[str]:
+    """The default experiment at these sizes, over numbers for text."""
+    values = {
+        "GPT.dim": sizes.dim,
+        "GPT.n_layer": sizes.layers,
+        "GPT.n_head": sizes.heads,
+        "SwiGLU.hidden": sizes.hidden,
+        "Experiment.seq_len": sizes.context,
+        "Experiment.batch_size": batch,
+        "Experiment.compile": compiled,
+        "Experiment.tokenizer": "@Numbers",
+        "Experiment.data": "@ZipfNumbers",
+        "Numbers.size": sizes.vocab,
+        "AdamW.lr": LR,
+        "AdamW.betas": BETAS,
+        "AdamW.weight_decay": DECAY,
+        "Experiment.clip": CLIP,
+    }
+    return [f"{name} = {value}" for name, value in values.items()]
+
+
+def ours(sizes: Sizes, batch: int, compiled: bool, device: torch.device) -> tuple[Experiment, Parts]:
+    """The experiment that ``toolkit.run`` would train, and its parts."""
+    config, _ = compose((), bindings(sizes, batch, compiled), imports=("benchmarks.parts",))
+    experiment = config.build()
+    parts = build(experiment, device)
+    parts.data.prepare()
+    return experiment, parts
+
+
+def batches(data, batch: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """ids and targets, on and on, from the toolkit's loader."""
+    return prefetch(lambda index: data.batch("train", index, batch), iter(range(1_000_000)), device)
+
+
+def products(sizes: Sizes, batch: int, device: torch.device, clock: Callable[[], float]) -> Callable[[], float]:
+    """Seconds by ``clock`` that a step's matrix products take on their own, forward and backward, written into tensors
+    that are there already. Causal attention counts half of its pairs: all queries against half of the keys."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    rows, make = batch * sizes.context, functools.partial(torch.randn, dtype=dtype, device=device)
+    shapes = [(sizes.dim, 3 * sizes.dim), (sizes.dim, sizes.dim), (sizes.dim, 2 * sizes.hidden)]
+    shapes = (shapes + [(sizes.hidden, sizes.dim)]) * sizes.layers + [(sizes.dim, sizes.vocab + -sizes.vocab % 128)]
+    work = []
+    for inner, outer in shapes:  # tensors of each layer's own: a step finds none of them in the cache
+        x, dx, w, dw = make(rows, inner), make(rows, inner), make(outer, inner), make(outer, inner)
+        y = make(rows, outer)
+        work += [(x, w.T, y), (y, w, dx), (y.T, x, dw)]
+    heads, width, half = batch * sizes.heads, sizes.dim // sizes.heads, sizes.context // 2
+    q, dq, k, dk = (make(heads, length, width) for length in (2 * half, 2 * half, half, half))
+    scores = make(heads, 2 * half, half)
+    pairs = [(q, k.mT, scores), (scores, k, dq), (scores.mT, q, dk)] * 2 * sizes.layers
+
+    def once():
+        for a, b, out in work:
+            torch.mm(a, b, out=out)
+        for a, b, out in pairs:
+            torch.bmm(a, b, out=out)
+
+    once()
+    return lambda: measure.seconds(once, device, clock=clock)
+
+
+def flops(sizes: Sizes) -> int:
+    """Of a token, forward and backward, by the causal count: 6 N + 6 L d T."""
+    layer = sizes.dim * (4 * sizes.dim + 3 * sizes.hidden)
+    return 6 * (sizes.layers * layer + sizes.dim * sizes.vocab + sizes.layers * sizes.dim * sizes.context)

@@ -1,0 +1,178 @@
+"""``python -m benchmarks.train``: whole training steps, ours and the peers', eager and compiled, taking turns.
+
+A step is a batch from the loader, forward, loss, backward, gradient clipping and AdamW. On a CPU: a small GPT in
+float32, at two sizes of the vocabulary. On a GPU: the default model in bfloat16, and which attention kernel ran. Each
+contestant is a process of its own, whose peak memory is the last column. ``--loop`` compares ``toolkit.run`` with a
+bare loop over the same modules."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import tempfile
+import time
+
+import torch
+
+from benchmarks import measure, steps, worker
+from benchmarks.measure import Spread
+from benchmarks.peers import Sizes
+from toolkit import run as run_command
+from toolkit.command import run_command as guarded
+from toolkit.facts import peak_flops
+
+ON_CPU, ON_GPU = Sizes(8192), Sizes(100_277, dim=768, layers=12, heads=12, context=1024, hidden=2048)
+VOCABULARIES = {"cpu": (8192, 100_277), "cuda": (100_277, 50_257)}
+LOOP_STEPS = 20
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command."""
+    arguments = _arguments(argv)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    os.environ.setdefault("TOOLKIT_CACHE", os.path.join(tempfile.gettempdir(), "toolkit-benchmarks"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    measured, started = loop if arguments.loop else speed, time.perf_counter()
+    tables = [measured(_sizes(arguments, vocab), arguments, device) for vocab in _vocabularies(arguments, device)]
+    minutes = (time.perf_counter() - started) / 60
+
+    def show():
+        for found in tables:
+            measure.table(**found["table"])
+        print(f"{minutes:.1f} minutes")
+
+    measure.report(arguments.json, {"benchmark": "train", "minutes": minutes, "tables": tables}, show)
+    return 0
+
+
+def speed(sizes: Sizes, arguments: argparse.Namespace, device: torch.device) -> dict[str, object]:
+    """Tokens per second of every contestant in turn, the bound that the step's matrix products alone set, and peaks of
+    memory. Each contestant is a process of its own."""
+    names, tokens = arguments.only or steps.NAMES, arguments.batch * sizes.context
+    workers = worker.start(names, sizes, arguments.batch, torch.get_num_threads(), arguments.clock)
+    probe = steps.products(sizes, arguments.batch, device, worker.CLOCKS[arguments.clock])
+    times = arguments.steps or max(1, round(2 / workers[0].step(1)))
+
+    def turn(one):
+        return lambda: times * tokens / one.step(times)
+
+    turns = {one.name: turn(one) for one in workers}
+    rounds = measure.interleave(turns, arguments.rounds, probe, arguments.repeats)
+    found = {"sizes": vars(sizes), "batch": arguments.batch, "steps_per_turn": times, "contestants": {}}
+    found["kernels"] = {one.name: one.kernels() for one in workers} if device.type == "cuda" else {}
+    memory, rows = worker.close(workers), []
+    for one in workers:
+        name, peers = one.name, [n for n in names if n.split()[1] == one.name.split()[1] and "toolkit" not in n]
+        about = one.about | memory[name] | {"tokens_per_s": rounds.values[name]}
+        about["of_bound"], faster, leaner = rounds.of_bound(name, tokens), "", ""
+        if "toolkit" in name and peers:
+            fastest, leanest = rounds.best(peers), min(peers, key=lambda n: memory[n]["peak"])
+            about |= {"fastest_peer": fastest, "over_fastest_peer": rounds.ratio(name, fastest)}
+            about |= {"leanest_peer": leanest, "memory_over_leanest": memory[name]["peak"] / memory[leanest]["peak"]}
+            faster = f"{about['over_fastest_peer'].show()} {fastest.split()[0]}"
+            leaner = f" = {about['memory_over_leanest']:.2f} {leanest.split()[0]}"
+        found["contestants"][name] = about
+        row = [name, about["package"].split(" ")[-1], f"{about['parameters']:,}", rounds.spread(name).show(0)]
+        rows.append([*row, about["of_bound"].show(), faster, f"{memory[name]['peak'] / 2**20:,.0f}{leaner}"])
+    bound = Spread.of(tokens / (sum(pair) / 2) for pair in rounds.probes)
+    found |= {"bound_tokens_per_s": bound, "probes": rounds.probes, "rounds": rounds.summary()}
+    caption = f"Median (lowest to highest): {rounds.summary()}; {times} steps a turn.\nBound: the step's matrix "
+    caption += f"products alone, {bound.show(0)} tokens/s = {bound.median * steps.flops(sizes) / 1e9:,.0f} GFLOP/s."
+    if device.type == "cuda":
+        caption += "".join(f"\n{line}" for line in _on_gpu(found, rounds, sizes, device))
+    columns = ["contestant", "version", "parameters", "tokens/s", "of the bound", "over the fastest peer", "peak MiB"]
+    return found | {"table": {"title": _title(sizes, arguments), "columns": columns, "rows": rows, "caption": caption}}
+
+
+def loop(sizes: Sizes, arguments: argparse.Namespace, device: torch.device) -> dict[str, object]:
+    """``toolkit.run`` with its loggers, evaluation off, against a bare loop over the same modules."""
+    from benchmarks.parts import Clock  # registers when it is imported
+
+    tokens, way = arguments.batch * sizes.context, "compiled" if device.type == "cuda" else "eager"
+    taken = arguments.steps or LOOP_STEPS
+    bare = steps.Contestant(f"toolkit {way}", sizes, arguments.batch, device)
+    measure.seconds(bare.step, device, 2)
+    clock = worker.CLOCKS[arguments.clock]
+    probe = steps.products(sizes, arguments.batch, device, clock)
+    given = steps.bindings(sizes, arguments.batch, way == "compiled")
+    given += ["Experiment.loggers = [@Console, @TensorBoard, @Clock]", "Experiment.eval_windows = 1"]
+    flags = [flag for binding in given for flag in ("-p", binding)] + ["--import", "benchmarks.parts"]
+
+    def whole():
+        with tempfile.TemporaryDirectory() as runs, contextlib.redirect_stdout(io.StringIO()):
+            stop = 10 * (1 + -(-taken // 10)) + 1  # the loop reports every 10 steps; those up to step 10 warm it up
+            run_command.main([*flags, "--runs", runs, "--name", "loop", "--stop-at", str(stop)])
+        begun, ended = next(seen for seen in Clock.seen if seen[0] == 10), Clock.seen[-1]
+        column = {"wall": 1, "cpu": 2}[arguments.clock]
+        return (ended[0] - begun[0]) * tokens / (ended[column] - begun[column])
+
+    turns = {
+        "bare loop": lambda: taken * tokens / measure.seconds(bare.step, device, taken, clock),
+        "toolkit.run": whole,
+    }
+    rounds = measure.interleave(turns, arguments.rounds, probe, arguments.repeats)
+    ratio = rounds.ratio("toolkit.run", "bare loop")
+    rows = [["bare loop", rounds.spread("bare loop").show(0), ""]]
+    rows += [["toolkit.run", rounds.spread("toolkit.run").show(0), ratio.show(3)]]
+    title = f"the loop itself, {way}, Console and TensorBoard logging: " + _title(sizes, arguments)
+    caption = f"Median (lowest to highest): {rounds.summary()}; {taken} steps a turn."
+    table = {"title": title, "columns": ["loop", "tokens/s", "over the bare loop"], "rows": rows, "caption": caption}
+    return {"sizes": vars(sizes), "rounds": rounds.values, "ratio": ratio, "table": table}
+
+
+def _on_gpu(found, rounds, sizes, device):
+    """What a GPU adds, a line each: the share of its peak, and the attention kernels that the profiler saw."""
+    name = torch.cuda.get_device_name(device)
+    peak = peak_flops(name, torch.bfloat16)
+    for contestant, kernels in found["kernels"].items():
+        share = "" if peak is None else f"MFU {rounds.spread(contestant).median * steps.flops(sizes) / peak:.3f}; "
+        yield f"{contestant}: {share}attention by {', '.join(kernels) or 'no kernel known by name'}"
+    yield f"MFU: causal count, of {peak / 1e12:,.0f} TFLOP/s" if peak else f"no MFU: the peak of {name} is not known"
+
+
+def _title(sizes, arguments):
+    precision = "bfloat16" if torch.cuda.is_available() else "float32"
+    shape = f"width {sizes.dim}, {sizes.layers} layers, context {sizes.context}, batch {arguments.batch}, {precision}"
+    return f"vocabulary {sizes.vocab:,}, {shape}"
+
+
+def _sizes(arguments, vocab):
+    base = ON_GPU if torch.cuda.is_available() else ON_CPU
+    given = {name: getattr(arguments, name) for name in ("dim", "layers", "heads", "context", "hidden")}
+    return Sizes(vocab, **{name: value or getattr(base, name) for name, value in given.items()})
+
+
+def _vocabularies(arguments, device):
+    return arguments.vocab or VOCABULARIES[device.type][: 1 if arguments.loop else None]  # the loop: shorter steps
+
+
+def _arguments(argv):
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.train", description=__doc__.split("\n\n")[1])
+    add = parser.add_argument
+    add("--loop", action="store_true", help="toolkit.run against a bare loop instead of the peers")
+    add("--only", nargs="+", choices=steps.NAMES, metavar="NAME", help=f"some of: {', '.join(steps.NAMES)}")
+    add("--vocab", nargs="+", type=int, help="sizes of the vocabulary (CPU: 8192 100277)")
+    for name in ("dim", "layers", "heads", "context", "hidden"):
+        add(f"--{name}", type=int)
+    add("--batch", type=int, default=32 if torch.cuda.is_available() else 8, help="sequences a step")
+    add("--rounds", type=int, default=5, help="turns of each contestant (default: 5)")
+    add("--repeats", type=int, help="restless rounds that are run again, at most (default: as many as rounds)")
+    add("--steps", type=int, help="steps a turn (default: about two seconds' worth)")
+    add("--threads", type=int, help="of PyTorch on a CPU")
+    add(
+        "--cpu-time",
+        dest="clock",
+        action="store_const",
+        const="cpu",
+        default="wall",
+        help="seconds of processor time, for a machine that others keep busy; give it --threads 1",
+    )
+    add("--json", action="store_true", help="print one JSON object")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    guarded(main)

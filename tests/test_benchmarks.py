@@ -1,0 +1,34 @@
+"""The benchmarks run and count right; how fast anything is, no test says."""
+
+import json
+
+import pytest
+
+from benchmarks import train
+from benchmarks.measure import interleave
+from benchmarks.peers import Sizes
+from benchmarks.steps import flops
+
+TINY = ["--dim", "32", "--layers", "1", "--heads", "2", "--context", "16", "--hidden", "48", "--batch", "2"]
+
+
+def test_a_round_whose_probe_moved_is_run_again_until_no_repeats_are_left():
+    probes, turns = iter([1.0, 1.05, 1.3, 1.3, 2.0]), {"a": iter(range(10)), "b": iter(range(10, 30, 2))}
+    rounds = interleave({name: values.__next__ for name, values in turns.items()}, 3, probes.__next__, repeats=1)
+    assert rounds.values == {"a": [0, 2, 3], "b": [10, 14, 16]}  # the second round was thrown away
+    assert (rounds.repeated, rounds.restless, len(rounds.probes)) == (1, 1, 3)
+
+
+def test_flops_by_the_causal_count():
+    assert flops(Sizes(100, dim=8, layers=2, heads=2, context=16, hidden=24)) == 6 * (2 * (4 * 64 + 3 * 8 * 24) + 1056)
+
+
+@pytest.mark.slow
+def test_training_steps_are_measured_against_a_peer(capsys):
+    pytest.importorskip("transformers")
+    names = ["toolkit eager", "transformers eager"]
+    assert train.main([*TINY, "--vocab", "300", "--rounds", "2", "--steps", "1", "--json", "--only", *names]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["tables"]
+    ours, theirs = (found["contestants"][name] for name in names)
+    assert abs(ours["parameters"] - 84 * 32 - theirs["parameters"]) <= 0.01 * theirs["parameters"]  # 84 rows of padding
+    assert ours["over_fastest_peer"]["median"] > 0 and len(ours["tokens_per_s"]) == 2 and ours["peak"] > ours["before"]
