@@ -165,7 +165,10 @@ def newest(root: Path, set_aside: bool = False) -> Path | None:
         log.warning("skipping checkpoint %s: %s", folder, reason)
         bad.append(folder)
     if steps:
-        raise OSError(f"none of the {len(steps)} checkpoints in {root} is sound; nothing was changed")
+        raise OSError(
+            f"none of the {len(steps)} checkpoints in {root} is sound, and nothing was changed: "
+            "bring one back from a copy, or begin again under another --name"
+        )
     return None
 
 
