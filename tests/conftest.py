@@ -70,12 +70,19 @@ def parity(request, record_property):
     return compare
 
 
-def pytest_collection_modifyitems(items):
-    """Files go to one process each, for their fixtures, and parity's folder does: it has a test of all the others."""
-    for item in items:
-        if item.get_closest_marker("slow"):
-            continue  # one by one
-        item.add_marker(pytest.mark.xdist_group("parity" if item.path.parent.name == "parity" else item.path.stem))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Files go to one process each, for their fixtures, and so does parity's folder: it has a test of all the others.
+    Slow tests go one by one."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Folders(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.split("::")[0]
+            whole = "tests/parity" if file.startswith("tests/parity/") else file
+            return nodeid if config.option.markexpr == "slow" else whole
+
+    return Folders(config, log)
 
 
 def pytest_terminal_summary(terminalreporter, config):
