@@ -48,7 +48,7 @@ def load(layers: Sequence[Layer], named: Collection[str] = ()) -> None:
     ConfigError, a line for each import that is refused."""
     check_statements(layers)
     wanted = [(each, layer.run) for layer in layers for each in layer.imports]
-    known = {entry.module for entry in CATALOG.values()} | set(named)  # these have run already
+    known = {entry.module for entry in CATALOG.values()} & sys.modules.keys() | set(named)  # these have run already
     refused = [
         f"{each.where}: {each.module} is neither on the shelf nor in {run / 'code'}, and a run's config imports "
         f"nothing else; pass --import {each.module} if you trust it{_shadowed(each.module)}"
