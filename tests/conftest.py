@@ -1,5 +1,6 @@
 """What many tests need: parts of the shelf as parameters, and a GPT small enough to build hundreds of times."""
 
+import os
 from functools import partial
 
 import pytest
@@ -105,6 +106,7 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 torch.set_num_threads(1)  # sums in one order everywhere, and the tensors are too small to share out
+os.environ["OMP_NUM_THREADS"] = "1"  # in the processes that tests start as well
 
 
 @pytest.fixture(autouse=True)
