@@ -25,7 +25,7 @@ def test_flops_by_the_causal_count():
 
 @pytest.mark.slow
 def test_training_steps_are_measured_against_a_peer(capsys):
-    pytest.importorskip("transformers")
+    pytest.importorskip("litgpt", reason="the peers come with the extra bench")
     names = ["toolkit eager", "transformers eager"]
     assert train.main([*TINY, "--vocab", "300", "--rounds", "2", "--steps", "1", "--json", "--only", *names]) == 0
     (found,) = json.loads(capsys.readouterr().out)["tables"]
