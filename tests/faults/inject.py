@@ -6,7 +6,7 @@ SPEC is JSON, a list of orders that the process gives itself before it starts; t
     {"point": "save", "do": "list", "to": FILE}       every time
     {"limit": "RLIMIT_FSIZE", "bytes": 20000}         a limit of the system's, from the start
     {"limit": "RLIMIT_AS", "above": 100000000}        the same, beyond what the process holds when it starts
-    {"user": 65534}                                   no longer as root
+    {"permissions": true}                             root too may write only where they allow it
     {"peak": FILE}                                    at its end, the most bytes of memory that it ever had go there
 
 Points: ``save`` (each change of a file or folder under checkpoints/: mkdir, open, the middle of a write; fsync, rename,
@@ -19,6 +19,7 @@ file at ``to``, up to its last ``leave`` bytes)."""
 from __future__ import annotations
 
 import builtins
+import ctypes
 import functools
 import io
 import json
@@ -102,10 +103,8 @@ def obey(spec: list[dict]) -> None:
             number = getattr(resource, order["limit"])
             size = order["bytes"] if "bytes" in order else _address_space() + order["above"]
             resource.setrlimit(number, (size, resource.getrlimit(number)[1]))
-        elif "user" in order:
-            os.setgroups([])
-            os.setgid(order["user"])
-            os.setuid(order["user"])
+        elif "permissions" in order:
+            _obey_permissions()
     orders = Orders(spec)
     if orders.names("save") or any(order.get("point", "").startswith("rename ") for order in spec):
         _watch_files(orders)
@@ -117,6 +116,18 @@ def obey(spec: list[dict]) -> None:
         evaluating = []
         _before(Objective, "forward", lambda: evaluating.append(1))
         _before(GPT, "forward", lambda: _looked(orders, evaluating))
+
+
+def _obey_permissions():
+    """Give up CAP_DAC_OVERRIDE (Linux's capabilities(7)); all that root owns stays readable, Python itself among it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted and inheritable, of the first and the last 32 capabilities
+    if libc.capget(header, sets) == 0:
+        sets[0] &= ~(1 << 1)
+        if libc.capset(header, sets) == 0:
+            return
+    raise OSError(ctypes.get_errno(), "can't give up CAP_DAC_OVERRIDE")
 
 
 def _do(order: dict, what: str) -> None:
