@@ -285,7 +285,7 @@ def _frequencies(width, theta, device):
     return theta ** -(torch.arange(0, width, 2, dtype=torch.float32, device=device) / width)
 
 
-def _angles(positions, frequencies):
+def _angles(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
     """Cosine and sine for positions (B|1, T) and frequencies (R/2,), each (B|1, T, 1, R) in float32: those of pair i
     stand at i and at i + R/2, the sine negative at i."""
     if torch.compiler.is_compiling() and positions.device.type == "cpu":  # else each kernel computes them once more
@@ -295,9 +295,7 @@ def _angles(positions, frequencies):
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
-@torch.library.custom_op("toolkit::angles", mutates_args=())
-def _angles_at_once(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
-    return _angles(positions, frequencies)
+_angles_at_once = torch.library.custom_op("toolkit::angles", _angles, mutates_args=())
 
 
 @_angles_at_once.register_fake

@@ -44,7 +44,7 @@ def difference(before: dict[str, object], now: dict[str, object]) -> dict[str, l
 def told(changes: dict[str, list]) -> list[str]:
     """A line for each change, grouped by what it shapes."""
     lines = []
-    for shaped in (*SHAPES,):
+    for shaped in SHAPES:
         for key, (was, now) in changes.items():
             if shapes(key) == shaped:
                 lines.append(f"  {shaped:8}  {key}: {was} there, {now} here")

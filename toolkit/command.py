@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import re
@@ -41,6 +42,12 @@ def run_command(main: Callable[[], int]) -> None:
         code = 130
     sys.stdout.flush()
     sys.exit(code)
+
+
+def take_imports(parser: argparse.ArgumentParser) -> None:
+    """The flag of the commands that read a run: what it may import beyond what it keeps, ``arguments.imports``."""
+    told = "module or file with parts that the run does not keep itself"
+    parser.add_argument("--import", dest="imports", metavar="M|F.py", action="append", default=[], help=told)
 
 
 def kind_of(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """What others need of a disk: that bytes are there, which ones, and JSON files that are whole."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -30,7 +31,19 @@ def read_json(path: Path) -> dict:
 
 
 def write_json(path: Path, value: dict) -> None:
-    """Write a JSON file whole or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    """Write a JSON file whole or not at all. Raises OSError."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Put a text in a file's place, on the disk: a process that is killed on the way leaves the old or the new. Raises
+    OSError, with the old one untouched."""
+    draft = path.with_name(f"{path.name}.tmp")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        fsync(draft)
+        os.replace(draft, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise

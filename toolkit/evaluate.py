@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 
-from toolkit.command import run_command
+from toolkit.command import run_command, take_imports
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,14 +50,7 @@ def _arguments(argv):
         "overlays", metavar="OVERLAY.gin", nargs="*", help="laid over the run's config: other text, say"
     )
     parser.add_argument("-p", "--gin_param", dest="bindings", metavar="BINDING", action="append", default=[])
-    parser.add_argument(
-        "--import",
-        dest="imports",
-        metavar="M|F.py",
-        action="append",
-        default=[],
-        help="module or file with parts that the run does not keep itself",
-    )
+    take_imports(parser)
     parser.add_argument("--split", choices=("val", "train"), default="val", help="which split to read (default val)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_intermixed_args(argv)

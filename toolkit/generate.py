@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from toolkit.command import run_command
+from toolkit.command import run_command, take_imports
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -79,14 +79,7 @@ def _arguments(argv):
     parser.add_argument("--top-k", type=_positive, help="sample from the k likeliest tokens only")
     parser.add_argument("--top-p", type=_fraction, help="sample from the likeliest tokens that together reach p")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling (default 0)")
-    parser.add_argument(
-        "--import",
-        dest="imports",
-        metavar="M|F.py",
-        action="append",
-        default=[],
-        help="module or file with parts that the run does not keep itself",
-    )
+    take_imports(parser)
     parser.add_argument("--num", type=_positive, default=1, help="samples to draw (default 1)")
     parser.add_argument("--compile", action="store_true", help="compile the step first: for long texts on a GPU")
     return parser.parse_args(argv)

@@ -18,6 +18,7 @@ from collections import deque
 from pathlib import Path
 
 from toolkit.command import clean
+from toolkit.disk import write_text
 
 QUEUE = 1000  # entries that wait for one logger, at most: what comes on top of them is dropped for it
 PATIENCE = 60.0  # seconds in which all loggers have to come to an end; W&B alone gives up after 30
@@ -217,17 +218,10 @@ def _sections(path, start):
 
 
 def _cut(path, kept):
-    """Leave this text alone in a file, at one stroke: a process that is killed on the way leaves the old or the new."""
+    """Leave this text alone in a file."""
     if not path.exists():
         return
-    draft = path.with_name(f"{path.name}.tmp")
     try:
-        with open(draft, "w", encoding="utf-8") as file:
-            file.write(kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
+        write_text(path, kept)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            draft.unlink()
         raise OSError(f"can't cut {path} back to where the run goes on: {error}; nothing was changed") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -17,6 +16,7 @@ import filelock
 from toolkit import changes, checkpoint, distributed
 from toolkit.command import DIVERGED, PREEMPTED, STORAGE
 from toolkit.config import Config
+from toolkit.disk import read_json, write_json, write_text
 
 log = logging.getLogger("toolkit")
 EXIT_CODES = {"done": 0, "stopped": 0, "diverged": DIVERGED, "preempted": PREEMPTED}
@@ -90,8 +90,8 @@ class RunDir:
             if file.parent != (self.path / "code").resolve():
                 shutil.copy(file, self.path / "code")
         written = [f"import {module}" for module in config.imports] + [str(binding) for binding in config.written]
-        self._write("bindings.gin", "".join(line + "\n" for line in written))
-        self._write("config.gin", config.text)  # last: it makes the folder a run
+        write_text(self.path / "bindings.gin", "".join(line + "\n" for line in written))
+        write_text(self.path / "config.gin", config.text)  # last: it makes the folder a run
         self.write_status("preparing", 0)
 
     def write_start(self, tokenizer, facts: dict[str, object], step: int) -> None:
@@ -100,7 +100,9 @@ class RunDir:
         resumed = [*before.get("resumed", []), {"step": step, "changed": self.changes}] if self.resume else []
         (self.path / "tokenizer").mkdir(exist_ok=True)
         tokenizer.save(self.path / "tokenizer")
-        self.write_json("facts.json", {**facts, "resumed": resumed, "seconds_before": before.get("seconds", 0.0)})
+        write_json(
+            self.path / "facts.json", {**facts, "resumed": resumed, "seconds_before": before.get("seconds", 0.0)}
+        )
 
     def check_sources(self, found: dict[str, str], before: dict[str, object]) -> None:
         """Raises ValueError where a resumed run would go on with other text or another vocabulary than ``before``."""
@@ -121,7 +123,7 @@ class RunDir:
             saved = [int(folder.name[5:]) for folder in (self.path / "checkpoints").glob(checkpoint.STEPS)]
             step = max([self.read("status.json").get("step", 0), *saved])
         try:
-            self.write_json("status.json", {"state": state, "step": step, "time": time.time()} | more)
+            write_json(self.path / "status.json", {"state": state, "step": step, "time": time.time()} | more)
         except OSError as error:
             log.warning("status.json does not say that the run is %s: %s", state, error)
 
@@ -130,7 +132,7 @@ class RunDir:
         facts = self.read("facts.json")
         facts["seconds"] = facts.pop("seconds_before", 0.0) + time.time() - self.opened_at
         facts |= {"peak_memory_bytes": peak_memory, "weights_sha256": digest, "final": ended}
-        self.write_json("facts.json", facts)
+        write_json(self.path / "facts.json", facts)
         self.write_status(ended["state"], ended["step"])
 
     def exit_code(self) -> int:
@@ -147,19 +149,7 @@ class RunDir:
 
     def read(self, name: str) -> dict:
         """A JSON file of the run; empty where it is not there, or was cut short."""
-        try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-
-    def write_json(self, name: str, value: dict) -> None:
-        """Replace a JSON file of the run, whole or not at all."""
-        self._write(name, json.dumps(value, indent=1) + "\n")
-
-    def _write(self, name, text):
-        temporary = self.path / f"{name}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, self.path / name)
+        return read_json(self.path / name)
 
     def _compare(self, config, allow_change):
         before, now = self.read("facts.json").get("config"), config.flat
