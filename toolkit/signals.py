@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import time
 from collections.abc import Iterator
 
 LISTENED = (signal.SIGTERM, signal.SIGINT)
+ALARM = getattr(signal, "SIGALRM", None)  # Windows has none
+AGAIN = 1.0  # seconds between two attempts to end what may be dropped
 ECHO = 0.5  # seconds in which more signals are the same one: a launcher and the scheduler behind it both send theirs
 
 
@@ -28,6 +31,8 @@ class Signals:
     def __enter__(self) -> Signals:
         with contextlib.suppress(ValueError):  # not in the main thread, as in a notebook's worker
             self._before = {number: signal.signal(number, self._note) for number in LISTENED}
+            if ALARM is not None:
+                self._before[ALARM] = signal.signal(ALARM, self._insist)
         return self
 
     def __exit__(self, *_) -> None:
@@ -37,7 +42,10 @@ class Signals:
     @contextlib.contextmanager
     def droppable(self, yes: bool = True) -> Iterator[None]:
         """What is done inside can be done again: a signal ends it at once. Raises Interrupted, also for a signal that
-        came before. With ``yes`` False it is as any other work."""
+        came before. With ``yes`` False it is as any other work.
+
+        Python swallows what is raised while it collects garbage, and so does a compiler that tries this and that. So it
+        is raised again each second, until the block is left; never while a block inside cleans up."""
         if yes and self.caught is not None:
             raise Interrupted
         self._droppable = yes
@@ -45,6 +53,8 @@ class Signals:
             yield
         finally:
             self._droppable = False
+            if self.caught is not None:
+                self._ring(0)
 
     def _note(self, number, frame):
         self.caught = number
@@ -52,7 +62,17 @@ class Signals:
         time.sleep(ECHO)
         self._answer(signal.SIG_DFL)  # not by Python, which would wait for what the main thread is in
         if self._droppable:
+            self._ring(AGAIN)
             raise Interrupted
+
+    def _insist(self, number, frame):
+        if self._droppable and not isinstance(sys.exception(), Interrupted):
+            raise Interrupted
+
+    @staticmethod
+    def _ring(seconds):
+        if ALARM is not None:
+            signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
 
     @staticmethod
     def _answer(handler):

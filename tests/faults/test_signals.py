@@ -1,8 +1,10 @@
 """SIGTERM and SIGINT, in every phase of a run, once and twice: saved, exit 75, within 10 seconds, nothing corrupted."""
 
+import os
 import random
 import shutil
 import signal
+import sys
 import time
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from faults.world import LONG, assert_same, assert_sound, completed, finish, go, saves, straight
 from toolkit.journal import read
 from toolkit.rundir import RunDir
+from toolkit.signals import AGAIN, Interrupted, Signals
 
 pytestmark = pytest.mark.slow
 
@@ -129,6 +132,29 @@ def test_sigterm_while_it_compiles(fault, tmp_path):
     fault.happened = status(tmp_path / "a")["step"] == 0
     finish(tmp_path / "a", fault, **compiled)
     assert completed(tmp_path / "a") == [8, 12]
+
+
+def test_a_signal_that_python_swallows_ends_the_work_all_the_same(monkeypatch):
+    """As in a finalizer, where it can only be printed; and not a second time while the work cleans up."""
+    swallowed, cleaned = [], []
+    monkeypatch.setattr(sys, "unraisablehook", swallowed.append)
+
+    class Finalized:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+
+    began = time.monotonic()
+    with Signals() as signals, pytest.raises(Interrupted), signals.droppable():
+        Finalized()
+        assert len(swallowed) == 1 and swallowed[0].exc_type is Interrupted
+        try:
+            time.sleep(LONG_ENOUGH)
+        finally:
+            time.sleep(2.5 * AGAIN)
+            cleaned.append(True)
+    assert cleaned and time.monotonic() - began < PROMISED
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
 @pytest.mark.fault(7, "SIGTERM in a save", 10)
