@@ -9,6 +9,7 @@ from annotated_types import Ge, Gt
 from torch import nn
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
+from components import blockwise
 from toolkit.context import Mask
 from toolkit.registry import register
 
@@ -47,27 +48,34 @@ class FlashAttention(nn.Module):
     """Exact attention without the T x S matrix in memory (Dao 2023, arXiv:2307.08691): the flash-attn package where it
     is installed, on CUDA in half precision; everywhere else PyTorch's own fused kernels. These also take what the
     package can't: queries that start at an offset (decoding), with a mask, and values of another width than the
-    queries (Dv != D). A score bias or document mask is refused: neither kernel takes one."""
+    queries (Dv != D). A score bias or document mask is refused: neither kernel takes one.
+
+    On a CPU these kernels are slow at training: while the probabilities of a layer come to no more than 32 MiB, it is
+    ``blockwise.attention`` that trains there, in float32."""
 
     supports = {"offset", "gqa"}
 
     def __init__(self, n_head: int, head_dim: int):
         super().__init__()
-        self.package = None
+        self.n_head, self.package = n_head, None
         if torch.cuda.is_available() and importlib.util.find_spec("flash_attn"):
             from flash_attn import flash_attn_func
 
             self.package = flash_attn_func
 
-    def implementation(self, device: str, dtype: torch.dtype) -> str:
-        """What runs for inputs on ``device`` in ``dtype``, in words, for the run's facts."""
+    def implementation(self, device: str, dtype: torch.dtype, batch: int, length: int) -> str:
+        """What trains on ``device`` in ``dtype``, with inputs (batch, length, H, D), in words, for the run's facts."""
         if self._packaged(device, dtype):
             return "flash-attn package"
+        if blockwise.fits(device, dtype, batch, length, self.n_head):
+            return f"products over blocks of {blockwise.QUERIES} queries"
         return "PyTorch fused SDPA" + (" (flash-attn is not installed)" if device == "cuda" else "")
 
     def forward(self, q, k, v, mask=None):
         if mask is None and q.shape[-1] == v.shape[-1] and self._packaged(q.device.type, q.dtype):
             return self.package(q, k, v, causal=True)
+        if mask is None and torch.is_grad_enabled() and blockwise.fits(q.device.type, v.dtype, *q.shape[:3]):
+            return blockwise.attention(q.to(v.dtype), k.to(v.dtype), v)
         return _sdpa(q, k, v, None if mask is None or mask.open else mask.dense(q.dtype))
 
     def _packaged(self, device, dtype):
@@ -99,7 +107,7 @@ class FlexAttention(nn.Module):
         super().__init__()
         self.window, self.softcap = window, softcap
 
-    def implementation(self, device: str, dtype: torch.dtype) -> str:
+    def implementation(self, device: str, dtype: torch.dtype, batch: int, length: int) -> str:
         """What runs for inputs on ``device`` in ``dtype``, in words, for the run's facts."""
         dense = "dense SDPA" if self.softcap is None else "dense scores in float32"
         return (

@@ -192,14 +192,17 @@ def environment(device: torch.device) -> dict[str, object]:
     }
 
 
-def attention_implementation(model: nn.Module, device: torch.device, dtype: torch.dtype) -> str:
-    """Which attention runs, in words: every kernel of the model by name, with what it says of itself."""
+def attention_implementation(
+    model: nn.Module, device: torch.device, dtype: torch.dtype, batch: int, seq_len: int
+) -> str:
+    """Which attention trains, in words: every kernel of the model by name, with what it says of itself for
+    micro-batches of ``batch`` sequences."""
     found = []
     for part in model.modules():
         kernel = getattr(part, "attention", None)
         if isinstance(kernel, nn.Module):
             says = getattr(kernel, "implementation", None)
-            found.append(type(kernel).__name__ + (f": {says(device.type, dtype)}" if says else ""))
+            found.append(type(kernel).__name__ + (f": {says(device.type, dtype, batch, seq_len)}" if says else ""))
     return ", ".join(dict.fromkeys(found)) or "none"
 
 

@@ -146,6 +146,7 @@ def facts_before(run, config, experiment, blank, parts, device, source) -> dict[
     dtype, around = dtype_of(experiment, device), facts.environment(device)
     flops = facts.on_meta(facts.flops_per_token, blank.model, experiment.seq_len)
     peak = facts.peak_flops(around["device_name"], dtype)
+    inputs = experiment.batch_size // (experiment.accumulate * distributed.world_size()), experiment.seq_len
     return {
         "name": run.path.name,
         "steps": experiment.steps,
@@ -156,7 +157,7 @@ def facts_before(run, config, experiment, blank, parts, device, source) -> dict[
         "peak_tokens_per_s": distributed.world_size() * peak / flops if peak and flops else None,
         "precision": str(dtype).removeprefix("torch."),
         "compiled": is_compiled(experiment, device),
-        "attention": facts.attention_implementation(parts.model, device, dtype),
+        "attention": facts.attention_implementation(parts.model, device, dtype, *inputs),
         "processes": distributed.world_size(),
         **around,
         "data": parts.data.fingerprint(),

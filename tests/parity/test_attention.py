@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from conftest import parts
 
+from components import blockwise
 from components.attention import (
     FlashAttention,
     FlexAttention,
@@ -78,6 +79,50 @@ def test_softmax_attention_gradients_equal_torch(part, parity):
     expected = torch.autograd.grad((theirs * weight).sum(), (q, k, v))
     ours = torch.autograd.grad((part.cls(4, 8)(q, k, v) * weight).sum(), (q, k, v))
     parity(part.name, "torch scaled_dot_product_attention, gradients", ours, expected, 1e-5)
+
+
+@pytest.mark.parametrize("n_kv_head, width", [(4, 8), (2, 12), (1, 8)])
+@pytest.mark.parametrize("length", [2, 64, 150])
+def test_blocks_of_queries_equal_torch_in_value_and_gradients(length, n_kv_head, width, parity):
+    assert blockwise.fits("cpu", torch.float32, 2, length, 4)
+    q, k, v = (torch.randn(2, length, *shape) for shape in ((4, 8), (n_kv_head, 8), (n_kv_head, width)))
+    inputs, weight = [x.requires_grad_() for x in (q, k, v)], torch.randn(2, length, 4, width)
+    ours = FlashAttention(4, 8)(q, k, v)
+    heads_first = (t.double().transpose(1, 2) for t in inputs)
+    theirs = F.scaled_dot_product_attention(*heads_first, is_causal=True, enable_gqa=True).transpose(1, 2)
+    parity("FlashAttention", "torch scaled_dot_product_attention, in blocks", ours, theirs)
+    expected = torch.autograd.grad((theirs * weight).sum(), inputs)
+    found = torch.autograd.grad((ours * weight).sum(), inputs)
+    assert type(ours.grad_fn).__name__ == "_BlockwiseBackward"
+    parity("FlashAttention", "torch scaled_dot_product_attention, in blocks, gradients", found, expected, 2e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("length, heads", [(70, 4), (1, 4), (70, 1)])
+def test_blocks_of_queries_compile_into_one_call_each_way(length, heads):
+    inputs = [torch.randn(2, length, heads, 8, requires_grad=True) for _ in range(3)]
+    torch.compiler.reset()
+    compiled = torch.compile(FlashAttention(4, 8), backend="aot_eager", fullgraph=True)
+    ours, theirs = (
+        torch.autograd.grad(part(*inputs).square().sum(), inputs) for part in (compiled, FlashAttention(4, 8))
+    )
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+    plain = [x.detach() for x in inputs]
+    torch.library.opcheck(torch.ops.toolkit.blockwise, plain)
+    _, *kept = torch.ops.toolkit.blockwise(*plain)
+    torch.library.opcheck(torch.ops.toolkit.blockwise_backward, (torch.randn(2, length, heads, 8), *kept))
+
+
+def test_flash_attention_says_what_trains():
+    kernel, wide = FlashAttention(4, 8), torch.randn(2, 8, 4, 8, dtype=torch.bfloat16, requires_grad=True)
+    assert kernel.implementation("cpu", torch.float32, 8, 256) == "products over blocks of 64 queries"
+    for elsewhere in (("cpu", torch.float32, 8, 2048), ("cpu", torch.bfloat16, 8, 256)):
+        assert kernel.implementation(*elsewhere) == "PyTorch fused SDPA"
+    assert type(kernel(wide, wide, wide).grad_fn).__name__ != "_BlockwiseBackward"
+    with torch.no_grad():  # a single forward pass is as fast with PyTorch's kernel
+        narrow = wide.float()
+        expected = F.scaled_dot_product_attention(*[narrow.transpose(1, 2)] * 3, is_causal=True).transpose(1, 2)
+        assert torch.equal(kernel(narrow, narrow, narrow), expected)
 
 
 @pytest.mark.parametrize("n_kv_head", [4, 2])

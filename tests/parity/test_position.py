@@ -301,12 +301,18 @@ def test_nope_has_nothing_to_offer(parity):
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-def test_rope_compiled_takes_its_angles_in_one_call_and_turns_alike():
-    part = RoPE(16, 2, 8, 32)
+def test_rope_compiled_takes_its_angles_in_one_call_and_turns_alike(parity):
+    part, found = RoPE(16, 2, 8, 32), []
     q, k, positions = torch.randn(2, 12, 2, 8), torch.randn(2, 12, 2, 8), torch.arange(12)[None]
     torch.compiler.reset()
     compiled = torch.compile(part.rotate, backend="aot_eager", fullgraph=True)(q, k, positions)
     for ours, theirs in zip(compiled, part.rotate(q, k, positions), strict=True):
-        assert torch.equal(ours, theirs)
+        torch.testing.assert_close(ours, theirs)
+    q, k = q.requires_grad_(), k.requires_grad_()  # turned back by a function of its own, and by autograd
+    for rotate in (part.rotate, torch.compile(part.rotate, backend="aot_eager", fullgraph=True)):
+        q.grad = k.grad = None
+        sum((turned * turned.detach().flip(1)).sum() for turned in rotate(q, k, positions)).backward()
+        found.append((q.grad, k.grad))
+    parity("RoPE", "autograd through the same formula, compiled", *found)
     arguments = positions, torch.rand(4)
     torch.library.opcheck(torch.ops.toolkit.angles, arguments)
