@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt
 from torch import nn
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from components import blockwise
+from toolkit import blockwise
 from toolkit.context import Mask
 from toolkit.registry import register
 

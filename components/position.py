@@ -316,7 +316,7 @@ def _turn(x, cos, sin):
         partners = wide.unflatten(-1, (2, -1)).flip(-2).flatten(-2)  # channel i + R/2 in the place of i, and back
         turned = wide * cos + partners * sin
     else:
-        turned = _Turn.apply(wide, cos, sin)
+        turned = (_Turn.apply if torch.is_grad_enabled() else _turned)(wide, cos, sin)
     turned = turned.to(x.dtype)
     return torch.cat((turned, x[..., turning:]), dim=-1) if rest else turned
 

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from conftest import parts
 
-from components import blockwise
 from components.attention import (
     FlashAttention,
     FlexAttention,
@@ -17,6 +16,7 @@ from components.attention import (
     SoftcapAttention,
 )
 from parity.reference import attention_loop
+from toolkit import blockwise
 from toolkit.context import Mask
 
 PLAIN = ("MathAttention", "SDPA", "FlashAttention", "FlexAttention", "SlidingWindow")  # the last: its window is longer
