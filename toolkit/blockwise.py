@@ -9,8 +9,9 @@ KEPT = 2**25  # bytes of probabilities that a layer may keep for its backward pa
 
 
 def fits(device: str, dtype: torch.dtype, batch: int, length: int, heads: int) -> bool:
-    """Whether it pays: on a CPU, in float32, where the probabilities of a layer stay small."""
-    return device == "cpu" and dtype == torch.float32 and 4 * batch * heads * sum(_pairs(length)) <= KEPT
+    """Whether it pays: on a CPU, in float32 and nothing but that, where the probabilities of a layer stay small."""
+    single = dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return device == "cpu" and single and 4 * batch * heads * sum(_pairs(length)) <= KEPT
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -119,6 +119,8 @@ def test_flash_attention_says_what_trains():
     for elsewhere in (("cpu", torch.float32, 8, 2048), ("cpu", torch.bfloat16, 8, 256)):
         assert kernel.implementation(*elsewhere) == "PyTorch fused SDPA"
     assert type(kernel(wide, wide, wide).grad_fn).__name__ != "_BlockwiseBackward"
+    with torch.autocast("cpu", torch.bfloat16):  # whatever a mixer hands over
+        assert kernel(wide.float(), wide.float(), wide.float()).dtype == torch.bfloat16
     with torch.no_grad():  # a single forward pass is as fast with PyTorch's kernel
         narrow = wide.float()
         expected = F.scaled_dot_product_attention(*[narrow.transpose(1, 2)] * 3, is_causal=True).transpose(1, 2)
