@@ -14,10 +14,11 @@ import sys
 import textwrap
 import warnings
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from time import monotonic
-from typing import Annotated, Literal
+from time import monotonic, sleep, time
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import rich.console
 from annotated_types import Gt
@@ -26,6 +27,9 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from toolkit.registry import register
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 @register("logger")
@@ -106,7 +110,8 @@ class TensorBoard:
 
         facts, config = _facts(run_dir), (Path(run_dir) / "config.gin").read_text(encoding="utf-8")
         # purge_step hides what an earlier process logged at or past start_step, so that each step shows once.
-        self.writer = SummaryWriter(str(run_dir), purge_step=start_step, flush_secs=flush_seconds)
+        arguments = {"purge_step": start_step, "flush_secs": flush_seconds}
+        self.writer = _after_all_others(Path(run_dir), partial(SummaryWriter, str(run_dir), **arguments))
         self.step, self.seen = start_step, set()
         self.writer.add_text("config", _code(config), start_step)
         # The first of the three protos lists the columns; TensorBoard would take them from whichever run it meets
@@ -225,6 +230,21 @@ class WandB:
     def close(self, summary: dict[str, float]) -> None:
         self.run.summary.update(summary)
         self.run.finish()
+
+
+def _after_all_others(run_dir: Path, opened: Callable[[], SummaryWriter]) -> SummaryWriter:
+    """A writer whose file comes last in the folder. TensorBoard reads files in the order of their names, and names of
+    one second go on with process and count as text, where 10 comes before 9: such a file is given up for a later one,
+    or what it hides would be read after it."""
+    earlier = set(run_dir.glob("events.out.tfevents.*"))
+    writer = opened()
+    made = max(set(run_dir.glob("events.out.tfevents.*")) - earlier)
+    if all(name < made for name in earlier):
+        return writer
+    writer.close()
+    made.unlink()
+    sleep(1.01 - time() % 1)
+    return opened()
 
 
 @contextlib.contextmanager

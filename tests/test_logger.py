@@ -127,6 +127,20 @@ def test_tensorboard_shows_each_step_once_after_a_resume(run_dir):
     assert [event.step for event in events.Tensors("lr")] == list(range(0, 120, 10))
 
 
+def test_tensorboard_reads_what_two_attempts_wrote_within_a_second_in_their_order(run_dir):
+    """Its names tell second, process and count as text: file 10 would be read before file 9."""
+    logger = TensorBoard(run_dir, 0)
+    _session(logger, 0, 100)
+    logger.close({})
+    (first,) = run_dir.glob("events*")
+    first.rename(run_dir / f"events.out.tfevents.{int(time.time()):010}.~")
+    logger = TensorBoard(run_dir, 50)
+    _session(logger, 50, 120)
+    logger.close({})
+    assert len(list(run_dir.glob("events*"))) == 2
+    assert _steps(_events(run_dir), "train/loss_nats") == list(range(0, 120, 10))
+
+
 def test_a_finished_run_that_is_resumed_still_shows_its_result(run_dir):
     TensorBoard(run_dir, 20_000).close(_val(2.25))
     assert [(e.step, e.value) for e in _events(run_dir).Scalars("val/loss_nats")] == [(20_000, 2.25)]
