@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -20,17 +21,19 @@ from toolkit.command import run_command
 ROOT = Path(__file__).parent.parent
 CLOCK = "import time, torch; since = time.perf_counter(); "
 ADAMW = "w = torch.nn.Parameter(torch.ones(2, 2)); w.sum().backward(); torch.optim.AdamW([w], fused=True).step(); "
+ADAMW += "print('seconds', time.perf_counter() - since)"
 TINY = """
 from torch.optim import optimizer
 from toolkit import run
 class Stepped(Exception): pass
-def stop(*_): raise Stepped
+def stop(*_):
+    print('\\nseconds', time.perf_counter() - since)
+    raise Stepped
 optimizer.register_optimizer_step_post_hook(stop)
 line = ["gin/model/tiny.gin", "-p", "Experiment.compile = False", "--runs", {runs!r}]
 try: run.main(line)
 except Stepped: pass
 """
-TOLD = "print(); print(time.perf_counter() - since)"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,6 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments, started = _arguments(argv), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"TOOLKIT_CACHE": f"{folder}/cache", "PYTHONPATH": str(ROOT)}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # or each process would compile the toolkit again
 
         def python(*command):
             done = subprocess.run(
@@ -52,18 +56,18 @@ def main(argv: list[str] | None = None) -> int:
             return 1 / (time.perf_counter() - started)
 
         def told(code):
-            return 1 / float(python("-c", code).splitlines()[-1])
+            return 1 / float(re.search(r"^seconds (.*)$", python("-c", code), re.MULTILINE)[1])
 
         def first_step():
             with tempfile.TemporaryDirectory(dir=folder) as runs:
-                return told(CLOCK + TINY.format(runs=runs) + TOLD)
+                return told(CLOCK + TINY.format(runs=runs))
 
         turns = {
             "python -m toolkit.run --help": lambda: whole("-m", "toolkit.run", "--help"),
             "python -m toolkit.run --dry-run": lambda: whole("-m", "toolkit.run", "--dry-run"),
             "python -c 'import torch'": lambda: whole("-c", "import torch"),
             "after torch: first step of tiny.gin": first_step,
-            "after torch: AdamW on one matrix": lambda: told(CLOCK + ADAMW + TOLD),
+            "after torch: AdamW on one matrix": lambda: told(CLOCK + ADAMW),
         }
         for turn in turns.values():  # tokens into the cache, Python's bytecode and torch's files into memory
             turn()
