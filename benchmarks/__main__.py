@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import measure
+from toolkit.disk import write_text
 
 RUNS = {  # name -> command
     "train": ["benchmarks.train"],
@@ -93,10 +94,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="where to keep all figures")
     parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS), metavar="NAME", help=", ".join(RUNS))
     arguments = parser.parse_args(argv)
-    found = {name: _run(RUNS[name]) for name in arguments.only}
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    found = {}
+    for name in arguments.only:
+        found[name] = _run(RUNS[name])
+        if arguments.out:  # after each: what was measured is kept, should the next one fail
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            write_text(arguments.out, json.dumps(found, indent=1) + "\n")
     bars = [bar for bar in (gpu() if torch.cuda.is_available() else cpu()) if bar.benchmark in found]
     rows = []
     for bar in bars:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt
 from torch import nn
 
+from toolkit.merged import Merged
 from toolkit.registry import register
 
 Width = Annotated[int, Gt(0)] | None
@@ -74,7 +75,7 @@ class GLU(nn.Module):
         self.gate_up, self.down = _gated(dim, hidden, bias)
 
     def forward(self, x, context):
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        gate, up = self.gate_up.each(x)
         return self.down(gate.sigmoid() * up)
 
 
@@ -88,7 +89,7 @@ class Bilinear(nn.Module):
         self.gate_up, self.down = _gated(dim, hidden, bias)
 
     def forward(self, x, context):
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        gate, up = self.gate_up.each(x)
         return self.down(gate * up)
 
 
@@ -102,7 +103,7 @@ class ReGLU(nn.Module):
         self.gate_up, self.down = _gated(dim, hidden, bias)
 
     def forward(self, x, context):
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        gate, up = self.gate_up.each(x)
         return self.down(F.relu(gate) * up)
 
 
@@ -116,7 +117,7 @@ class GEGLU(nn.Module):
         self.gate_up, self.down = _gated(dim, hidden, bias)
 
     def forward(self, x, context):
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        gate, up = self.gate_up.each(x)
         return self.down(F.gelu(gate) * up)
 
 
@@ -131,7 +132,7 @@ class SwiGLU(nn.Module):
         self.gate_up, self.down = _gated(dim, hidden, bias)
 
     def forward(self, x, context):
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        gate, up = self.gate_up.each(x)
         return self.down(F.silu(gate) * up)
 
 
@@ -205,8 +206,8 @@ def _plain(dim, hidden, bias):
 def _gated(dim, hidden, bias):
     """gate and up in one matrix, and down."""
     hidden = hidden or _eights(dim)
-    gate_up, down = nn.Linear(dim, 2 * hidden, bias=bias), nn.Linear(hidden, dim, bias=bias)
-    gate_up.merged, down.residual = {"gate": hidden, "up": hidden}, True
+    gate_up, down = Merged(dim, {"gate": hidden, "up": hidden}, bias), nn.Linear(hidden, dim, bias=bias)
+    down.residual = True
     return gate_up, down
 
 

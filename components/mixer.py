@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from annotated_types import Gt
 from torch import nn
 
+from toolkit.merged import Merged
 from toolkit.registry import register
 
 
@@ -193,20 +194,19 @@ class LatentAttention(nn.Module):
         self.q_down = nn.Linear(dim, q_rank, bias=False) if q_rank else None
         self.q_norm = nn.RMSNorm(q_rank, eps=1e-6) if q_rank else None
         self.q_up = nn.Linear(q_rank or dim, n_head * key_dim, bias=False)
-        self.kv_down = _merged(dim, {"latent": kv_rank, "rotated_key": self.rope_dim})
+        self.kv_down = Merged(dim, {"latent": kv_rank, "rotated_key": self.rope_dim})
         self.kv_norm = nn.RMSNorm(kv_rank, eps=1e-6)
-        self.kv_up = _merged(kv_rank, {"k": n_head * self.nope_dim, "v": n_head * self.value_dim})
+        self.kv_up = Merged(kv_rank, {"k": n_head * self.nope_dim, "v": n_head * self.value_dim})
         self.out = _into_residual(n_head * self.value_dim, dim)
 
     def forward(self, x, context):
         low = x if self.q_down is None else _norm(self.q_norm, self.q_down, self.q_down(x))
         q, turned_q = self.q_up(low).unflatten(2, (self.n_head, -1)).split((self.nope_dim, self.rope_dim), dim=-1)
-        latent, turned_k = self.kv_down(x).split(tuple(self.kv_down.merged.values()), dim=-1)
+        latent, turned_k = self.kv_down.each(x)
         turned_q, turned_k = _rotate(turned_q, turned_k[:, :, None], self.position, context)  # (B, T, H | 1, rope_dim)
         latent = _norm(self.kv_norm, self.kv_down, latent)
         latent, turned_k = _remember((latent, turned_k), self.layer, context)
-        k, v = self.kv_up(latent).split(tuple(self.kv_up.merged.values()), dim=-1)  # (B, S, H * dim)
-        k, v = k.unflatten(2, (self.n_head, -1)), v.unflatten(2, (self.n_head, -1))
+        k, v = (t.unflatten(2, (self.n_head, -1)) for t in self.kv_up.each(latent))  # (B, S, H, dim)
         k = torch.cat((k, turned_k.to(k.dtype).expand(-1, -1, self.n_head, -1)), dim=-1)
         q = torch.cat((q, turned_q.to(q.dtype)), dim=-1)
         mixed = self.attention(q, k, v, context.mask(self.position, q.shape[1], k.shape[1]))  # (B, T, H, value_dim)
@@ -234,12 +234,12 @@ class GatedLinearRecurrence(nn.Module):
     ):
         super().__init__()
         self.layer = depth[0]
-        self.zcg = _merged(dim, {"z": dim, "c": dim, "g": dim}, bias)
+        self.zcg = Merged(dim, {"z": dim, "c": dim, "g": dim}, bias)
         self.out = _into_residual(dim, dim, bias)
 
     def forward(self, x, context):
-        projected = self.zcg(x)
-        z, c, gate = projected.float().chunk(3, dim=-1)
+        projected = self.zcg.each(x)
+        z, c, gate = (part.float() for part in projected)
         z = z.sigmoid()
         keep, h = 1 - z, z * c
         documents = _documents(context, x.shape[1], before=1)
@@ -255,7 +255,7 @@ class GatedLinearRecurrence(nn.Module):
             h, keep, shift = h + keep * earlier_h, keep * earlier_keep, 2 * shift
         if context.cache is not None:
             state.copy_(h[:, -1])
-        return self.out((h * F.silu(gate)).to(projected.dtype))
+        return self.out((h * F.silu(gate)).to(projected[0].dtype))
 
     def init_cache(self, batch, max_len):
         """The state: one (batch, C), whatever the length."""
@@ -285,13 +285,13 @@ class ShortConvolution(nn.Module):
     ):
         super().__init__()
         self.layer, self.width = depth[0], width
-        self.bcu = _merged(dim, {"b": dim, "c": dim, "u": dim})
+        self.bcu = Merged(dim, {"b": dim, "c": dim, "u": dim})
         self.conv = nn.Conv1d(dim, dim, width, groups=dim, bias=False)
         self.out = _into_residual(dim, dim)
 
     def forward(self, x, context):
         length, before = x.shape[1], self.width - 1
-        b, c, u = self.bcu(x).chunk(3, dim=-1)
+        b, c, u = self.bcu.each(x)
         inputs = F.pad(b * u, (0, 0, before, 0))  # (B, width - 1 + T, C)
         if context.cache is not None:
             (past,) = context.cache[self.layer]
@@ -321,15 +321,8 @@ def _kernel(attention, n_head, n_kv_head, head_dim):
     return kernel, supports, "offset" in supports
 
 
-def _merged(dim, rows, bias=False):
-    """Several matrices in one Linear, which says whose rows are whose."""
-    linear = nn.Linear(dim, sum(rows.values()), bias=bias)
-    linear.merged = rows
-    return linear
-
-
 def _merged_qkv(dim, head_dim, n_head, n_kv_head, bias):
-    return _merged(dim, {"q": n_head * head_dim, "k": n_kv_head * head_dim, "v": n_kv_head * head_dim}, bias)
+    return Merged(dim, {"q": n_head * head_dim, "k": n_kv_head * head_dim, "v": n_kv_head * head_dim}, bias)
 
 
 def _into_residual(inner, dim, bias=False):
@@ -340,8 +333,7 @@ def _into_residual(inner, dim, bias=False):
 
 def _heads(qkv, head_dim, x):
     """q (B,T,H,D), k (B,T,G,D), v (B,T,G,D)."""
-    heads = qkv(x).view(*x.shape[:2], -1, head_dim)  # (B, T, H + 2G, D)
-    return heads.split_with_sizes([rows // head_dim for rows in qkv.merged.values()], dim=2)
+    return tuple(part.unflatten(2, (-1, head_dim)) for part in qkv.each(x))
 
 
 def _norm(norm, linear, x):
