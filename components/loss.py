@@ -40,8 +40,8 @@ class CrossEntropy(nn.Module):
 class ChunkedCrossEntropy(nn.Module):
     """The same value and gradients with the logits of ``rows`` positions in memory at a time: head and loss are one
     function, and each chunk's gradient is taken while its logits are there. Worth it where the vocabulary is large.
-    ``rows=None``: as many as keep a chunk's logits within 1 GiB on a GPU, 16 MiB on a CPU, but at least 384; all
-    chunks are then of one size. ``z_loss`` and ``label_smoothing`` as in CrossEntropy."""
+    ``rows=None``: as many as keep a chunk's logits within 1 GiB on a GPU, 16 MiB on a CPU, but at least 320; chunks
+    are then of one size, a multiple of 16, but for the last. ``z_loss`` and ``label_smoothing`` as in CrossEntropy."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class ChunkedCrossEntropy(nn.Module):
         device = hidden.device.type
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             hidden = hidden.to(torch.get_autocast_dtype(device))
-        rows = self.rows or _even(len(hidden), max(384, (2**30 if hidden.is_cuda else 2**24) // (4 * len(weight))))
+        rows = self.rows or _even(len(hidden), max(320, (2**30 if hidden.is_cuda else 2**24) // (4 * len(weight))))
         fixed = (targets, head.vocab_size, head.softcap, rows, self.z_loss, self.label_smoothing)
         # Chosen out here: inside a Function gradients are always off, and compile has to see which way it goes.
         if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
@@ -170,6 +170,7 @@ def _chunks(hidden, weight, targets, vocab_size, softcap, rows, z_loss, smoothin
 
 
 def _even(positions, most):
-    """Rows of a chunk, so that all chunks are alike and none holds more than ``most``."""
+    """Rows of a chunk: no more chunks than ``most`` rows each would make, and no smaller last one than need be. Matrix
+    products like multiples of 16."""
     chunks = -(-positions // most)
-    return -(-positions // max(1, chunks)) or 1
+    return -(-positions // max(1, chunks) // 16) * 16 or 16
