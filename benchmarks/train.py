@@ -50,8 +50,36 @@ def main(argv: list[str] | None = None) -> int:
 
 def speed(sizes: Sizes, arguments: argparse.Namespace, device: torch.device) -> dict[str, object]:
     """Tokens per second of every contestant in turn, the bound that the step's matrix products alone set, and peaks of
-    memory. Each contestant is a process of its own."""
-    names, tokens = arguments.only or steps.NAMES, arguments.batch * sizes.context
+    memory. Each contestant is a process of its own; eager ones are over before compiled ones start, which would
+    otherwise share the machine's memory with them."""
+    names, rows = arguments.only or steps.NAMES, []
+    found = {"sizes": vars(sizes), "batch": arguments.batch, "contestants": {}, "ways": {}}
+    captions = ["Median (lowest to highest). Bound: the step's matrix products alone."]
+    for way in dict.fromkeys(name.split()[1] for name in names):
+        contestants, told = _speed([name for name in names if name.endswith(way)], sizes, arguments, device)
+        found["contestants"] |= contestants
+        found["ways"][way] = told
+        bound = told["bound_tokens_per_s"]
+        rate = f"{bound.show(0)} tokens/s = {bound.median * steps.flops(sizes) / 1e9:,.0f} GFLOP/s"
+        captions.append(f"{way}: {told['rounds']}; {told['steps_per_turn']} steps a turn; bound {rate}.")
+        for name, about in contestants.items():
+            faster = leaner = ""
+            if "over_fastest_peer" in about:
+                faster = f"{about['over_fastest_peer'].show()} {about['fastest_peer'].split()[0]}"
+                leaner = f" = {about['memory_over_leanest']:.2f} {about['leanest_peer'].split()[0]}"
+            row = [name, about["package"].split(" ")[-1], f"{about['parameters']:,}"]
+            row += [Spread.of(about["tokens_per_s"]).show(0), about["of_bound"].show(), faster]
+            rows.append([*row, f"{about['peak'] / 2**20:,.0f}{leaner}"])
+    if device.type == "cuda":
+        captions += _on_gpu(found["contestants"], sizes, device)
+    columns = ["contestant", "version", "parameters", "tokens/s", "of the bound", "over the fastest peer", "peak MiB"]
+    table = {"title": _title(sizes, arguments), "columns": columns, "rows": rows, "caption": "\n".join(captions)}
+    return found | {"table": table}
+
+
+def _speed(names, sizes, arguments, device):
+    """What was measured of these contestants, by name, and of the rounds."""
+    tokens = arguments.batch * sizes.context
     workers = worker.start(names, sizes, arguments.batch, torch.get_num_threads(), arguments.clock)
     probe = steps.products(sizes, arguments.batch, device, worker.CLOCKS[arguments.clock])
     times = arguments.steps or max(1, round(2 / workers[0].step(1)))
@@ -61,30 +89,20 @@ def speed(sizes: Sizes, arguments: argparse.Namespace, device: torch.device) -> 
 
     turns = {one.name: turn(one) for one in workers}
     rounds = measure.interleave(turns, arguments.rounds, probe, arguments.repeats)
-    found = {"sizes": vars(sizes), "batch": arguments.batch, "steps_per_turn": times, "contestants": {}}
-    found["kernels"] = {one.name: one.kernels() for one in workers} if device.type == "cuda" else {}
-    memory, rows = worker.close(workers), []
+    kernels = {one.name: one.kernels() for one in workers} if device.type == "cuda" else {}
+    memory, peers, contestants = worker.close(workers), [name for name in names if "toolkit" not in name], {}
     for one in workers:
-        name, peers = one.name, [n for n in names if n.split()[1] == one.name.split()[1] and "toolkit" not in n]
-        about = one.about | memory[name] | {"tokens_per_s": rounds.values[name]}
-        about["of_bound"], faster, leaner = rounds.of_bound(name, tokens), "", ""
-        if "toolkit" in name and peers:
-            fastest, leanest = rounds.best(peers), min(peers, key=lambda n: memory[n]["peak"])
-            about |= {"fastest_peer": fastest, "over_fastest_peer": rounds.ratio(name, fastest)}
-            about |= {"leanest_peer": leanest, "memory_over_leanest": memory[name]["peak"] / memory[leanest]["peak"]}
-            faster = f"{about['over_fastest_peer'].show()} {fastest.split()[0]}"
-            leaner = f" = {about['memory_over_leanest']:.2f} {leanest.split()[0]}"
-        found["contestants"][name] = about
-        row = [name, about["package"].split(" ")[-1], f"{about['parameters']:,}", rounds.spread(name).show(0)]
-        rows.append([*row, about["of_bound"].show(), faster, f"{memory[name]['peak'] / 2**20:,.0f}{leaner}"])
+        about = one.about | memory[one.name] | {"tokens_per_s": rounds.values[one.name]}
+        about |= {"of_bound": rounds.of_bound(one.name, tokens), "kernels": kernels.get(one.name, [])}
+        if one.name not in peers and peers:
+            fastest, leanest = rounds.best(peers), min(peers, key=lambda name: memory[name]["peak"])
+            about |= {"fastest_peer": fastest, "over_fastest_peer": rounds.ratio(one.name, fastest)}
+            about |= {"leanest_peer": leanest}
+            about["memory_over_leanest"] = memory[one.name]["peak"] / memory[leanest]["peak"]
+        contestants[one.name] = about
     bound = Spread.of(tokens / (sum(pair) / 2) for pair in rounds.probes)
-    found |= {"bound_tokens_per_s": bound, "probes": rounds.probes, "rounds": rounds.summary()}
-    caption = f"Median (lowest to highest): {rounds.summary()}; {times} steps a turn.\nBound: the step's matrix "
-    caption += f"products alone, {bound.show(0)} tokens/s = {bound.median * steps.flops(sizes) / 1e9:,.0f} GFLOP/s."
-    if device.type == "cuda":
-        caption += "".join(f"\n{line}" for line in _on_gpu(found, rounds, sizes, device))
-    columns = ["contestant", "version", "parameters", "tokens/s", "of the bound", "over the fastest peer", "peak MiB"]
-    return found | {"table": {"title": _title(sizes, arguments), "columns": columns, "rows": rows, "caption": caption}}
+    told = {"bound_tokens_per_s": bound, "probes": rounds.probes, "rounds": rounds.summary()}
+    return contestants, told | {"steps_per_turn": times}
 
 
 def loop(sizes: Sizes, arguments: argparse.Namespace, device: torch.device) -> dict[str, object]:
@@ -123,13 +141,14 @@ def loop(sizes: Sizes, arguments: argparse.Namespace, device: torch.device) -> d
     return {"sizes": vars(sizes), "rounds": rounds.values, "ratio": ratio, "table": table}
 
 
-def _on_gpu(found, rounds, sizes, device):
+def _on_gpu(contestants, sizes, device):
     """What a GPU adds, a line each: the share of its peak, and the attention kernels that the profiler saw."""
     name = torch.cuda.get_device_name(device)
     peak = peak_flops(name, torch.bfloat16)
-    for contestant, kernels in found["kernels"].items():
-        share = "" if peak is None else f"MFU {rounds.spread(contestant).median * steps.flops(sizes) / peak:.3f}; "
-        yield f"{contestant}: {share}attention by {', '.join(kernels) or 'no kernel known by name'}"
+    for contestant, about in contestants.items():
+        rate = Spread.of(about["tokens_per_s"]).median
+        share = "" if peak is None else f"MFU {rate * steps.flops(sizes) / peak:.3f}; "
+        yield f"{contestant}: {share}attention by {', '.join(about['kernels']) or 'no kernel known by name'}"
     yield f"MFU: causal count, of {peak / 1e12:,.0f} TFLOP/s" if peak else f"no MFU: the peak of {name} is not known"
 
 
