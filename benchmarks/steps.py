@@ -30,8 +30,6 @@ class Contestant:
         self.experiment, self.parts = ours(sizes, batch, way == "compiled", device)
         self.package = f"{who} {metadata.version(who)}" if who != "toolkit" else ""
         if who == "toolkit":
-            if device.type == "cpu":
-                keep_freed_memory()  # as toolkit.run does
             self.module, self.optimizer = self.parts.objective, self.parts.optimizer
             self.loss = self._objective
             options = {"fullgraph": True, "dynamic": False}  # as the toolkit's loop compiles
@@ -54,6 +52,8 @@ class Contestant:
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), CLIP).item()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.count == 1 and self.device.type == "cpu":
+            keep_freed_memory()  # as toolkit.train does; ``count`` is of our own steps
         return norm
 
     def _objective(self, ids: Tensor, targets: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def _train(arguments, config, code, experiment, blank, run) -> int:
     """Open the run directory, train, and leave the truth about the end in status.json."""
 
     from toolkit import checkpoint, curve, distributed, facts, report
-    from toolkit.allocator import keep_freed_memory
+    from toolkit.allocator import keeps_freed_memory
     from toolkit.signals import Interrupted, Signals
     from toolkit.train import Diverged, train
 
@@ -65,7 +65,6 @@ def _train(arguments, config, code, experiment, blank, run) -> int:
         run.write_status("failed", reason=reason, kind="RankLost")
 
     with alone, Signals() as signals, distributed.joined(experiment.rank_timeout, lost) as device:
-        keeps_memory = device.type == "cpu" and keep_freed_memory()
         if run.finished(experiment.steps):
             report.say(f"{run.path} is done; nothing to resume")
             return 0
@@ -77,7 +76,7 @@ def _train(arguments, config, code, experiment, blank, run) -> int:
             distributed.agree("the step to start from", progress["step"], device)
             if main_process:
                 known = facts_before(run, config, experiment, blank, parts, device, source)
-                known["keeps_freed_memory"] = keeps_memory
+                known["keeps_freed_memory"] = device.type == "cpu" and keeps_freed_memory()
                 run.write_start(parts.tokenizer, known, progress["step"])
                 report.header(run.path, known, blank.model, parts.optimizer)
                 run.write_status("running", progress["step"])

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from toolkit import checkpoint, distributed
+from toolkit.allocator import keep_freed_memory
 from toolkit.journal import Journal
 from toolkit.objective import Objective
 from toolkit.prefetch import prefetch
@@ -252,6 +253,8 @@ def train(
             else:
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            if step == start and device.type == "cpu":
+                keep_freed_memory()
             trace_step()
 
             # ---- report -------------------------------------------------------------------------------------------
