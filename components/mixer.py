@@ -333,7 +333,8 @@ def _into_residual(inner, dim, bias=False):
 
 def _heads(qkv, head_dim, x):
     """q (B,T,H,D), k (B,T,G,D), v (B,T,G,D)."""
-    return tuple(part.unflatten(2, (-1, head_dim)) for part in qkv.each(x))
+    heads = qkv(x).view(*x.shape[:2], -1, head_dim)  # (B, T, H + 2G, D)
+    return heads.split_with_sizes([rows // head_dim for rows in qkv.merged.values()], dim=2)
 
 
 def _norm(norm, linear, x):

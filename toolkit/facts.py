@@ -16,7 +16,6 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from toolkit.merged import Merged
 from toolkit.objective import Objective
 
 log = logging.getLogger("toolkit")
@@ -205,13 +204,6 @@ def attention_implementation(
             says = getattr(kernel, "implementation", None)
             found.append(type(kernel).__name__ + (f": {says(device.type, dtype, batch, seq_len)}" if says else ""))
     return ", ".join(dict.fromkeys(found)) or "none"
-
-
-def merged_products(model: nn.Module, device: torch.device, compiled: bool) -> str:
-    """How layers of several matrices (``Merged``) are multiplied while they train, in words."""
-    if not any(isinstance(part, Merged) for part in model.modules()):
-        return "none"
-    return "one product for all" if Merged.at_once(device.type, compiled) else "one product for each matrix"
 
 
 def peak_memory(device: torch.device) -> int:
