@@ -12,5 +12,5 @@ class Merged(nn.Linear):
         self.merged = rows
 
     def each(self, x: Tensor) -> tuple[Tensor, ...]:
-        """What each matrix makes of x: (..., dim) -> (..., outputs), in the order of ``merged``; views of one product."""
+        """What each matrix makes of x: (..., dim) -> (..., outputs), in the order of ``merged``, views of one."""
         return self(x).split(list(self.merged.values()), dim=-1)
