@@ -254,7 +254,7 @@ def train(
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if step == start and device.type == "cpu":
-                keep_freed_memory()
+                keep_freed_memory()  # weights and optimizer state have their places now
             trace_step()
 
             # ---- report -------------------------------------------------------------------------------------------
