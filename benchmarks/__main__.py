@@ -71,10 +71,13 @@ def gpu() -> Iterator[Bar]:
         yield Bar(f"training, {vocab:,} tokens: tokens/s", "train", rate, tokens)
         over = _step(vocab, "compiled", lambda one: one["over_fastest_peer"]["median"])
         yield Bar(f"training, {vocab:,} tokens: over the fastest compiled peer", "train", 1.25, over)
+    share = _step(100_277, "compiled", lambda one: one["mfu"] or 0.0)
+    yield Bar("training, 100,277 tokens: of the bf16 peak, causal count", "train", 0.45, share)
     peak = _step(100_277, "compiled", lambda one: one["peak"] / 2**30)
     yield Bar("peak memory, GiB", "train", 15, peak, most=True)
     yield from generation(1.2)
-    yield Bar("generation, batch 1: tokens/s", "generate", 3000, _text(8192, 1, lambda one: _middle(one, "toolkit")))
+    rate = _text(100_277, 1, lambda one: _middle(one, "toolkit"))
+    yield Bar("generation, batch 1, 100,277 tokens: tokens/s", "generate", 3000, rate)
 
 
 def generation(over_cache: float) -> Iterator[Bar]:

@@ -13,6 +13,7 @@ import io
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 
 import torch
 
@@ -71,7 +72,7 @@ def speed(sizes: Sizes, arguments: argparse.Namespace, device: torch.device) -> 
             row += [Spread.of(about["tokens_per_s"]).show(0), about["of_bound"].show(), faster]
             rows.append([*row, f"{about['peak'] / 2**20:,.0f}{leaner}"])
     if device.type == "cuda":
-        captions += _on_gpu(found["contestants"], sizes, device)
+        captions += on_gpu(found["contestants"], sizes, torch.cuda.get_device_name(device))
     columns = ["contestant", "version", "parameters", "tokens/s", "of the bound", "over the fastest peer", "peak MiB"]
     table = {"title": _title(sizes, arguments), "columns": columns, "rows": rows, "caption": "\n".join(captions)}
     return found | {"table": table}
@@ -141,13 +142,14 @@ def loop(sizes: Sizes, arguments: argparse.Namespace, device: torch.device) -> d
     return {"sizes": vars(sizes), "rounds": rounds.values, "ratio": ratio, "table": table}
 
 
-def _on_gpu(contestants, sizes, device):
-    """What a GPU adds, a line each: the share of its peak, and the attention kernels that the profiler saw."""
-    name = torch.cuda.get_device_name(device)
+def on_gpu(contestants: dict[str, dict], sizes: Sizes, name: str) -> Iterator[str]:
+    """What a GPU of this name adds, a line each: the share of its peak, which is "mfu" of the contestant as well, and
+    the attention kernels that the profiler saw."""
     peak = peak_flops(name, torch.bfloat16)
     for contestant, about in contestants.items():
         rate = Spread.of(about["tokens_per_s"]).median
-        share = "" if peak is None else f"MFU {rate * steps.flops(sizes) / peak:.3f}; "
+        about["mfu"] = None if peak is None else rate * steps.flops(sizes) / peak
+        share = "" if peak is None else f"MFU {about['mfu']:.3f}; "
         yield f"{contestant}: {share}attention by {', '.join(about['kernels']) or 'no kernel known by name'}"
     yield f"MFU: causal count, of {peak / 1e12:,.0f} TFLOP/s" if peak else f"no MFU: the peak of {name} is not known"
 

@@ -55,7 +55,7 @@ class ChunkedCrossEntropy(nn.Module):
     def forward(self, hidden, head, targets):
         weight, count = head.weight, (targets != -100).sum()
         device = hidden.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        if not hidden.is_meta and torch.is_autocast_enabled(device):  # autocast does not know meta
             hidden = hidden.to(torch.get_autocast_dtype(device))
         rows = self.rows or _even(len(hidden), max(320, (2**30 if hidden.is_cuda else 2**24) // (4 * len(weight))))
         fixed = (targets, head.vocab_size, head.softcap, rows, self.z_loss, self.label_smoothing)

@@ -23,5 +23,6 @@ def traced(steps: int | None, run_dir: Path, device: torch.device) -> Iterator[C
         activities=activities,
         schedule=torch.profiler.schedule(wait=BEFORE - 1, warmup=1, active=steps, repeat=1),
         on_trace_ready=torch.profiler.tensorboard_trace_handler(str(run_dir)),
+        acc_events=True,  # of the one cycle that there is: torch 2.11 warns where this is not said
     ) as profiler:
         yield profiler.step

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import builtins
 import ctypes
+import faulthandler
 import functools
 import io
 import json
@@ -91,6 +92,7 @@ def forked(spec: str, arguments: list[str], log: Path, environment: dict[str, st
     with open(log, "ab") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
+    faulthandler.enable()
     os.environ.update(environment)
     torch.set_num_threads(1)
     main([spec, "--", *arguments])
@@ -134,7 +136,9 @@ def _do(order: dict, what: str) -> None:
     if order["do"] == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif order["do"] == "sleep":
-        time.sleep(order["seconds"])
+        end = time.monotonic() + order["seconds"]
+        while time.monotonic() < end:  # in many calls, as work goes: Python hears of a signal between two of them
+            time.sleep(0.01)
     elif order["do"] == "list":
         with open(order["to"], "a") as file:
             file.write(what + "\n")

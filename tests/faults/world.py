@@ -50,7 +50,7 @@ class Child:
 
     def __init__(self, arguments: list[str], log: Path, orders: list[dict] = (), fresh: bool = False, **environment):
         self.log, self.began = log, time.time()
-        environment = {"OMP_NUM_THREADS": "1"} | environment
+        environment = {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"} | environment
         spec = json.dumps(list(orders))
         if fresh:
             module = ["tests.faults.inject", spec, "--"] if orders else ["toolkit.run"]
@@ -69,7 +69,7 @@ class Child:
 
     def wait(self, seconds: float = 300) -> int:
         """Its exit code, or minus the signal that ended it. A process that outlasts the time is killed, and that is a
-        failure."""
+        failure that shows where each of its threads was."""
         if isinstance(self.process, subprocess.Popen):
             try:
                 return self.process.wait(seconds)
@@ -79,6 +79,8 @@ class Child:
             self.process.join(seconds)
             if self.process.exitcode is not None:
                 return self.process.exitcode
+        self.signal(signal.SIGABRT)  # of which faulthandler makes a traceback
+        time.sleep(2)
         self.process.kill()
         pytest.fail(f"still at work after {seconds} s:\n{self.said}")
 
