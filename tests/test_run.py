@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import filelock
 import pytest
@@ -18,6 +19,8 @@ import toolkit
 from toolkit import checkpoint, evaluate, generate, journal, run, sampling
 from toolkit.facts import peak_flops
 from toolkit.train import Diverged
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +68,13 @@ def test_the_facts_are_a_receipt(finished):
     manifest = json.loads((finished / "checkpoints" / "step-00000012" / "manifest.json").read_text())
     assert known["weights_sha256"] == manifest["files"]["model.safetensors"]["sha256"]
     assert (finished / "bindings.gin").read_text().splitlines()[-1] == "warmup_steps = 2"
+
+
+def test_peak_memory_is_that_of_the_process_and_not_of_what_started_it():
+    told = "import torch; from toolkit.facts import peak_memory; print(peak_memory(torch.device('cpu')))"
+    large = f"import subprocess, sys; kept = b'x' * 10**9; subprocess.run([sys.executable, '-c', {told!r}], check=True)"
+    done = subprocess.run([sys.executable, "-c", large], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert 5e7 < int(done.stdout) < 8e8
 
 
 def test_tensorboard_shows_scalars_text_and_each_step_once(finished):

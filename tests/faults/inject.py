@@ -39,6 +39,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 import components  # noqa: F401  (the shelf, so that a forked process finds all that is costly imported)
 from toolkit import run
 from toolkit.command import run_command
+from toolkit.facts import peak_memory
 from toolkit.model import GPT
 from toolkit.objective import Objective
 
@@ -84,7 +85,7 @@ def main(argv: list[str]) -> None:
     finally:
         for order in orders:
             if "peak" in order:
-                Path(order["peak"]).write_text(str(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+                Path(order["peak"]).write_text(str(peak_memory(torch.device("cpu"))))
 
 
 def forked(spec: str, arguments: list[str], log: Path, environment: dict[str, str]) -> None:
