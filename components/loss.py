@@ -103,17 +103,19 @@ def _gradients(
     nats = torch.zeros_like(objective)
     table, grad_hidden = weight.to(hidden.dtype), torch.empty_like(hidden)
     fixed = (targets, vocab_size, softcap, rows, z_loss, smoothing)
-    parts, grad_weight = grad_hidden.split(rows), None
+    # The table's before any logits: what is freed first then lies at the end of a CPU's heap, and leaves no hole.
+    grad_weight, parts = torch.empty_like(weight, dtype=torch.float32), grad_hidden.split(rows)
     for i, (loss, plain, d_logits, h, real) in enumerate(_chunks(hidden, table, *fixed, gradients=True)):
         objective, nats = objective + loss, nats + plain
         torch.mm(d_logits, table, out=parts[i]).mul_(real)
         h = h * real  # rather than the larger d_logits
-        if grad_weight is None:
-            grad_weight = torch.mm(d_logits.T, h).float()
-        elif d_logits.dtype == grad_weight.dtype:
+        if d_logits.dtype != grad_weight.dtype:
+            share = d_logits.T @ h
+            grad_weight.add_(share) if i else grad_weight.copy_(share)
+        elif i:
             grad_weight.addmm_(d_logits.T, h)  # no second table in memory
         else:
-            grad_weight += d_logits.T @ h
+            torch.mm(d_logits.T, h, out=grad_weight)
     return objective, nats, grad_hidden, grad_weight
 
 
