@@ -1,14 +1,17 @@
 """The benchmarks run and count right; how fast anything is, no test says."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from benchmarks import train
+from benchmarks.__main__ import cpu, gpu
 from benchmarks.measure import interleave
 from benchmarks.peers import Sizes
 from benchmarks.steps import flops
 
+KEPT = Path(train.__file__).parent / "results" / "epyc-2-cores.json"
 TINY = ["--dim", "32", "--layers", "1", "--heads", "2", "--context", "16", "--hidden", "48", "--batch", "2"]
 
 
@@ -21,6 +24,28 @@ def test_a_round_whose_probe_moved_is_run_again_until_no_repeats_are_left():
 
 def test_flops_by_the_causal_count():
     assert flops(Sizes(100, dim=8, layers=2, heads=2, context=16, hidden=24)) == 6 * (2 * (4 * 64 + 3 * 8 * 24) + 1056)
+
+
+def test_each_bar_finds_its_figure():
+    found = json.loads(KEPT.read_text())
+    figures = {bar.what: bar.of(found[bar.benchmark]) for bar in cpu()}
+    table = next(table for table in found["train"]["tables"] if table["sizes"]["vocab"] == 8192)
+    over = table["contestants"]["toolkit eager"]["over_fastest_peer"]["median"]
+    assert figures["training, eager, 8,192 tokens: over the fastest peer"] == over
+    assert len(figures) == 19 and all(figure > 0 for figure in figures.values())
+
+
+def test_each_bar_of_a_gpu_finds_its_figure_and_an_h200_is_known():
+    found = json.loads(KEPT.read_text())
+    for table, sizes in zip(found["train"]["tables"], (train.ON_GPU, Sizes(50_257)), strict=True):
+        table["sizes"]["vocab"] = sizes.vocab
+        for contestant in table["contestants"].values():
+            contestant["tokens_per_s"] = [432_999, 433_000, 433_001]
+        lines = list(train.on_gpu(table["contestants"], sizes, "NVIDIA H200"))
+        assert len(lines) == len(table["contestants"]) + 1
+    figures = {bar.what: bar.of(found[bar.benchmark]) for bar in gpu()}
+    assert figures["training, 100,277 tokens: of the bf16 peak, causal count"] == pytest.approx(0.45, abs=1e-3)
+    assert all(figure > 0 for figure in figures.values())
 
 
 @pytest.mark.slow
