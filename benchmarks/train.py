@@ -72,7 +72,10 @@ def speed(sizes: Sizes, arguments: argparse.Namespace, device: torch.device) -> 
             row += [Spread.of(about["tokens_per_s"]).show(0), about["of_bound"].show(), faster]
             rows.append([*row, f"{about['peak'] / 2**20:,.0f}{leaner}"])
     if device.type == "cuda":
-        captions += on_gpu(found["contestants"], sizes, torch.cuda.get_device_name(device))
+        name = torch.cuda.get_device_name(device)
+        for about in found["contestants"].values():
+            about["mfu"] = mfu(about["tokens_per_s"], sizes, name)
+        captions += on_gpu(found["contestants"], name)
     columns = ["contestant", "version", "parameters", "tokens/s", "of the bound", "over the fastest peer", "peak MiB"]
     table = {"title": _title(sizes, arguments), "columns": columns, "rows": rows, "caption": "\n".join(captions)}
     return found | {"table": table}
@@ -142,16 +145,20 @@ def loop(sizes: Sizes, arguments: argparse.Namespace, device: torch.device) -> d
     return {"sizes": vars(sizes), "rounds": rounds.values, "ratio": ratio, "table": table}
 
 
-def on_gpu(contestants: dict[str, dict], sizes: Sizes, name: str) -> Iterator[str]:
-    """What a GPU of this name adds, a line each: the share of its peak, which is "mfu" of the contestant as well, and
-    the attention kernels that the profiler saw."""
-    peak = peak_flops(name, torch.bfloat16)
+def mfu(rates: list[float], sizes: Sizes, gpu: str) -> float | None:
+    """The share of the bfloat16 peak that the median of these tokens per second is, by the causal count; None for a GPU
+    whose peak is not known."""
+    peak = peak_flops(gpu, torch.bfloat16)
+    return None if peak is None else Spread.of(rates).median * steps.flops(sizes) / peak
+
+
+def on_gpu(contestants: dict[str, dict], gpu: str) -> Iterator[str]:
+    """What a GPU adds, a line each: the share of its peak, and the attention kernels that the profiler saw."""
     for contestant, about in contestants.items():
-        rate = Spread.of(about["tokens_per_s"]).median
-        about["mfu"] = None if peak is None else rate * steps.flops(sizes) / peak
-        share = "" if peak is None else f"MFU {about['mfu']:.3f}; "
+        share = "" if about["mfu"] is None else f"MFU {about['mfu']:.3f}; "
         yield f"{contestant}: {share}attention by {', '.join(about['kernels']) or 'no kernel known by name'}"
-    yield f"MFU: causal count, of {peak / 1e12:,.0f} TFLOP/s" if peak else f"no MFU: the peak of {name} is not known"
+    peak = peak_flops(gpu, torch.bfloat16)
+    yield f"MFU: causal count, of {peak / 1e12:,.0f} TFLOP/s" if peak else f"no MFU: the peak of {gpu} is not known"
 
 
 def _title(sizes, arguments):

@@ -41,8 +41,10 @@ def test_each_bar_of_a_gpu_finds_its_figure_and_an_h200_is_known():
         table["sizes"]["vocab"] = sizes.vocab
         for contestant in table["contestants"].values():
             contestant["tokens_per_s"] = [432_999, 433_000, 433_001]
-        lines = list(train.on_gpu(table["contestants"], sizes, "NVIDIA H200"))
+            contestant["mfu"] = train.mfu(contestant["tokens_per_s"], sizes, "NVIDIA H200")
+        lines = list(train.on_gpu(table["contestants"], "NVIDIA H200"))
         assert len(lines) == len(table["contestants"]) + 1
+        assert train.mfu([1.0], sizes, "NVIDIA L40") is None
     figures = {bar.what: bar.of(found[bar.benchmark]) for bar in gpu()}
     assert figures["training, 100,277 tokens: of the bf16 peak, causal count"] == pytest.approx(0.45, abs=1e-3)
     assert all(figure > 0 for figure in figures.values())
