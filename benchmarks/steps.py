@@ -14,6 +14,7 @@ from benchmarks.peers import PEERS, Sizes
 from toolkit.allocator import keep_freed_memory
 from toolkit.compose import compose
 from toolkit.prefetch import prefetch
+from toolkit.products import fits, product
 from toolkit.seeding import named_seed
 from toolkit.train import Experiment, Parts, autocast, build
 
@@ -102,25 +103,33 @@ def batches(data, batch: int, device: torch.device) -> Iterator[tuple[Tensor, Te
 
 
 def products(sizes: Sizes, batch: int, device: torch.device, clock: Callable[[], float]) -> Callable[[], float]:
-    """Seconds by ``clock`` that a step's matrix products take on their own, forward and backward, written into tensors
-    that are there already. Causal attention counts half of its pairs: all queries against half of the keys."""
+    """Seconds by ``clock`` that a step's matrix products take on their own, forward and backward, into memory that is
+    there already, each by the fastest way we know (on some CPUs PyTorch has two libraries). Causal attention counts
+    half of its pairs: all queries against half of the keys."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     rows, make = batch * sizes.context, functools.partial(torch.randn, dtype=dtype, device=device)
     shapes = [(sizes.dim, 3 * sizes.dim), (sizes.dim, sizes.dim), (sizes.dim, 2 * sizes.hidden)]
     shapes = (shapes + [(sizes.hidden, sizes.dim)]) * sizes.layers + [(sizes.dim, sizes.vocab + -sizes.vocab % 128)]
-    work = []
+    work, fastest = [], {}
     for inner, outer in shapes:  # tensors of each layer's own: a step finds none of them in the cache
         x, dx, w, dw = make(rows, inner), make(rows, inner), make(outer, inner), make(outer, inner)
         y = make(rows, outer)
-        work += [(x, w.T, y), (y, w, dx), (y.T, x, dw)]
+        for kind, (a, b, out) in enumerate(((x, w.T, y), (y, w, dx), (y.T, x, dw))):
+            ways = [functools.partial(torch.mm, a, b, out=out)]
+            if fits(a, b.T):  # the result, or its transpose
+                ways += [functools.partial(product, a, b.T), functools.partial(product, b.T, a)]
+            if (kind, inner, outer) not in fastest:
+                times = [min(measure.seconds(way, device) for _ in range(5)) for way in ways]
+                fastest[kind, inner, outer] = times.index(min(times))
+            work.append(ways[fastest[kind, inner, outer]])
     heads, width, half = batch * sizes.heads, sizes.dim // sizes.heads, sizes.context // 2
     q, dq, k, dk = (make(heads, length, width) for length in (2 * half, 2 * half, half, half))
     scores = make(heads, 2 * half, half)
     pairs = [(q, k.mT, scores), (scores, k, dq), (scores.mT, q, dk)] * 2 * sizes.layers
 
     def once():
-        for a, b, out in work:
-            torch.mm(a, b, out=out)
+        for multiply in work:
+            multiply()
         for a, b, out in pairs:
             torch.bmm(a, b, out=out)
 

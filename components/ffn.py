@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt
 from torch import nn
 
-from toolkit.merged import Merged
+from toolkit.linear import Linear, Merged
 from toolkit.registry import register
 
 Width = Annotated[int, Gt(0)] | None
@@ -167,7 +167,7 @@ class MixtureOfExperts(nn.Module):
                 f"MixtureOfExperts.top_k = {top_k} is more than MixtureOfExperts.experts = {experts}; lower it"
             )
         self.top_k, self.balance, self.capacity = top_k, balance, capacity
-        self.router = nn.Linear(dim, experts, bias=False)
+        self.router = Linear(dim, experts, bias=False)
         hidden = hidden or _eights(dim / top_k)
         self.experts = nn.ModuleList(SwiGLU(dim, hidden) for _ in range(experts))
         self.idle_parameters = (experts - top_k) * 3 * dim * hidden  # what one token does not go through
@@ -198,7 +198,7 @@ class MixtureOfExperts(nn.Module):
 def _plain(dim, hidden, bias):
     """up and down; 4C wide unless told otherwise."""
     hidden = hidden or 4 * dim
-    up, down = nn.Linear(dim, hidden, bias=bias), nn.Linear(hidden, dim, bias=bias)
+    up, down = Linear(dim, hidden, bias=bias), Linear(hidden, dim, bias=bias)
     down.residual = True
     return up, down
 
@@ -206,7 +206,7 @@ def _plain(dim, hidden, bias):
 def _gated(dim, hidden, bias):
     """gate and up in one matrix, and down."""
     hidden = hidden or _eights(dim)
-    gate_up, down = Merged(dim, {"gate": hidden, "up": hidden}, bias), nn.Linear(hidden, dim, bias=bias)
+    gate_up, down = Merged(dim, {"gate": hidden, "up": hidden}, bias), Linear(hidden, dim, bias=bias)
     down.residual = True
     return gate_up, down
 

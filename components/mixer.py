@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from annotated_types import Gt
 from torch import nn
 
-from toolkit.merged import Merged
+from toolkit.linear import Linear, Merged
 from toolkit.registry import register
 
 
@@ -47,7 +47,7 @@ class SelfAttention(nn.Module):
         if qk_norm is not None:
             self.q_norm, self.k_norm = qk_norm(self.head_dim), qk_norm(self.head_dim)
         self.norm_after_rotation = qk_norm_after_rotation
-        self.gate = nn.Linear(dim, dim, bias=bias) if gate else None
+        self.gate = Linear(dim, dim, bias=bias) if gate else None
         self.out = _into_residual(dim, dim, bias)
 
     def forward(self, x, context):
@@ -191,9 +191,9 @@ class LatentAttention(nn.Module):
         self.n_head, self.position, self.layer = n_head, position, depth[0]
         key_dim = self.nope_dim + self.rope_dim
         self.attention, self.supports, self.cache = _kernel(attention, n_head, n_head, key_dim)
-        self.q_down = nn.Linear(dim, q_rank, bias=False) if q_rank else None
+        self.q_down = Linear(dim, q_rank, bias=False) if q_rank else None
         self.q_norm = nn.RMSNorm(q_rank, eps=1e-6) if q_rank else None
-        self.q_up = nn.Linear(q_rank or dim, n_head * key_dim, bias=False)
+        self.q_up = Linear(q_rank or dim, n_head * key_dim, bias=False)
         self.kv_down = Merged(dim, {"latent": kv_rank, "rotated_key": self.rope_dim})
         self.kv_norm = nn.RMSNorm(kv_rank, eps=1e-6)
         self.kv_up = Merged(kv_rank, {"k": n_head * self.nope_dim, "v": n_head * self.value_dim})
@@ -326,7 +326,7 @@ def _merged_qkv(dim, head_dim, n_head, n_kv_head, bias):
 
 
 def _into_residual(inner, dim, bias=False):
-    linear = nn.Linear(inner, dim, bias=bias)
+    linear = Linear(inner, dim, bias=bias)
     linear.residual = True
     return linear
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from toolkit.context import Context
+from toolkit.linear import Linear
+from toolkit.products import linear
 from toolkit.registry import able, register
 from toolkit.seeding import initialize, seeded
 
@@ -32,7 +34,7 @@ class Head:
             few = hidden.reshape(rows, -1).repeat(1 + (rows == 1), 1)
             logits = (self.weight @ few.T)[:, :rows].T.reshape(*hidden.shape[:-1], -1)
         else:
-            logits = F.linear(hidden, self.weight)
+            logits = linear(hidden, self.weight)
         logits = logits[..., : self.vocab_size]
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
@@ -91,7 +93,7 @@ class GPT(nn.Module):
         with seeded(seed, "embed"):
             self.embed = nn.Embedding(vocab_size, dim)
             self.embed.tied = tie_embeddings
-            self.unembed = None if tie_embeddings else nn.Linear(dim, vocab_size, bias=False)
+            self.unembed = None if tie_embeddings else Linear(dim, vocab_size, bias=False)
         distinct = list(dict.fromkeys(layers["position"]))
         self.positions = nn.ModuleList()
         for i, cls in enumerate(distinct):

@@ -94,7 +94,7 @@ class Init(Protocol):
     """Fills ``parameter`` in place from ``generator``: weights and biases of every Linear and Embedding; all others
     keep what their constructor gave them. A part says of its layers, and the init reads off the parameter:
     ``residual`` True for a projection back into the residual stream (``linear.residual = True``); ``merged`` the rows
-    of the matrices that a layer merges (toolkit.merged.Merged, or ``linear.merged = {"q": 64, "k": 32}``), else None;
+    of the matrices that a layer merges (toolkit.linear.Merged, or ``linear.merged = {"q": 64, "k": 32}``), else None;
     ``tied`` True for an embedding that is the output matrix as well. The init may set ``parameter.lr_scale``, which
     multiplies the parameter's learning rate. A module with a method ``draw(name, parameter, generator)`` fills its own
     parameters instead. On the meta device nothing is drawn, but the init is called all the same."""

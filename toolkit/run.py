@@ -139,7 +139,7 @@ def _prepare(arguments, config, experiment, blank, run, device):
 
 def facts_before(run, config, experiment, blank, parts, device, source) -> dict[str, object]:
     """What facts.json says when training starts."""
-    from toolkit import distributed, facts
+    from toolkit import distributed, facts, products
     from toolkit.train import dtype_of, is_compiled
 
     dtype, around = dtype_of(experiment, device), facts.environment(device)
@@ -157,6 +157,7 @@ def facts_before(run, config, experiment, blank, parts, device, source) -> dict[
         "precision": str(dtype).removeprefix("torch."),
         "compiled": is_compiled(experiment, device),
         "attention": facts.attention_implementation(parts.model, device, dtype, *inputs),
+        "products": products.implementation(device.type, dtype),
         "processes": distributed.world_size(),
         **around,
         "data": parts.data.fingerprint(),

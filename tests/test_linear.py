@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from toolkit.merged import Merged
+from toolkit.linear import Merged
 
 ROWS = {"q": 6, "k": 2, "v": 4}
 
