@@ -167,7 +167,7 @@ class MixtureOfExperts(nn.Module):
                 f"MixtureOfExperts.top_k = {top_k} is more than MixtureOfExperts.experts = {experts}; lower it"
             )
         self.top_k, self.balance, self.capacity = top_k, balance, capacity
-        self.router = Linear(dim, experts, bias=False)
+        self.router = nn.Linear(dim, experts, bias=False)
         hidden = hidden or _eights(dim / top_k)
         self.experts = nn.ModuleList(SwiGLU(dim, hidden) for _ in range(experts))
         self.idle_parameters = (experts - top_k) * 3 * dim * hidden  # what one token does not go through

@@ -22,7 +22,7 @@ def forced(monkeypatch):
 
 
 def onednn_calls(work) -> int:
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiled:  # torch 2.11 warns without
         work()
     return sum(event.count for event in profiled.key_averages() if event.key == "mkldnn::_linear_pointwise")
 
