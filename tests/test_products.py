@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from runs import facts, small_run
+from runs import facts, rows, small_run
 from torch.profiler import ProfilerActivity, profile
 
 from components.loss import ChunkedCrossEntropy
@@ -82,12 +82,12 @@ def test_a_compiled_layer_is_one_graph_and_equals_torch(forced, parity):
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
-@pytest.mark.parametrize("rows", [None, 16, 10])  # one chunk, all oneDNN's; even ones; a short last one
-def test_the_loss_by_onednn_equals_the_plain_loss(rows, softcap, forced, parity, monkeypatch):
+@pytest.mark.parametrize("chunk", [None, 16, 10])  # one chunk, all oneDNN's; even ones; a short last one
+def test_the_loss_by_onednn_equals_the_plain_loss(chunk, softcap, forced, parity, monkeypatch):
     (hidden, _, _), weight = inputs(32, 16), torch.randn(64, 16, requires_grad=True)
     targets = torch.randint(50, (32,))
     targets[[0, 5, 31]] = -100
-    loss, head, found = ChunkedCrossEntropy(rows, z_loss=0.1, label_smoothing=0.2), Head(weight, 50, softcap), []
+    loss, head, found = ChunkedCrossEntropy(chunk, z_loss=0.1, label_smoothing=0.2), Head(weight, 50, softcap), []
     for onednn in (True, False):
         monkeypatch.setattr(products, "ONEDNN", onednn)
         value, nats, _ = loss(hidden, head, targets)
@@ -96,7 +96,7 @@ def test_the_loss_by_onednn_equals_the_plain_loss(rows, softcap, forced, parity,
         found.append((value, nats, evaluated, *torch.autograd.grad(value, (hidden, weight))))
     parity("ChunkedCrossEntropy", "itself, multiplied by oneDNN and by MKL", *found, 1e-5)
     monkeypatch.setattr(products, "ONEDNN", True)
-    chunks = 1 if rows is None else -(-32 // rows)
+    chunks = 1 if chunk is None else -(-32 // chunk)
     assert onednn_calls(lambda: loss(hidden, head, targets)) == (3 if chunks == 1 else 2 * chunks)
 
 
@@ -119,3 +119,15 @@ def test_facts_name_the_library_that_a_run_multiplies_with(onednn, tmp_path, mon
     monkeypatch.setattr(products, "SMALLEST", 1000)
     calls = onednn_calls(lambda: small_run(tmp_path, "a"))
     assert (calls > 0) == onednn == facts(tmp_path / "a")["products"].startswith("oneDNN from 1,000 ")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, several, where inductor is first used
+@pytest.mark.slow
+def test_a_compiled_run_multiplies_by_onednn_and_equals_the_eager_one(forced, tmp_path, monkeypatch):
+    monkeypatch.setattr(products, "SMALLEST", 1000)  # training, and evaluation, whose graph is another
+    torch.compiler.reset()
+    small_run(tmp_path, "eager", bindings=("Experiment.steps = 4",))
+    compiled = ("Experiment.steps = 4", "Experiment.compile = True")
+    assert onednn_calls(lambda: small_run(tmp_path, "compiled", bindings=compiled)) > 0
+    for one, other in zip(*(rows(tmp_path / name) for name in ("eager", "compiled")), strict=True):
+        assert one == pytest.approx(other, rel=1e-4)

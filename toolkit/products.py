@@ -56,7 +56,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a b^T by oneDNN, where ``fits``: (N, I), (O, I) -> (N, O). Either may lie in memory by columns."""
-    return torch.ops.mkldnn._linear_pointwise(_dense(a), _dense(b), None, "none", [], "")
+    return (torch.ops.toolkit.product if torch.compiler.is_compiling() else _multiply)(a, b)
 
 
 def mm(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
@@ -68,8 +68,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight):
         ctx.save_for_backward(x, weight)
-        take = torch.ops.toolkit.product if torch.compiler.is_compiling() else product
-        return take(x, weight)
+        return product(x, weight)
 
     @staticmethod
     def backward(ctx, grad):
@@ -79,12 +78,17 @@ class _Product(torch.autograd.Function):
         return grad_x, grad.T @ x if ctx.needs_input_grad[1] else None
 
 
+def _multiply(a: Tensor, b: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(_dense(a), _dense(b), None, "none", [], "")
+
+
 def _dense(x):
     """By rows or by columns, without gaps: oneDNN takes others too, and a thousand times as long."""
     return x if x.is_contiguous() or x.T.is_contiguous() else x.contiguous()
 
 
-_op = torch.library.custom_op("toolkit::product", product, mutates_args=())
+# A compiler would lower oneDNN's own operation anew, for weights that it could pack, and fail.
+_op = torch.library.custom_op("toolkit::product", _multiply, mutates_args=())
 
 
 @_op.register_fake
