@@ -8,6 +8,7 @@ from annotated_types import Ge, Gt, Interval
 from torch import Tensor, nn
 
 from toolkit import products
+from toolkit.operation import operation
 from toolkit.registry import register
 
 ZLoss = Annotated[float, Ge(0)]
@@ -73,7 +74,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden, weight, *fixed):
         # A compiler would spread the chunks over memory of their own, which a CPU waits for: there they stay one call.
         compiling = torch.compiler.is_compiling() and hidden.device.type == "cpu"
-        take = torch.ops.toolkit.linear_cross_entropy if compiling else _gradients
+        take = _operation if compiling else _gradients
         objective, nats, grad_hidden, grad_weight = take(hidden, weight, *fixed)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype, ctx.fixed = weight.dtype, len(fixed)
@@ -123,13 +124,12 @@ def _gradients(
     return objective, nats, grad_hidden, grad_weight
 
 
-_one_call = torch.library.custom_op("toolkit::linear_cross_entropy", _gradients, mutates_args=())
-
-
-@_one_call.register_fake
-def _(hidden, weight, *fixed):
+def _fake(hidden, weight, *fixed):
     scalars = (hidden.new_empty((), dtype=torch.float32) for _ in range(2))
     return *scalars, torch.empty_like(hidden), torch.empty_like(weight, dtype=torch.float32)
+
+
+_operation = operation("linear_cross_entropy", _gradients, _fake)
 
 
 def _sums(hidden, weight, targets, vocab_size, softcap, rows, z_loss, smoothing):

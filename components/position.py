@@ -8,6 +8,7 @@ from annotated_types import Ge, Gt, Interval
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from toolkit.operation import operation
 from toolkit.registry import register
 
 
@@ -290,19 +291,18 @@ def _angles(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
     """Cosine and sine for positions (B|1, T) and frequencies (R/2,), each (B|1, T, 1, R) in float32: those of pair i
     stand at i and at i + R/2, the sine negative at i."""
     if torch.compiler.is_compiling() and positions.device.type == "cpu":  # else each kernel computes them once more
-        return torch.ops.toolkit.angles(positions, frequencies)
+        return _angles_at_once(positions, frequencies)
     angles = positions.float()[:, :, None, None] * frequencies
     cos, sin = angles.cos(), angles.sin()
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
-_angles_at_once = torch.library.custom_op("toolkit::angles", _angles, mutates_args=())
-
-
-@_angles_at_once.register_fake
-def _(positions, frequencies):
+def _fake_angles(positions, frequencies):
     shape = (*positions.shape, 1, 2 * len(frequencies))
     return frequencies.new_empty(shape), frequencies.new_empty(shape)
+
+
+_angles_at_once = operation("angles", _angles, _fake_angles)
 
 
 def _turn(x, cos, sin):

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from toolkit.operation import operation
+
 QUERIES = 64  # of a block: more would compute more of the scores that the causal mask throws away
 KEPT = 2**25  # bytes of probabilities that a layer may keep for its backward pass
 
@@ -26,7 +28,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class _Blockwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v):
-        take = torch.ops.toolkit.blockwise if torch.compiler.is_compiling() else _forward
+        take = _operation if torch.compiler.is_compiling() else _forward
         out, *kept = take(q, k, v)
         ctx.save_for_backward(*kept)
         return out
@@ -34,7 +36,7 @@ class _Blockwise(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        take = torch.ops.toolkit.blockwise_backward if torch.compiler.is_compiling() else _backward
+        take = _operation_backward if torch.compiler.is_compiling() else _backward
         return take(grad, *ctx.saved_tensors)
 
 
@@ -98,17 +100,15 @@ def _heads_last(x, like):
     return x.unflatten(0, (like.shape[0], like.shape[2])).transpose(1, 2)
 
 
-# A compiler would keep each block's scores beside its probabilities, and hand back memory between them.
-_op = torch.library.custom_op("toolkit::blockwise", _forward, mutates_args=())
-_op_backward = torch.library.custom_op("toolkit::blockwise_backward", _backward, mutates_args=())
-
-
-@_op.register_fake
-def _(q, k, v):
+def _fake(q, k, v):
     first = (torch.empty_like(_heads_first(x)).contiguous() for x in (q, k, v))
     return torch.empty_like(v, memory_format=torch.contiguous_format), *first, q.new_empty(_places(q))
 
 
-@_op_backward.register_fake
-def _(grad, queries, keys, values, kept):
+def _fake_backward(grad, queries, keys, values, kept):
     return tuple(_heads_last(torch.empty_like(x), grad) for x in (queries, keys, values))
+
+
+# A compiler would keep each block's scores beside its probabilities, and hand back memory between them.
+_operation = operation("blockwise", _forward, _fake)
+_operation_backward = operation("blockwise_backward", _backward, _fake_backward)

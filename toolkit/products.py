@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from toolkit.operation import operation
+
 SMALLEST = 2**25  # multiplications: below that many, oneDNN's call takes longer than its kernel saves
 
 
@@ -57,7 +59,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a b^T by oneDNN, where ``fits``: (N, I), (O, I) -> (N, O). Either may lie in memory by columns."""
-    return (torch.ops.toolkit.product if torch.compiler.is_compiling() else _multiply)(a, b)
+    return (_operation if torch.compiler.is_compiling() else _multiply)(a, b)
 
 
 def mm(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
@@ -89,9 +91,4 @@ def _dense(x):
 
 
 # A compiler would lower oneDNN's own operation anew, for weights that it could pack, and fail.
-_op = torch.library.custom_op("toolkit::product", _multiply, mutates_args=())
-
-
-@_op.register_fake
-def _(a, b):
-    return a.new_empty(a.shape[0], b.shape[0])
+_operation = operation("product", _multiply, lambda a, b: a.new_empty(a.shape[0], b.shape[0]))
