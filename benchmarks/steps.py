@@ -102,10 +102,14 @@ def batches(data, batch: int, device: torch.device) -> Iterator[tuple[Tensor, Te
     return prefetch(lambda index: data.batch("train", index, batch), iter(range(1_000_000)), device)
 
 
-def products(sizes: Sizes, batch: int, device: torch.device, clock: Callable[[], float]) -> Callable[[], float]:
+def products(
+    sizes: Sizes, batch: int, device: torch.device, clock: Callable[[], float], plain: bool = False
+) -> Callable[[], float]:
     """Seconds by ``clock`` that a step's matrix products take on their own, forward and backward, into memory that is
-    there already, each by the fastest way we know (on some CPUs PyTorch has two libraries). Causal attention counts
-    half of its pairs: all queries against half of the keys."""
+    there already, each by the fastest way we know (on some CPUs PyTorch has two libraries), or all by plain ``mm``.
+    Causal attention counts half of its pairs: all queries against half of the keys."""
+    if device.type == "cpu":
+        keep_freed_memory()  # oneDNN's results are new each time
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     rows, make = batch * sizes.context, functools.partial(torch.randn, dtype=dtype, device=device)
     shapes = [(sizes.dim, 3 * sizes.dim), (sizes.dim, sizes.dim), (sizes.dim, 2 * sizes.hidden)]
@@ -116,7 +120,7 @@ def products(sizes: Sizes, batch: int, device: torch.device, clock: Callable[[],
         y = make(rows, outer)
         for kind, (a, b, out) in enumerate(((x, w.T, y), (y, w, dx), (y.T, x, dw))):
             ways = [functools.partial(torch.mm, a, b, out=out)]
-            if fits(a, b.T):  # the result, or its transpose
+            if not plain and fits(a, b.T):  # the result, or its transpose
                 ways += [functools.partial(product, a, b.T), functools.partial(product, b.T, a)]
             if (kind, inner, outer) not in fastest:
                 times = [min(measure.seconds(way, device) for _ in range(5)) for way in ways]

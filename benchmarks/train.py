@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import os
 import tempfile
@@ -27,6 +28,7 @@ from toolkit.facts import peak_flops
 ON_CPU, ON_GPU = Sizes(8192), Sizes(100_277, dim=768, layers=12, heads=12, context=1024, hidden=2048)
 VOCABULARIES = {"cpu": (8192, 100_277), "cuda": (100_277, 50_257)}
 LOOP_STEPS = 20
+BOUND, PLAIN = "products alone", "torch.mm alone"  # take their turns beside the contestants
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,12 +52,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def speed(sizes: Sizes, arguments: argparse.Namespace, device: torch.device) -> dict[str, object]:
-    """Tokens per second of every contestant in turn, the bound that the step's matrix products alone set, and peaks of
-    memory. Each contestant is a process of its own; eager ones are over before compiled ones start, which would
-    otherwise share the machine's memory with them."""
+    """Tokens per second of every contestant in turn, and of the step's matrix products alone, which are the bound; and
+    peaks of memory. Each contestant is a process of its own; eager ones are over before compiled ones start, which
+    would otherwise share the machine's memory with them."""
     names, rows = arguments.only or steps.NAMES, []
     found = {"sizes": vars(sizes), "batch": arguments.batch, "contestants": {}, "ways": {}}
-    captions = ["Median (lowest to highest). Bound: the step's matrix products alone."]
+    captions = ["Median (lowest to highest). Bound: the step's matrix products alone, each by the fastest way we know."]
     for way in dict.fromkeys(name.split()[1] for name in names):
         contestants, told = _speed([name for name in names if name.endswith(way)], sizes, arguments, device)
         found["contestants"] |= contestants
@@ -71,6 +73,8 @@ def speed(sizes: Sizes, arguments: argparse.Namespace, device: torch.device) -> 
             row = [name, about["package"].split(" ")[-1], f"{about['parameters']:,}"]
             row += [Spread.of(about["tokens_per_s"]).show(0), about["of_bound"].show(), faster]
             rows.append([*row, f"{about['peak'] / 2**20:,.0f}{leaner}"])
+        rate, share = told["plain_tokens_per_s"], told["plain_of_bound"]
+        rows.append([f"torch.mm alone, {way}", "", "", rate.show(0), share.show(), "", ""])
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for about in found["contestants"].values():
@@ -85,27 +89,32 @@ def _speed(names, sizes, arguments, device):
     """What was measured of these contestants, by name, and of the rounds."""
     tokens = arguments.batch * sizes.context
     workers = worker.start(names, sizes, arguments.batch, torch.get_num_threads(), arguments.clock)
-    probe = steps.products(sizes, arguments.batch, device, worker.CLOCKS[arguments.clock])
     times = arguments.steps or max(1, round(2 / workers[0].step(1)))
 
-    def turn(one):
-        return lambda: times * tokens / one.step(times)
+    def turn(seconds):
+        return lambda: times * tokens / seconds()
 
-    turns = {one.name: turn(one) for one in workers}
+    def alone(plain):
+        once = steps.products(sizes, arguments.batch, device, worker.CLOCKS[arguments.clock], plain)
+        return once, turn(lambda: sum(once() for _ in range(times)))
+
+    turns = {one.name: turn(functools.partial(one.step, times)) for one in workers}
+    (probe, turns[BOUND]), (_, turns[PLAIN]) = alone(plain=False), alone(plain=True)
     rounds = measure.interleave(turns, arguments.rounds, probe, arguments.repeats)
     kernels = {one.name: one.kernels() for one in workers} if device.type == "cuda" else {}
     memory, peers, contestants = worker.close(workers), [name for name in names if "toolkit" not in name], {}
     for one in workers:
         about = one.about | memory[one.name] | {"tokens_per_s": rounds.values[one.name]}
-        about |= {"of_bound": rounds.of_bound(one.name, tokens), "kernels": kernels.get(one.name, [])}
+        about |= {"of_bound": rounds.ratio(one.name, BOUND), "of_plain": rounds.ratio(one.name, PLAIN)}
+        about["kernels"] = kernels.get(one.name, [])
         if one.name not in peers and peers:
             fastest, leanest = rounds.best(peers), min(peers, key=lambda name: memory[name]["peak"])
             about |= {"fastest_peer": fastest, "over_fastest_peer": rounds.ratio(one.name, fastest)}
             about |= {"leanest_peer": leanest}
             about["memory_over_leanest"] = memory[one.name]["peak"] / memory[leanest]["peak"]
         contestants[one.name] = about
-    bound = Spread.of(tokens / (sum(pair) / 2) for pair in rounds.probes)
-    told = {"bound_tokens_per_s": bound, "probes": rounds.probes, "rounds": rounds.summary()}
+    told = {"bound_tokens_per_s": rounds.spread(BOUND), "plain_tokens_per_s": rounds.spread(PLAIN)}
+    told |= {"plain_of_bound": rounds.ratio(PLAIN, BOUND), "probes": rounds.probes, "rounds": rounds.summary()}
     return contestants, told | {"steps_per_turn": times}
 
 
