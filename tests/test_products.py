@@ -55,6 +55,19 @@ def test_linear_equals_torch_in_float64_in_value_and_gradients(shape, layout, bi
     parity("products.linear", "F.linear in float64: gradients", ours, theirs)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 8, 9])
+def test_few_rows_are_columns_times_weight_and_equal_torch(rows, monkeypatch, parity):
+    monkeypatch.setattr(products, "LIGHT", 24 * 16 - 1)
+    given = inputs(rows, 1, 16)
+    ours, theirs = products.linear(*given), F.linear(*(t.double() for t in given))
+    assert (products.linear(*given[:2]).stride(-1) != 1) == (rows <= 8)  # it lies by columns
+    parity("products.linear, few rows", "F.linear in float64", ours, theirs)
+    ours, theirs = (torch.autograd.grad(y.pow(3).sum(), given) for y in (ours, theirs))
+    parity("products.linear, few rows", "F.linear in float64: gradients", ours, theirs)
+    layer = Linear(16, 24)
+    assert layer(given[0]).is_contiguous() and products.linear(given[0][:0], layer.weight).shape == (0, 1, 24)
+
+
 def test_linear_differentiates_what_asks_for_it_and_twice(forced, parity):
     x, weight, _ = inputs(7, 16)
     assert onednn_calls(lambda: products.linear(x, weight.detach()).sum().backward()) == 2 and weight.grad is None

@@ -31,8 +31,8 @@ def test_a_cache_read_up_to_its_end_is_the_whole_cache_behind_a_mask(attention, 
 
 
 def test_the_heads_logits_of_few_rows_are_those_of_many():
-    head, hidden = Head(torch.randn(384, 32), 300, 5.0), torch.randn(2, 8, 32)
-    expected = 5 * torch.tanh(F.linear(hidden, head.weight)[..., :300] / 5)
+    head, hidden = Head(torch.randn(2176, 32), 2100, 5.0), torch.randn(2, 8, 32)
+    expected = 5 * torch.tanh(F.linear(hidden, head.weight)[..., :2100] / 5)
     torch.testing.assert_close(head.logits(hidden), expected)  # 16 rows
     torch.testing.assert_close(head.logits(hidden[:1]), expected[:1])  # 8
     torch.testing.assert_close(head.logits(hidden[:, -1]), expected[:, -1])  # 2

@@ -6,10 +6,10 @@ from toolkit import products
 
 
 class Linear(nn.Linear):
-    """torch's own, but for the library that multiplies on some CPUs (toolkit.products)."""
+    """torch's own, but for how some CPUs multiply (toolkit.products)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return products.linear(x, self.weight, self.bias)
+        return products.linear(x, self.weight, self.bias).contiguous()
 
 
 class Merged(Linear):

@@ -1,8 +1,9 @@
-"""Large products of float32 matrices on a CPU, by the faster of the libraries that PyTorch carries.
+"""Products of matrices on a CPU: large ones of float32 by the faster of the libraries that PyTorch carries.
 
 PyTorch multiplies float32 with MKL, which has no AVX-512 kernel for AMD's processors; oneDNN, which it carries for
 convolutions and fused layers, has one. With AVX2 alone the two were alike, on Intel's processors nobody has measured
-them here: there MKL it stays."""
+them here: there MKL it stays. Up to 8 rows, as in decoding, both take two to four times as long for x weight^T as for
+weight x^T, and a lone row is left to one core."""
 
 import platform
 from pathlib import Path
@@ -14,6 +15,8 @@ from torch import Tensor
 from toolkit.operation import operation
 
 SMALLEST = 2**25  # multiplications: below that many, oneDNN's call takes longer than its kernel saves
+FEW = 8  # rows of x up to which a CPU is faster at weight times columns, where the weight has more elements than LIGHT
+LIGHT = 2**16
 
 
 def _onednn_is_faster() -> bool:
@@ -50,10 +53,14 @@ def fits(a: Tensor, b: Tensor) -> bool:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x weight^T + bias: (..., I), (O, I), (O,) -> (..., O), as ``F.linear``."""
-    if not fits(x, weight):
+    """x weight^T + bias: (..., I), (O, I), (O,) -> (..., O), as ``F.linear``. Where x has few rows, as in decoding, the
+    result may lie in memory by columns."""
+    if x.device.type == "cpu" and 0 < x.shape[:-1].numel() <= FEW and weight.numel() > LIGHT:
+        out = _few(x.reshape(-1, x.shape[-1]), weight).reshape(*x.shape[:-1], -1)
+    elif fits(x, weight):
+        out = _Product.apply(x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], -1)
+    else:
         return F.linear(x, weight, bias)
-    out = _Product.apply(x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], -1)
     return out if bias is None else out + bias
 
 
@@ -65,6 +72,12 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 def mm(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     """a b, written into ``out``: (N, I), (I, O) -> (N, O). Without gradients, as ``torch.mm`` with ``out``."""
     return out.copy_(product(a, b.T)) if fits(a, b.T) else torch.mm(a, b, out=out)
+
+
+def _few(x, weight):
+    if len(x) > 1:
+        return torch.mm(weight, x.T).T
+    return torch.mm(weight, torch.cat((x, x)).T)[:, :1].T  # a lone column would be one core's work
 
 
 class _Product(torch.autograd.Function):
