@@ -32,6 +32,9 @@ def test_each_bar_finds_its_figure():
     table = next(table for table in found["train"]["tables"] if table["sizes"]["vocab"] == 8192)
     over = table["contestants"]["toolkit eager"]["over_fastest_peer"]["median"]
     assert figures["training, eager, 8,192 tokens: over the fastest peer"] == over
+    for products, share in (("torch.mm", "of_plain"), ("the faster library", "of_bound")):
+        share = table["contestants"]["toolkit compiled"][share]["median"]
+        assert figures[f"training, compiled, 8,192 tokens: of its products by {products} alone"] == share
     assert len(figures) == 21 and all(figure > 0 for figure in figures.values())
 
 

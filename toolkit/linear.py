@@ -1,4 +1,4 @@
-"""Linear layers whose large products take the fastest way there is."""
+"""Linear layers whose products take the fastest way there is."""
 
 from torch import Tensor, nn
 
@@ -9,7 +9,8 @@ class Linear(nn.Linear):
     """torch's own, but for how some CPUs multiply (toolkit.products)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return products.linear(x, self.weight, self.bias).contiguous()
+        out = products.linear(x, self.weight, self.bias)
+        return out.contiguous()  # attention kernels want a head's channels side by side
 
 
 class Merged(Linear):
