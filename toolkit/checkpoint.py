@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -22,6 +21,7 @@ import torch
 from torch import nn
 
 from toolkit.disk import fsync, sha256
+from toolkit.seal import digest as digest_of
 from toolkit.statefile import read_state, write_state
 
 MANIFEST = "manifest.json"
@@ -85,7 +85,7 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progr
         files = {n: {"sha256": sha256(temporary / n), "size": (temporary / n).stat().st_size} for n in names}
         told = {name: progress[name] for name in ("step", "best", "config", "data", "tokenizer") if name in progress}
         manifest = {"files": files, "torch": torch.__version__, **told}
-        (temporary / MANIFEST).write_text(json.dumps(manifest | {"sha256": _digest(manifest)}, indent=1))
+        (temporary / MANIFEST).write_text(json.dumps(manifest | {"sha256": digest_of(manifest)}, indent=1))
         fsync(temporary / MANIFEST)
         fsync(temporary)
         _replace(temporary, folder)
@@ -128,7 +128,7 @@ def problem(folder: Path) -> str | None:
         if (folder / MANIFEST).stat().st_size > MANIFEST_LIMIT:
             return f"{MANIFEST} is too long to be one"
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if manifest.pop("sha256") != _digest(manifest):
+        if manifest.pop("sha256") != digest_of(manifest):
             return f"{MANIFEST} is not what was written"
         if folder.name.startswith("step-") and folder.name != f"step-{manifest['step']:08d}":
             return f"it holds step {manifest['step']}"
@@ -242,10 +242,6 @@ def _tensors(value):
     elif isinstance(value, dict | list | tuple):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _tensors(item)
-
-
-def _digest(manifest):
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _fit(model, weights, folder):

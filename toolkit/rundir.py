@@ -16,7 +16,7 @@ import filelock
 from toolkit import changes, checkpoint, distributed
 from toolkit.command import DIVERGED, PREEMPTED, STORAGE
 from toolkit.config import Config
-from toolkit.disk import read_json, write_json, write_text
+from toolkit.disk import read_json_or_warn, write_json, write_text
 
 log = logging.getLogger("toolkit")
 EXIT_CODES = {"done": 0, "stopped": 0, "diverged": DIVERGED, "preempted": PREEMPTED}
@@ -148,8 +148,8 @@ class RunDir:
         return EXIT_CODES.get(status["state"], failed)
 
     def read(self, name: str) -> dict:
-        """A JSON file of the run; empty where it is not there, or was cut short."""
-        return read_json(self.path / name)
+        """A JSON file of the run; {} where there is none, and, with a warning, where it is damaged."""
+        return read_json_or_warn(self.path / name)
 
     def _compare(self, config, allow_change):
         before, now = self.read("facts.json").get("config"), config.flat

@@ -11,7 +11,7 @@ import statistics
 import time
 from pathlib import Path
 
-from toolkit.disk import read_json, write_json
+from toolkit.disk import read_json, read_json_or_warn, write_json
 
 
 def settle(plan, folder: Path, arguments) -> dict:
@@ -175,7 +175,7 @@ def _stale(plan, folder: Path, record: dict) -> list[str]:
     """Runs whose config is not what their job's would be now."""
     lines = []
     for job in plan.jobs:
-        was = read_json(folder / job.run / "facts.json").get("config")
+        was = read_json_or_warn(folder / job.run / "facts.json").get("config")
         lr = job.lr if job.lr is not None or not plan.rates else record["lr"]["chosen"].get(job.arm)
         if not was or (plan.rates and lr is None):
             continue
