@@ -30,11 +30,15 @@ log = logging.getLogger("toolkit")
 
 class Journal:
     """Rows and samples of one run, from ``start`` on: what an earlier attempt wrote at or past it is cut away.
-    ``latest`` holds the newest value of each metric. A journal that is not ``writing`` keeps that and writes nothing:
-    of several processes, one writes. Raises OSError where metrics.jsonl can't be cut or opened."""
+    ``latest`` holds the newest value of each metric, those before ``start`` included. A journal that is not ``writing``
+    keeps that and writes nothing: of several processes, one writes. Raises OSError where metrics.jsonl can't be cut or
+    opened."""
 
     def __init__(self, run_dir: Path, loggers: list[type], start: int, writing: bool = True):
         self.latest, self.writing, self.loggers = {}, writing, []
+        for row in read(run_dir / "metrics.jsonl"):
+            if row["step"] < start:
+                self.latest |= {name: value for name, value in row.items() if name != "step"}
         self.metrics, self.samples = Entries(run_dir / "metrics.jsonl"), Entries(run_dir / "samples.md")
         if writing:
             self.metrics.begin(_rows(self.metrics.path, start))

@@ -18,9 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 KEY = "seal"
-_LINE = re.compile(r"^# sealed ([0-9a-f]{64}) (.*)$")
+_LINE = re.compile(r"# sealed ([0-9a-f]{64}) (.*)\n?")
 _OWN = re.compile(r"the lines above; files below: (\d+)")
-REMEDY = "restore it from a copy, or, if you edited it on purpose, delete"
+REMEDY = (
+    "restore it from a copy; or, if you edited it on purpose, delete the lines that begin with '# sealed' from the "
+    "run's config.gin"
+)
 
 
 def seal(value: dict) -> dict:
@@ -55,8 +58,8 @@ def seal_text(text: str, files: dict[str, str] | None = None) -> str:
 
 def unseal_text(sealed: str) -> SealedText:
     """Take a gin text and its seals apart, and compare them."""
-    lines = sealed.splitlines(keepends=True)
-    found = [(place, match[1], match[2]) for place, line in enumerate(lines) if (match := _LINE.match(line.rstrip()))]
+    lines = re.findall(r"[^\n]*\n|[^\n]+", sealed)
+    found = [(place, match[1], match[2]) for place, line in enumerate(lines) if (match := _LINE.fullmatch(line))]
     if not found:
         return SealedText(sealed)
     first = found[0][0]
