@@ -20,6 +20,8 @@ from toolkit.registry import CATALOG, Entry, supplied
 
 STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 ROOT = ("", "Experiment")
+LARGEST = 2**63 - 1
+TOO_LARGE = f"an integer lies between {-LARGEST} and {LARGEST}, which is what torch and numpy can hold"
 UNBOUND = object()  # stands for a knob that has neither binding nor default
 
 
@@ -200,6 +202,9 @@ def _check_references(binding: Binding) -> Iterable[str]:
 def _check_value(entry: Entry, knob: str, value: object) -> Iterable[str]:
     """Kinds by the slot's name, everything else by the annotation, strictly."""
     kind, name = _kind(entry, knob), f"{entry.name}.{knob}"
+    if too_large(value):
+        yield f"{name} = {show(value)[:40]}: {TOO_LARGE}"
+        return
     if kind and not (value is None and _fits(entry, knob, None)):
         example = next(iter(_named(kind)), "Name")
         wrong = None
@@ -222,6 +227,15 @@ def _check_value(entry: Entry, knob: str, value: object) -> Iterable[str]:
     except ValidationError as error:
         reasons = dict.fromkeys(e["msg"].removeprefix("Input ").removeprefix("Value ") for e in error.errors())
         yield f"{name} = {show(value)}: it {', or '.join(reasons)}"
+
+
+def too_large(value: object) -> bool:
+    """Whether an integer in a value, lists, tuples and dicts searched, is one that torch and numpy can't hold."""
+    if isinstance(value, list | tuple):
+        return any(map(too_large, value))
+    if isinstance(value, dict):
+        return any(map(too_large, [*value, *value.values()]))
+    return isinstance(value, int) and not -LARGEST <= value <= LARGEST
 
 
 def _fits(entry: Entry, knob: str, value: object) -> bool:

@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt, Le, Len
 from pydantic import TypeAdapter, ValidationError
 
 from toolkit.config import Config, ConfigError, Layer, Reference, show
-from toolkit.guard import STRICT, suggest
+from toolkit.guard import STRICT, TOO_LARGE, suggest, too_large
 
 Seeds = list[Annotated[int, Ge(0)]]
 Rates = Annotated[list[Annotated[float, Gt(0)]], Len(min_length=1)]
@@ -55,7 +55,7 @@ class Ablation:
     seeds: Annotated[Seeds, Len(min_length=1)] = field(default_factory=lambda: [0, 1, 2])
     metric: str = "val_full/loss_nats"
     alpha: Annotated[float, Gt(0), Le(0.5)] = 0.05
-    steps: Annotated[int, Gt(0)] | None = None
+    steps: Annotated[int, Gt(0), Le(99_999_999)] | None = None  # a checkpoint's name has eight digits
     tokens: Annotated[int, Gt(0)] | None = None
     flops: Annotated[float, Gt(0)] | None = None
     seconds: Annotated[float, Gt(0)] | None = None
@@ -122,6 +122,8 @@ def parse(layer: Layer, title: str) -> tuple[Ablation, dict[str, str]]:
 
 def _misfits(hint: object, value: object) -> list[str]:
     """Why a value does not fit an annotation, strictly."""
+    if too_large(value):
+        return [TOO_LARGE]
     try:
         TypeAdapter(hint, config=STRICT).validate_python(value)
     except ValidationError as error:
