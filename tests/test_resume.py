@@ -213,3 +213,8 @@ def test_numbers_that_nothing_can_hold_are_refused_with_their_range(binding, tol
 def test_a_plan_with_a_seed_that_nothing_can_hold_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"plan.gin:\d+: Ablation.seeds: an integer lies between"):
         plan.read(write_plan(tmp_path, seeds=[0, 10**20]))
+
+
+def test_text_that_no_file_can_hold_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"-p .*sample_prompt = .*half a surrogate pair"):
+        small_run(tmp_path, "a", bindings=(r"Experiment.sample_prompt = '\ud800'",))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import re
 import typing
 from collections.abc import Iterable
 
@@ -205,6 +206,9 @@ def _check_value(entry: Entry, knob: str, value: object) -> Iterable[str]:
     if too_large(value):
         yield f"{name} = {show(value)[:40]}: {TOO_LARGE}"
         return
+    if not _is_text(value):
+        yield f"{name} = {show(value)[:40]}: the text holds half a surrogate pair, which no file can; leave it out"
+        return
     if kind and not (value is None and _fits(entry, knob, None)):
         example = next(iter(_named(kind)), "Name")
         wrong = None
@@ -236,6 +240,15 @@ def too_large(value: object) -> bool:
     if isinstance(value, dict):
         return any(map(too_large, [*value, *value.values()]))
     return isinstance(value, int) and not -LARGEST <= value <= LARGEST
+
+
+def _is_text(value: object) -> bool:
+    """Whether all text in a value, lists, tuples and dicts searched, can be written as UTF-8."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_text, value))
+    if isinstance(value, dict):
+        return all(map(_is_text, [*value, *value.values()]))
+    return not (isinstance(value, str) and re.search("[\ud800-\udfff]", value))
 
 
 def _fits(entry: Entry, knob: str, value: object) -> bool:
