@@ -19,7 +19,10 @@ def settle(plan, folder: Path, arguments) -> dict:
     been added, nothing else. Measures what a budget in seconds needs. Returns plan.json. Raises ConfigError."""
     from toolkit.config import ConfigError
 
-    before = read_json(folder / "plan.json")
+    try:
+        before = read_json(folder / "plan.json")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     threads = before.get("threads") or threads_for(arguments.jobs, plan)
     budget = before.get("budget", {})
     seconds = budget.get("seconds_per_step")
@@ -77,6 +80,7 @@ def as_record(plan, threads: int, seconds: dict[str, float] | None) -> dict:
         "seeds": ablation.seeds,
         "selection_seeds": ablation.selection_seeds,
         "metric": ablation.metric,
+        "higher_is_better": ablation.higher_is_better,
         "alpha": ablation.alpha,
         "effect": ablation.effect,
         "budget": {
