@@ -26,6 +26,7 @@ from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
+from toolkit import journal
 from toolkit.registry import register
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class TensorBoard:
         # purge_step hides what an earlier process logged at or past start_step, so that each step shows once.
         arguments = {"purge_step": start_step, "flush_secs": flush_seconds}
         self.writer = _after_all_others(Path(run_dir), partial(SummaryWriter, str(run_dir), **arguments))
-        self.step, self.seen = start_step, set()
+        self.step, self.seen = start_step, _logged_before(Path(run_dir), start_step)
         self.writer.add_text("config", _code(config), start_step)
         # The first of the three protos lists the columns; TensorBoard would take them from whichever run it meets
         # first, hiding knobs that only other arms have. Without it the columns are the union over all runs.
@@ -124,6 +125,10 @@ class TensorBoard:
         self.seen.update(metrics)
         for name, value in metrics.items():
             self.writer.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Hand over to the system what waits to be written; called at a checkpoint."""
+        self.writer.flush()
 
     def text(self, step: int, name: str, text: str) -> None:
         lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 100) or [""]]
@@ -230,6 +235,12 @@ class WandB:
     def close(self, summary: dict[str, float]) -> None:
         self.run.summary.update(summary)
         self.run.finish()
+
+
+def _logged_before(run_dir: Path, start_step: int) -> set[str]:
+    """The metrics of which an earlier attempt of the run has logged values that count."""
+    rows = journal.read(run_dir / "metrics.jsonl") if start_step else []
+    return {name for row in rows if row["step"] < start_step for name in row}
 
 
 def _after_all_others(run_dir: Path, opened: Callable[[], SummaryWriter]) -> SummaryWriter:

@@ -15,6 +15,7 @@ from runs import command, facts, rows
 
 from toolkit import ablate, jobs
 from toolkit.config import ConfigError
+from toolkit.disk import write_json
 from toolkit.jobs import Standing, choose
 
 ROOT = Path(__file__).parent.parent
@@ -173,7 +174,7 @@ def test_a_preempted_job_is_queued_again(tmp_path, monkeypatch):
                 self.order.append(task.name)
                 run.main([*task.arguments, "--stop-at", "8"])
                 status = task.folder / "status.json"
-                status.write_text(status.read_text().replace("stopped", "preempted"))
+                write_json(status, json.loads(status.read_text()) | {"state": "preempted"})
                 return Ended(75)
             return super().submit(task)
 

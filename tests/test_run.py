@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import toolkit
 from toolkit import checkpoint, evaluate, generate, journal, run, sampling
 from toolkit.facts import peak_flops
+from toolkit.seal import unseal_text
 from toolkit.train import Diverged
 
 ROOT = Path(__file__).parent.parent
@@ -101,7 +102,8 @@ def test_resume_without_files_takes_the_runs_own_config(tmp_path):
 def test_a_run_is_repeated_from_its_saved_config(finished, tmp_path):
     assert run.main(["--base", str(finished / "config.gin"), "--runs", str(tmp_path), "--name", "again"]) == 0
     assert rows(tmp_path / "again") == rows(finished)
-    assert (tmp_path / "again" / "config.gin").read_text() == (finished / "config.gin").read_text()
+    saved, repeated = (unseal_text((folder / "config.gin").read_text()) for folder in (finished, tmp_path / "again"))
+    assert repeated.text == saved.text and repeated.problem is saved.problem is None
 
 
 def test_resuming_with_another_config_is_refused_with_the_difference(tmp_path):

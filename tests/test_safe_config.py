@@ -10,6 +10,7 @@ from runs import command, small_run
 from toolkit import run, safety
 from toolkit.compose import compose, open_run
 from toolkit.config import ConfigError
+from toolkit.seal import unseal_text
 
 
 @pytest.fixture
@@ -190,7 +191,7 @@ def test_generate_and_evaluate_name_the_flag_and_take_it(tmp_path, trap):
     mark = trap("safe_extra")
     assert small_run(tmp_path, "a", "--stop-at", "4") == 0
     config = tmp_path / "a" / "config.gin"
-    config.write_text("import safe_extra\n" + config.read_text())
+    config.write_text("import safe_extra\n" + unseal_text(config.read_text()).text)  # a stranger leaves no broken seal
     (tmp_path / "a" / "facts.json").unlink()  # it is a run still
     with pytest.raises(ConfigError, match="pass --import safe_extra if you trust it"):
         open_run(tmp_path / "a")

@@ -15,6 +15,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _arguments(argv)  # first, so that --help is quick
     from toolkit import report
     from toolkit.config import ConfigError
+    from toolkit.disk import refuse_links
     from toolkit.jobs import Schedule
     from toolkit.plan import read
     from toolkit.settle import settle
@@ -28,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.dry_run:
         return 0
     folder.mkdir(parents=True, exist_ok=True)
+    refuse_links(folder)
     with _alone(folder):
         record = settle(plan, folder, arguments)
         launcher = _launcher(arguments, folder, record["threads"], _devices(plan))

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,36 +22,53 @@ import torch
 from torch import nn
 
 from toolkit.disk import fsync, sha256
+from toolkit.seal import digest as digest_of
 from toolkit.statefile import read_state, write_state
 
 MANIFEST = "manifest.json"
 MANIFEST_LIMIT = 1_000_000  # bytes; ours have a thousand
 STEPS = "step-" + "[0-9]" * 8
 TRIES = 3  # saves in a row that the disk may refuse
+PAUSES = (0.1, 1.0)  # seconds until a save that the disk refused is tried again: the refusal may pass by itself
+FILES = ("model.safetensors", "state.pt")
 log = logging.getLogger("toolkit")
 
 
 class Keeper:
-    """Saves the checkpoints of one run. A save that the disk refuses costs a warning and is tried again at the next
-    interval; the third in a row raises OSError."""
+    """Saves the checkpoints of one run. A save that the disk refuses is tried again twice within two seconds. If that
+    does not help, it costs a warning, and the next interval is the next chance; the third such save in a row raises
+    OSError. ``lost`` is why there is no newer checkpoints/best, or None."""
 
     def __init__(self, root: Path, keep: int):
-        self.root, self.keep, self.refused = root, keep, 0
+        self.root, self.keep, self.refused, self.lost = root, keep, 0, None
 
     def save(
-        self, name: str, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict, last: bool = False
+        self,
+        name: str,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        progress: dict,
+        journal: dict | None = None,
+        last: bool = False,
     ) -> bool:
-        """Whether a checkpoint of that name is there now. ``last``: there will be no other try, so a refusal raises
-        OSError at once."""
-        try:
-            save(self.root / name, model, optimizer, progress)
-        except OSError as error:
-            self.refused += 1
-            if last or self.refused == TRIES:
-                raise
-            log.warning("step %d is not saved (%d of %d): %s", progress["step"], self.refused, TRIES, error)
-            return False
+        """Whether the checkpoint was saved. ``journal`` is what vouches for the rows before it. ``last``: there is no
+        later chance, so a refusal raises OSError."""
+        for pause in (*PAUSES, None):
+            try:
+                save(self.root / name, model, optimizer, progress, journal)
+                break
+            except OSError as error:
+                if pause is not None:
+                    time.sleep(pause)
+                    continue
+                self.refused += 1
+                self.lost = str(error) if name == "best" else self.lost
+                if last or self.refused == TRIES:
+                    raise
+                log.warning("step %d is not saved (%d of %d): %s", progress["step"], self.refused, TRIES, error)
+                return False
         self.refused = 0
+        self.lost = None if name == "best" else self.lost
         return True
 
     def prune(self) -> None:
@@ -63,9 +80,12 @@ class Keeper:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict) -> Path:
+def save(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict, journal: dict | None = None
+) -> Path:
     """Write a checkpoint beside ``folder``, then move it there. ``progress`` (plain values and tensors) goes into the
-    state. Raises OSError when the disk refuses; what was there before is then untouched."""
+    state, ``journal`` (sizes and digests of the rows before this step) into the manifest. Raises OSError when the disk
+    refuses; what was there before is then untouched."""
     temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -79,13 +99,12 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progr
             temporary.mkdir()
             safetensors.torch.save_file(weights, temporary / "model.safetensors")
         write_state(temporary / "state.pt", state)
-        names = ("model.safetensors", "state.pt")
-        for name in names:
+        for name in FILES:
             fsync(temporary / name)
-        files = {n: {"sha256": sha256(temporary / n), "size": (temporary / n).stat().st_size} for n in names}
+        files = {n: {"sha256": sha256(temporary / n), "size": (temporary / n).stat().st_size} for n in FILES}
         told = {name: progress[name] for name in ("step", "best", "config", "data", "tokenizer") if name in progress}
-        manifest = {"files": files, "torch": torch.__version__, **told}
-        (temporary / MANIFEST).write_text(json.dumps(manifest | {"sha256": _digest(manifest)}, indent=1))
+        manifest = {"files": files, "torch": torch.__version__, **told} | ({"journal": journal} if journal else {})
+        (temporary / MANIFEST).write_text(json.dumps(manifest | {"sha256": digest_of(manifest)}, indent=1))
         fsync(temporary / MANIFEST)
         fsync(temporary)
         _replace(temporary, folder)
@@ -128,10 +147,12 @@ def problem(folder: Path) -> str | None:
         if (folder / MANIFEST).stat().st_size > MANIFEST_LIMIT:
             return f"{MANIFEST} is too long to be one"
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if manifest.pop("sha256") != _digest(manifest):
+        if manifest.pop("sha256") != digest_of(manifest):
             return f"{MANIFEST} is not what was written"
         if folder.name.startswith("step-") and folder.name != f"step-{manifest['step']:08d}":
             return f"it holds step {manifest['step']}"
+        if not set(FILES) <= set(manifest["files"]):
+            return f"{MANIFEST} lists {sorted(manifest['files'])}, but a checkpoint has {' and '.join(FILES)}"
         names = {path.name for path in folder.iterdir()} - {MANIFEST}
         if names != set(manifest["files"]):
             return f"its files are {sorted(names)}, but {sorted(manifest['files'])} were written"
@@ -140,14 +161,19 @@ def problem(folder: Path) -> str | None:
                 return f"{name} has {(folder / name).stat().st_size} bytes, but {file['size']} were written"
             if sha256(folder / name) != file["sha256"]:
                 return f"{name} is not what was written"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"no readable {MANIFEST}: {error}"
     return None
 
 
+def read_manifest(folder: Path) -> dict:
+    """The manifest of a checkpoint that has no ``problem``."""
+    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+
+
 def digest(folder: Path) -> str:
     """SHA-256 of a checkpoint's weights, as its manifest has it."""
-    return json.loads((folder / MANIFEST).read_text())["files"]["model.safetensors"]["sha256"]
+    return read_manifest(folder)["files"]["model.safetensors"]["sha256"]
 
 
 def newest(root: Path, set_aside: bool = False) -> Path | None:
@@ -172,12 +198,21 @@ def newest(root: Path, set_aside: bool = False) -> Path | None:
     return None
 
 
+def newest_step(root: Path) -> int | None:
+    """The step of the newest checkpoint, by its manifest alone: quick, and enough to refuse what can't work."""
+    for folder in sorted(root.glob(STEPS), reverse=True):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            return int(read_manifest(folder)["step"])
+    return None
+
+
 def best_score(root: Path) -> float:
     """The score of checkpoints/best, lower is better; infinite where there is none that verifies."""
     folder = root / "best"
     if not folder.is_dir() or problem(folder) is not None:
         return float("inf")
-    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["best"]
+    best = read_manifest(folder).get("best")
+    return float(best) if isinstance(best, int | float) else float("inf")
 
 
 def find(path: str | Path) -> tuple[Path, Path]:
@@ -205,7 +240,7 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     path = folder / "model.safetensors"
     try:
         weights = safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, FileNotFoundError) as error:
         raise ValueError(f"{path} can't be read: {error}; use another checkpoint") from error
     _fit(model, weights, folder)
 
@@ -214,6 +249,9 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> di
     """Read weights and optimizer state; returns the progress that was saved with them. Raises ValueError for another
     architecture or optimizer, and for a state that is not safe to read."""
     state = read_state(folder / "state.pt")
+    progress = state.get("progress") if isinstance(state, dict) else None
+    if not (isinstance(progress, dict) and {"step", "best"} <= progress.keys() and "optimizer" in state):
+        raise ValueError(f"{folder / 'state.pt'} is no state of a run: step, best score or optimizer is missing")
     if "training_weights" in state:
         _fit(model, state["training_weights"], folder)
     else:
@@ -221,11 +259,11 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> di
     peaks = [group["peak_lr"] for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(state["optimizer"])
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{folder} holds the state of another optimizer ({error}); use --weights-only") from error
     for group, peak in zip(optimizer.param_groups, peaks, strict=True):
         group["peak_lr"] = peak  # the config's, not the checkpoint's
-    return state["progress"]
+    return progress
 
 
 def _check_space(root, values):
@@ -244,16 +282,15 @@ def _tensors(value):
             yield from _tensors(item)
 
 
-def _digest(manifest):
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
 def _fit(model, weights, folder):
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     theirs = {name: tuple(value.shape) for name, value in weights.items()}
     if own != theirs:
         differ = [name for name in sorted(own | theirs) if own.get(name) != theirs.get(name)]
-        shown = "; ".join(f"{n}: {theirs.get(n, 'absent')} there, {own.get(n, 'absent')} here" for n in differ[:3])
+        shown = "; ".join(
+            f"{n} is {theirs.get(n, 'absent')} in the checkpoint, {own.get(n, 'absent')} in the model"
+            for n in differ[:3]
+        )
         raise ValueError(f"{folder} is of another architecture: {len(differ)} of {len(own | theirs)} tensors ({shown})")
     model.load_state_dict(weights)
 

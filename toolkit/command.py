@@ -45,7 +45,10 @@ def run_command(main: Callable[[], int]) -> None:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         code = 130
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except OSError:  # nobody reads it any more, or its disk is full; Python would try again, and fail, at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 
@@ -53,6 +56,13 @@ def take_imports(parser: argparse.ArgumentParser) -> None:
     """The flag of the commands that read a run: what it may import beyond what it keeps, ``arguments.imports``."""
     told = "module or file with parts that the run does not keep itself"
     parser.add_argument("--import", dest="imports", metavar="M|F.py", action="append", default=[], help=told)
+    refuse_code(parser)
+
+
+def refuse_code(parser: argparse.ArgumentParser) -> None:
+    """The flag that refuses to run what a run keeps in its ``code/``, ``arguments.no_code``."""
+    told = "refuse to run the Python files that a run keeps in its code/ folder"
+    parser.add_argument("--no-code", action="store_true", help=told)
 
 
 def kind_of(error: BaseException) -> str:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
-from toolkit import checkpoint, safety
+from toolkit import checkpoint, safety, seal
 from toolkit.command import clean
 from toolkit.config import BASE, Config, ConfigError, Import, check_statements, parse_bindings, parse_file
+from toolkit.disk import read_json_or_warn
 from toolkit.guard import resolve
 from toolkit.registry import CATALOG, load_entry_points, load_file, load_module, own_file
 from toolkit.train import Experiment, Parts, build
@@ -23,11 +24,16 @@ log = logging.getLogger("toolkit")
 
 
 def compose(
-    overlays: Sequence[str] = (), bindings: Sequence[str] = (), base: str | Path = BASE, imports: Sequence[str] = ()
+    overlays: Sequence[str] = (),
+    bindings: Sequence[str] = (),
+    base: str | Path = BASE,
+    imports: Sequence[str] = (),
+    code: bool = True,
 ) -> tuple[Config, list[Path]]:
     """Load the shelf and what else is named, lay the files over each other, and check the result. Returns the config
     and the Python files of which a run keeps copies: the modules it imports that are one file and no installed part.
-    Every file is parsed before the first import that one of them asks for. Raises ConfigError."""
+    Every file is parsed before the first import that one of them asks for. With ``code`` False, what a run keeps in its
+    code/ is refused. Raises ConfigError."""
     layers = [parse_file(base), *map(parse_file, overlays)]
     if bindings:
         layers.append(parse_bindings(bindings))
@@ -35,7 +41,7 @@ def compose(
     names = load_shelf(imports)
     for folder in dict.fromkeys(layer.run for layer in layers if layer.run):
         add_code(folder)
-    safety.load(layers, names)
+    safety.load(layers, names, code)
     layers[-1].imports.extend(Import(name, f"--import {name}") for name in names)
     config = resolve(layers)
     return config, [file for file in map(own_file, config.imports) if file]
@@ -114,19 +120,40 @@ def open_run(
     bindings: Sequence[str] = (),
     device: str | None = None,
     imports: Sequence[str] = (),
+    code: bool = True,
 ) -> Run:
     """Open a run, or one of its checkpoints, with the config and code that it keeps. ``imports`` are modules or files
-    beyond these that the caller trusts. Raises ValueError."""
+    beyond these that the caller trusts; with ``code`` False, what the run keeps in its code/ is refused. Raises
+    ValueError, also for a file of the run that is not what the run wrote."""
     folder, chosen = checkpoint.find(path)
-    config, _ = compose(overlays, bindings, base=folder / "config.gin", imports=imports)
+    config, _ = compose(overlays, bindings, folder / "config.gin", imports, code)
     experiment = config.build()
     tokenizer = experiment.tokenizer()
-    tokenizer.load(folder / "tokenizer")
+    _load_tokenizer(tokenizer, folder)
     torch.manual_seed(experiment.seed)
     model = experiment.model(tokenizer.vocab_size, experiment.seq_len)
     checkpoint.load_weights(chosen, model)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return Run(config, experiment, tokenizer, model.to(where).eval(), chosen, where)
+
+
+def _load_tokenizer(tokenizer, folder: Path) -> None:
+    """Load what a run keeps of its tokenizer. Raises ValueError where that is not what the run wrote."""
+    facts = read_json_or_warn(folder / "facts.json")
+    files, fingerprint = facts.get("tokenizer_files"), facts.get("tokenizer")
+    remedy = f"copy it from a backup, or from another run with the tokenizer {str(fingerprint)[:12]} in its facts.json"
+    if files:
+        if problem := seal.compare(folder / "tokenizer", files):
+            raise ValueError(f"{problem}; {remedy}")
+        tokenizer.load(folder / "tokenizer")
+        return
+    try:  # a run of an older version, which has no digests
+        tokenizer.load(folder / "tokenizer")
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{folder / 'tokenizer'} can't be loaded ({reason}); {remedy}") from error
+    if fingerprint is not None and tokenizer.fingerprint() != fingerprint:
+        raise ValueError(f"{folder / 'tokenizer'} is not what was written; {remedy}")
 
 
 def add_code(folder: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import sys
 import sysconfig
@@ -19,8 +20,10 @@ from pathlib import Path
 import gin
 from gin import config_parser
 
+from toolkit import seal
 from toolkit.registry import CATALOG, load_module
 
+log = logging.getLogger("toolkit")
 BASE = "gin/default.gin"
 
 
@@ -204,7 +207,20 @@ def parse_file(path: str | Path) -> Layer:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: can't be read: {error}") from error
     of_a_run = file.name == "config.gin" or (file.parent / "facts.json").is_file()
+    _check_seal(file, path, text)
     return _parse(text, str(path), lambda line: f"{path}:{line}", file.parent if of_a_run else None)
+
+
+def _check_seal(file: Path, path: str | Path, text: str) -> None:
+    """Raise ConfigError for a file that is not what a run wrote. A run's config without a seal costs a warning."""
+    sealed = seal.unseal_text(text)
+    problem = sealed.problem
+    if problem is None and file.name != "config.gin":
+        problem = seal.file_problem(file.parent / "config.gin", file.name)
+    if problem:
+        raise ConfigError(f"{path} is damaged: {problem}; {seal.REMEDY}")
+    if file.name == "config.gin" and not sealed.is_sealed and (file.parent / "facts.json").is_file():
+        log.warning("%s has no seal (an older version wrote it, or it was edited): damage can't be noticed", path)
 
 
 def parse_bindings(bindings: Sequence[str]) -> Layer:

@@ -18,7 +18,9 @@ def main(argv: list[str] | None = None) -> int:
     from toolkit.terminal import Terminal
     from toolkit.train import autocast
 
-    run = open_run(arguments.run, arguments.overlays, arguments.bindings, imports=arguments.imports)
+    run = open_run(
+        arguments.run, arguments.overlays, arguments.bindings, imports=arguments.imports, code=not arguments.no_code
+    )
     experiment, device = run.experiment, run.device
     data = experiment.data(run.tokenizer, experiment.seq_len, experiment.seed)
     data.prepare()

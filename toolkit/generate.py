@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     from toolkit.sampling import stream
     from toolkit.train import autocast
 
-    run = open_run(arguments.run, imports=arguments.imports)
+    run = open_run(arguments.run, imports=arguments.imports, code=not arguments.no_code)
     prompt = sys.stdin.read().rstrip("\n") if arguments.prompt == "-" else arguments.prompt
     print(f"{run.checkpoint} on {run.device.type}", file=sys.stderr)
 

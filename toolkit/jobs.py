@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.command import PREEMPTED
-from toolkit.disk import read_json, write_json
+from toolkit.disk import read_json_or_warn, write_json
 
 ENDED = ("done", "diverged")
 POLL = 0.2  # seconds between two looks at the jobs
@@ -32,12 +32,12 @@ class Standing:
 
 def standing(folder: Path, metric: str) -> Standing:
     """Read a job's folder. "running" is what the run last said: whether it is true, the launcher knows."""
-    status = read_json(folder / "status.json")
+    status = read_json_or_warn(folder / "status.json")
     if not status:
         return Standing("waiting")
     found = Standing(status.get("state", "failed"), status.get("step", 0))
     if found.state == "done":
-        found.seconds = read_json(folder / "facts.json").get("seconds")
+        found.seconds = read_json_or_warn(folder / "facts.json").get("seconds")
     for row in reversed(_last_rows(folder / "metrics.jsonl")):
         if found.state != "done":
             found.step = max(found.step, row.get("step", 0))

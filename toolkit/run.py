@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import sys
 from pathlib import Path
 
-from toolkit.command import DIVERGED, PREEMPTED, clean, kind_of, run_command
+from toolkit.command import DIVERGED, PREEMPTED, clean, kind_of, refuse_code, run_command
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,15 +27,38 @@ def main(argv: list[str] | None = None) -> int:
     base = arguments.base or BASE
     if arguments.resume and not (arguments.base or arguments.overlays or arguments.bindings):
         base = run.path / "config.gin" if run.exists() else BASE
-    config, code = compose(arguments.overlays, arguments.bindings, base, arguments.imports)
+    config, code = compose(arguments.overlays, arguments.bindings, base, arguments.imports, not arguments.no_code)
     experiment, blank = try_build(config)
     if arguments.dry_run:
         return report.dry_run(config, experiment, blank, arguments.json)
+    _check_horizon(arguments, experiment.steps, run)
     processes = distributed.devices_wanted(experiment.devices)
     if processes > 1 and "RANK" not in os.environ:
         distributed.launch(processes, "toolkit.run", sys.argv[1:] if argv is None else argv)
         return run.exit_code()
     return _train(arguments, config, code, experiment, blank, run)
+
+
+def _check_horizon(arguments, steps: int, run) -> None:
+    """Raise ValueError where no step is left to train, before anything is read or written."""
+    from toolkit import checkpoint
+
+    horizon = min(arguments.stop_at or steps, steps)
+    end = f"--stop-at {horizon}" if horizon == arguments.stop_at else f"Experiment.steps = {horizon}"
+    if arguments.resume:
+        source, step, least = f"{run.path}", checkpoint.newest_step(run.path / "checkpoints") or 0, 0
+    elif arguments.branch and not arguments.weights_only:
+        folder = checkpoint.find(arguments.branch)[1]
+        source, step, least = f"--from {folder}", checkpoint.read_manifest(folder)["step"], 1
+    else:
+        return
+    if step > horizon - least:
+        past = "at" if step == horizon else "past"
+        raise ValueError(
+            f"{source}: the checkpoint is at step {step}, {past} {end}: no step is left; "
+            + ("give a later --stop-at, or leave it out" if horizon == arguments.stop_at else "raise Experiment.steps")
+            + ("" if arguments.resume else "; or take its weights alone, from step 0: --weights-only")
+        )
 
 
 def _tell(arguments) -> int:
@@ -53,7 +77,7 @@ def _tell(arguments) -> int:
 def _train(arguments, config, code, experiment, blank, run) -> int:
     """Open the run directory, train, and leave the truth about the end in status.json."""
 
-    from toolkit import checkpoint, curve, distributed, facts, report
+    from toolkit import checkpoint, distributed, facts, report
     from toolkit.allocator import keeps_freed_memory
     from toolkit.signals import Interrupted, Signals
     from toolkit.train import Diverged, train
@@ -82,6 +106,9 @@ def _train(arguments, config, code, experiment, blank, run) -> int:
                 run.write_status("running", progress["step"])
             peak = known["peak_tokens_per_s"] if main_process else None
             ended = train(experiment, parts, run.path, device, progress, signals, arguments.stop_at, peak)
+            if main_process:
+                newest = checkpoint.newest(run.path / "checkpoints")
+                run.write_end(ended, facts.peak_memory(device), checkpoint.digest(newest) if newest else None)
         except Interrupted:  # nothing is lost: what was dropped is done again by a resumed run
             if main_process:
                 run.write_status("preempted")
@@ -100,11 +127,21 @@ def _train(arguments, config, code, experiment, blank, run) -> int:
                 return 128 + signals.caught
             raise
         if main_process:
-            newest = checkpoint.newest(run.path / "checkpoints")
-            run.write_end(ended, facts.peak_memory(device), checkpoint.digest(newest) if newest else None)
-            curve.draw(run.path)
-            report.footer(run.path, ended, experiment.sample_prompt)
+            _show_end(run.path, ended, experiment.sample_prompt)
     return PREEMPTED if ended["state"] == "preempted" else 0
+
+
+def _show_end(folder: Path, ended: dict, prompt: str) -> None:
+    """Draw the curve and print the results. Whatever fails here costs a warning: the run has ended as it has."""
+    from toolkit import curve, report
+
+    shown = {"curve.png": lambda: curve.draw(folder), "the results": lambda: report.footer(folder, ended, prompt)}
+    for what, show in shown.items():
+        try:
+            show()
+        except Exception as error:
+            reason = clean(error) or type(error).__name__
+            logging.getLogger("toolkit").warning("%s: %s can't be shown: %s", folder, what, reason)
 
 
 def _prepare(arguments, config, experiment, blank, run, device):
@@ -121,6 +158,7 @@ def _prepare(arguments, config, experiment, blank, run, device):
         source = checkpoint.newest(run.path / "checkpoints", set_aside=distributed.rank() == 0)
         if source is None:
             report.say(f"{run.path} has no checkpoint: it starts at step 0")
+        run.check_journal(source)
     elif arguments.branch:
         source = checkpoint.find(arguments.branch)[1]
     if arguments.branch and arguments.weights_only:
@@ -192,6 +230,7 @@ def _arguments(argv):
         default=[],
         help="module or file with parts of yours",
     )
+    refuse_code(parser)
     add("--name", help="the run's folder in --runs; without it, named after the overlays")
     add("--runs", metavar="DIR", default="runs", help="where runs live (default: runs)")
     add("--resume", action="store_true", help="go on from the newest checkpoint of the run, as if it had never stopped")

@@ -6,11 +6,13 @@ its own ``code/``, and what the command line names with ``--import``."""
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from toolkit import seal
 from toolkit.config import (
     BASE,
     Binding,
@@ -25,6 +27,7 @@ from toolkit.config import (
 )
 from toolkit.registry import CATALOG, load_copy, offered
 
+log = logging.getLogger("toolkit")
 SHELF = ("toolkit", "components", "experiments")
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -43,9 +46,10 @@ def read_bindings(bindings: Sequence[str]) -> Layer:
     return layer
 
 
-def load(layers: Sequence[Layer], named: Collection[str] = ()) -> None:
-    """Import what the layers import, once all of it is allowed. ``named`` are the modules of the command line. Raises
-    ConfigError, a line for each import that is refused."""
+def load(layers: Sequence[Layer], named: Collection[str] = (), code: bool = True) -> None:
+    """Import what the layers import, once all of it is allowed. ``named`` are the modules of the command line; with
+    ``code`` False nothing that a run keeps in its code/ is run. Raises ConfigError, a line for each import that is
+    refused, and for code that is not what the run has sealed."""
     check_statements(layers)
     wanted = [(each, layer.run) for layer in layers for each in layer.imports]
     known = {entry.module for entry in CATALOG.values()} & sys.modules.keys() | set(named)  # these have run already
@@ -55,13 +59,23 @@ def load(layers: Sequence[Layer], named: Collection[str] = ()) -> None:
         for each, run in wanted
         if run and not (each.module in known or on_shelf(each.module) or copy_of(each.module, run))
     ]
+    copies = [
+        copy_of(each.module, run) if run and each.module not in named and not on_shelf(each.module) else None
+        for each, run in wanted
+    ]
+    for (each, run), copy in zip(wanted, copies, strict=True):
+        if copy and not code:
+            refused.append(f"{each.where}: imports {copy}, and --no-code refuses to run what a run keeps")
+        elif copy and (problem := seal.file_problem(run / "config.gin", f"code/{copy.name}")):
+            refused.append(f"{each.where}: {problem}; {seal.REMEDY}")
     if refused:
         raise ConfigError("\n".join(refused))
-    for each, run in wanted:
-        copy = copy_of(each.module, run) if run and each.module not in named and not on_shelf(each.module) else None
+    for (each, _), copy in zip(wanted, copies, strict=True):
         if copy is None:
             load_import(each)
             continue
+        if each.module not in sys.modules:
+            log.warning("runs %s, which this run keeps; --no-code refuses", copy)
         try:
             load_copy(copy)
         except ValueError as error:

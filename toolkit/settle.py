@@ -6,12 +6,12 @@ import dataclasses
 import json
 import math
 import os
-import shutil
 import statistics
 import time
 from pathlib import Path
 
-from toolkit.disk import read_json, write_json
+from toolkit import seal
+from toolkit.disk import read_json, read_json_or_warn, write_bytes, write_json, write_text
 
 
 def settle(plan, folder: Path, arguments) -> dict:
@@ -42,10 +42,10 @@ def settle(plan, folder: Path, arguments) -> dict:
         lines = "\n".join(f"  {line}" for line in stale)
         remedy = "restore it, or take another --runs"
         raise ConfigError(f"{folder}: a gin file or a part has changed since; {remedy}:\n{lines}")
-    shutil.copyfile(plan.path, folder / "plan.gin")
+    write_bytes(folder / "plan.gin", plan.path.read_bytes())
     layer = plan.common
     lines = [f"import {module}" for module in layer.imports] + plan.common_bindings
-    (folder / "common.gin").write_text("# What every arm has.\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    write_text(folder / "common.gin", seal.seal_text("# What every arm has.\n" + "\n".join(lines) + "\n"))
     write_json(folder / "plan.json", record)
     return record
 
@@ -175,7 +175,7 @@ def _stale(plan, folder: Path, record: dict) -> list[str]:
     """Runs whose config is not what their job's would be now."""
     lines = []
     for job in plan.jobs:
-        was = read_json(folder / job.run / "facts.json").get("config")
+        was = read_json_or_warn(folder / job.run / "facts.json").get("config")
         lr = job.lr if job.lr is not None or not plan.rates else record["lr"]["chosen"].get(job.arm)
         if not was or (plan.rates and lr is None):
             continue

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from platformdirs import user_cache_dir
 
 from toolkit.disk import fsync, sha256
+from toolkit.seal import seal
 
 log = logging.getLogger("toolkit")
 
@@ -47,21 +48,15 @@ def cached(kind: str, about: dict, build: Callable[[Path], dict]) -> tuple[Path,
     return folder, manifest
 
 
-def seal(manifest: dict) -> dict:
-    """The manifest with a digest of its own content."""
-    content = json.loads(json.dumps({key: value for key, value in manifest.items() if key != "seal"}))  # as on disk
-    return content | {"seal": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}
-
-
 def _read_manifest(folder: Path, damage: str | None = None) -> dict | None:
     """The manifest of a folder whose files are those it speaks of, else None. ``damage`` says what comes of it."""
     if not folder.exists():
         return None
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
-        reason = None if seal(manifest) == manifest else "the manifest is not as it was written"
+        reason = None if seal(manifest)["seal"] == manifest["seal"] else "the manifest is not as it was written"
         reason = reason or _differing(folder, manifest["files"])
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
     if reason is None:
         return manifest

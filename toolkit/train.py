@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -60,12 +60,12 @@ class Experiment:
     schedule: type
     loss: type
     loggers: list[type]
-    steps: Count = 100_000
+    steps: Annotated[int, Gt(0), Le(99_999_999)] = 100_000  # a checkpoint's name has eight digits
     batch_size: Count = 8
     accumulate: Count = 1
     seq_len: Count = 1024
     clip: Annotated[float, Gt(0)] | None = 1.0
-    seed: Annotated[int, Ge(0)] = 0
+    seed: Annotated[int, Ge(0), Le(2**63 - 1)] = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: Literal["auto"] | bool = "auto"
     devices: Literal["all"] | Count = 1
@@ -161,8 +161,9 @@ def train(
 
     Step s reports the loss before its update, so a row at step s and a checkpoint at step s speak of the same weights.
     Where it is known what the devices could do at their peak, rows tell the share of it that was reached (MFU).
-    Returns {"state": "done" | "stopped" | "preempted", "step", final values}. Raises Diverged; Interrupted for a signal
-    before there was anything to save; OSError when the disk refuses three saves in a row, or the last one."""
+    Returns {"state": "done" | "stopped" | "preempted", "step", final values}, and "not_saved" where the disk refused
+    the best checkpoint. Raises Diverged; Interrupted for a signal before there was anything to save; OSError when the
+    disk refuses three saves in a row, or the last one."""
     data, model, optimizer = parts.data, parts.model, parts.optimizer
     world, rank, main = distributed.world_size(), distributed.rank(), distributed.rank() == 0
     micro_batch = experiment.batch_size // (experiment.accumulate * world)
@@ -200,7 +201,9 @@ def train(
                         row = judge(experiment, parts, micro_batch, device, whole=ending)
                     journal.row(step, row)
                     progress = progress | {"step": step, "best": min(best, row["val/loss_nats"])}
-                    if row["val/loss_nats"] < best and (not main or keeper.save("best", model, optimizer, progress)):
+                    if row["val/loss_nats"] < best and (
+                        not main or keeper.save("best", model, optimizer, progress, journal.covered(step))
+                    ):
                         best = row["val/loss_nats"]
                 if main and not signalled and step > 0 and (ending or step % experiment.sample_every == 0):
                     with _as_judged(experiment, model, optimizer, device), signals.droppable(world == 1):
@@ -213,7 +216,8 @@ def train(
             unsaved = step > start or 0 < step and best < best_before  # then what was dropped is done now
             if main and unsaved and (stopping or step % experiment.checkpoint_every == 0):
                 journal.sync()
-                if keeper.save(f"step-{step:08d}", model, optimizer, progress, last=stopping):
+                written = journal.covered(step)
+                if keeper.save(f"step-{step:08d}", model, optimizer, progress, written, last=stopping):
                     keeper.prune()
             if stopping:
                 break
@@ -239,7 +243,9 @@ def train(
             loss = (distributed.total(nats) / count).item()
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 if main and step > start:
-                    keeper.save(f"step-{step:08d}", model, optimizer, progress)  # and the older ones stay
+                    journal.sync()
+                    written = journal.covered(step)
+                    keeper.save(f"step-{step:08d}", model, optimizer, progress, written)  # and the older ones stay
                 first = step * experiment.batch_size
                 raise Diverged(
                     f"step {step}: loss {loss}, gradient norm {norm}, in training samples {first} to "
@@ -273,7 +279,8 @@ def train(
                 journal.row(step, row | {name: float(value) for name, value in metrics.items()})
 
     state = "preempted" if signalled else "done" if ending else "stopped"
-    return {"state": state, "step": step, "best": best} | journal.latest
+    not_saved = {"not_saved": f"checkpoints/best: {keeper.lost}"} if keeper.lost else {}
+    return {"state": state, "step": step, "best": best} | journal.latest | not_saved
 
 
 def judge(

@@ -19,7 +19,8 @@ from runs import arguments, assert_exact, command, small_run
 from components.data import TextFiles
 from components.tokenizer import Bytes
 from toolkit import checkpoint, run, tokencache
-from toolkit.tokencache import BLOCK, seal
+from toolkit.seal import seal
+from toolkit.tokencache import BLOCK
 
 ROOT = Path(__file__).parents[2]
 STORIES = "\n<|endoftext|>\n".join(f"Story {i}: the ship, {i * i} sailors and the storm." for i in range(300))
