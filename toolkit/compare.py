@@ -13,6 +13,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command. Returns the exit code; raises ValueError for what the user can mend."""
     arguments = _arguments(argv)
     from toolkit.comparison import assemble, board, figures, markdown, page, record, runs, screen
+    from toolkit.disk import refuse_links, write_bytes, write_text
     from toolkit.terminal import Terminal, styled
 
     plan, found = runs.find(arguments.runs, arguments.plan, arguments.baseline)
@@ -21,10 +22,11 @@ def main(argv: list[str] | None = None) -> int:
     said = record.record(comparison)
 
     out = Path(arguments.out) if arguments.out else (plan.folder or Path()) / "compare"
+    refuse_links(out, below=None if arguments.out else out.parent)
     out.mkdir(parents=True, exist_ok=True)
     pictures = figures.draw(comparison)
     for name, (_, png, _) in pictures.items():
-        (out / f"{name}.png").write_bytes(png)
+        write_bytes(out / f"{name}.png", png)
     written = {
         "report.md": markdown.report(said, {f"{name}.png": caption for name, (caption, _, _) in pictures.items()}),
         "compare.csv": record.table(said),
@@ -32,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         "compare.html": page.page(said, {name: (caption, svg) for name, (caption, _, svg) in pictures.items()}),
     }
     for name, content in written.items():
-        (out / name).write_text(content, encoding="utf-8")
+        write_text(out / name, content)
     board.write(comparison, out / "tensorboard")
 
     if arguments.json:

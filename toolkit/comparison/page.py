@@ -21,6 +21,7 @@ STYLE = Html("""
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2.2rem 1.6rem 4rem; max-width: 66rem; background: var(--page); color: var(--ink);
   font: 15px/1.55 system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, sans-serif; }
+h1, h2, p, dt, dd, .banner, .note, figcaption { overflow-wrap: anywhere; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .4rem; }
 h2 { font-size: 1.12rem; margin: 2.4rem 0 .7rem; padding-bottom: .25rem; border-bottom: 1px solid var(--line); }
 p { margin: .5rem 0; } .soft, figcaption { color: var(--soft); font-size: .88rem; }
@@ -30,16 +31,19 @@ table { border-collapse: collapse; min-width: 55%; font-variant-numeric: tabular
 th { text-align: left; font-weight: 600; color: var(--soft); font-size: .82rem; vertical-align: bottom; }
 th, td { padding: .36rem .9rem .36rem 0; border-bottom: 1px solid var(--line); }
 td { vertical-align: top; } td.n, th.n { text-align: right; white-space: nowrap; } td.k { white-space: nowrap; }
+td.a { min-width: 6rem; max-width: 24rem; overflow-wrap: anywhere; }
 .word { font-weight: 700; } .better { color: var(--better); } .worse { color: var(--worse); }
 .equivalent { color: var(--equivalent); } .inconclusive { color: var(--open); } .lost { color: var(--alarm); }
-.banner { background: var(--alarmed); border-left: 4px solid var(--alarm); padding: .45rem .8rem; margin: .4rem 0;
-  overflow-wrap: anywhere; }
+.banner { background: var(--alarmed); border-left: 4px solid var(--alarm); padding: .45rem .8rem; margin: .4rem 0; }
 .banner b { color: var(--alarm); } .clean { border-left: 4px solid var(--equivalent); padding: .45rem .8rem;
   background: var(--panel); }
 figure { margin: 1.1rem 0 1.6rem; } figure svg { width: 100%; max-width: 54rem; height: auto; display: block; }
-@media (max-width: 40rem) { dl { grid-template-columns: 1fr !important; } }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.4rem; margin: 0; }
+details { margin: .2rem 0; } summary { cursor: pointer; } details ul { margin: .3rem 0; padding-left: 1.4rem; }
+dl { display: grid; grid-template-columns: fit-content(14rem) 1fr; gap: .3rem 1.4rem; margin: 0; }
 dt { font-weight: 600; } dd { margin: 0; }
+@media (max-width: 40rem) { body { padding: 1.2rem .9rem 3rem; } dl { grid-template-columns: 1fr; gap: .1rem; }
+  dd { margin-bottom: .5rem; } th, td { padding-right: .6rem; }
+  .verdicts :is(th, td):is(:nth-child(3), :nth-child(8)) { display: none; } }
 pre { background: var(--panel); padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; border-radius: 4px; }
 code { font-size: .9em; overflow-wrap: anywhere; }
 @media print { body { max-width: none; padding: 0; } h2, figure, tr { break-inside: avoid; } }

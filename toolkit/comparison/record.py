@@ -53,31 +53,29 @@ def headline(said: dict) -> str:
         return "There is one arm alone; nothing to compare it with."
     few = len(said["arms"]) - 1 <= FEW_ARMS
     tails = {
-        "better": "better than {b}",
-        "worse": "worse than {b}",
-        "equivalent": "equivalent to {b}",
+        "better": f"better than {said['baseline']}",
+        "worse": f"worse than {said['baseline']}",
+        "equivalent": f"equivalent to {said['baseline']}",
         "inconclusive": "inconclusive",
-        "identical": "identical to {b}: no verdict",
+        "identical": f"identical to {said['baseline']}: no verdict",
         "difference": "a difference without a verdict",
     }
-    parts = [
-        f"{_named(by_word[word], few)}: {tail.format(b=said['baseline'])}"
-        for word, tail in tails.items()
-        if word in by_word
-    ]
-    return ("" if few else f"Of {len(said['arms']) - 1} arms, ") + "; ".join(parts) + "."
+    groups = [(by_word[word], tail) for word, tail in tails.items() if word in by_word]
+    if few:
+        return "; ".join(f"{', '.join(arm['arm'] for arm in arms)}: {tail}" for arms, tail in groups) + "."
+    counted = [f"{len(arms)} {tail}{_examples(arms)}" for arms, tail in groups]
+    return f"Of {len(said['arms']) - 1} arms: {'; '.join(counted)}."
 
 
-def _named(arms: list[dict], few: bool) -> str:
-    """ "rope, alibi", or "12 (the furthest is alibi, by -0.1012)"."""
-    if few or len(arms) <= FEW_NAMES:
-        names = ", ".join(arm["arm"] for arm in arms)
-        return names if few else f"{len(arms)} ({names})"
+def _examples(arms: list[dict]) -> str:
+    """ " (rope, alibi)"; of many that differ " (the furthest: alibi, -0.1012)"."""
+    if len(arms) <= FEW_NAMES:
+        return f" ({', '.join(arm['arm'] for arm in arms)})"
     apart = [arm for arm in arms if arm["difference"] is not None and arm["verdict"] in ("better", "worse")]
     if not apart:
-        return str(len(arms))
+        return ""
     furthest = max(apart, key=lambda arm: abs(arm["difference"]))
-    return f"{len(arms)} (the furthest is {furthest['arm']}, by {furthest['difference']:+.4f})"
+    return f" (the furthest: {furthest['arm']}, {furthest['difference']:+.4f})"
 
 
 def table(said: dict) -> str:
