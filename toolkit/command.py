@@ -37,7 +37,7 @@ def run_command(main: Callable[[], int]) -> None:
         if culprit is None and not isinstance(error, ValueError | OSError):
             raise
         if os.environ.get("TOOLKIT_DEBUG") or not _is_ours(error):
-            traceback.print_exc()
+            print(escape.block(traceback.format_exc()), end="", file=sys.stderr)
         kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
         message = f"error: {culprit + ': ' if culprit else ''}{kind}{clean(error)}"
         print(escape.block(message), file=sys.stderr)  # it may quote a file
