@@ -61,7 +61,7 @@ def grid(columns: Sequence[Column], rows: Iterable[Sequence], width: int, lines:
         kept.remove(min((i for i in kept if columns[i].gives_way), key=lambda i: columns[i].gives_way))
     names = [i for i in kept if columns[i].name]
     for i in names:
-        wanted[i] = max(8, min(widths[i], wanted[i] + room() // len(names)))
+        wanted[i] = max(min(8, widths[i]), min(widths[i], wanted[i] + room() // len(names)))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for i in kept:
         justify = "right" if columns[i].right else "left"
