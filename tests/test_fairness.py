@@ -249,12 +249,12 @@ def test_a_worse_arm_whose_runs_diverged_stays_worse(tmp_path):
     assert arm(compared(write_plan(tmp_path, {"NoPE": 0.3}, seeds=range(5), broken=lost)), "NoPE")["verdict"] == "worse"
 
 
-@pytest.mark.parametrize("name", ["../../good", "/etc", "a/b", "", ".hidden", "x" * 300])
+@pytest.mark.parametrize("name", ["../../good", "/etc", "a/b", "", "..", "x\0"])
 def test_a_job_that_is_no_name_is_refused(name, folder):
     plan = json.loads((folder / "plan.json").read_text())
     plan["jobs"][0]["run"] = name
     change(folder / "plan.json", **plan)
-    with pytest.raises(ValueError, match="is no name of an arm or a run in this folder"):
+    with pytest.raises(ValueError, match="is no name of a run in this folder"):
         compare.main([str(folder)])
 
 

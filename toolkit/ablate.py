@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
+import shlex
 from pathlib import Path
 
 from toolkit.command import run_command
+
+log = logging.getLogger("toolkit")
+FEW_JOBS = 20  # a dry run lists so many jobs
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,16 +42,36 @@ def main(argv: list[str] | None = None) -> int:
             code = Schedule(plan, folder, record, launcher).run()
         finally:
             launcher.close()
-    report.say(f"compare: python -m toolkit.compare {folder}")
+    if code in (0, 1):
+        _answer(folder)
+    report.say(f"compare: python -m toolkit.compare {shlex.quote(str(folder))}")
     return code
 
 
-def _dry_run(plan, folder: Path, arguments) -> None:
-    """Print arms and jobs, with the time that they would take here."""
-    from rich.table import Table
+def _answer(folder: Path) -> None:
+    """Show the verdicts so far, an arm a line. What fails here costs a warning: the jobs have ended as they have."""
+    from toolkit import report
+    from toolkit.comparison import assemble, record, runs, screen
 
+    try:
+        plan, found = runs.find([str(folder)], None, None)
+        said = record.record(assemble.compare(plan, found, (), None))
+    except Exception as error:  # a folder that can't be compared, or a fault of the comparison
+        log.warning("the runs can't be compared: %s: %s", type(error).__name__, error)
+        return
+    report.say("")
+    screen.answer(said, report.console)
+    if fired := {banner["guard"] for banner in said["banners"]}:
+        report.say(f"guards fired: {', '.join(sorted(fired))}; compare says what they saw")
+    report.say("")
+
+
+def _dry_run(plan, folder: Path, arguments) -> None:
+    """Print how long it would take here, an arm a line, what the arms differ in, and the jobs where they are few or
+    ``--verbose`` asks for them."""
     from toolkit import report
     from toolkit.disk import read_json
+    from toolkit.escape import line
     from toolkit.jobs import ENDED, duration, standing
     from toolkit.plan import differing
     from toolkit.settle import measure, threads_for
@@ -56,25 +81,20 @@ def _dry_run(plan, folder: Path, arguments) -> None:
     seconds = measure(list(plan.arms.values()), threads)
     known = before.get("budget", {})
     plan.set_steps({**seconds, **(known.get("seconds_per_step") or {})}, known.get("steps"))
-    say, base = report.say, plan.baseline
-    say(f"\n{plan.name}: {plan.ablation.question}")
+    say, base, jobs = report.say, plan.baseline, arguments.jobs or 1
+    estimate = {arm.name: arm.steps * seconds[arm.name] * (1 + _evaluations(arm)) for arm in plan.arms.values()}
+    found = {job.run: standing(folder / job.run, plan.ablation.metric) for job in plan.jobs}
+    total = sum(estimate[job.arm] for job in plan.jobs if found[job.run].state not in ENDED)
+    say(f"\n{line(plan.name)}: {line(plan.ablation.question)}")
+    say(
+        f"{len(plan.jobs)} jobs, about {duration(total / jobs)} with {jobs} at once and {threads} threads each, as "
+        f"measured here; start-up and the last, whole validation come on top"
+    )
     say(
         f"baseline {base.name}; factor {', '.join(plan.factor) or 'none declared'}; metric {plan.ablation.metric}, "
         f"effect {plan.ablation.effect:g}, alpha {plan.ablation.alpha:g}\n"
     )
-    matched, of = plan.ablation.match is not None, plan.budget[0]
-    titles = ["arm", "parameters", "FLOPs/token", "steps", "s/step", *(["width", "residual"] if matched else [])]
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for title in titles:
-        table.add_column(title, justify="left" if title == "arm" else "right")
-    for arm in plan.arms.values():
-        row = [arm.name, _against(arm.parameters, base.parameters), _against(arm.flops_per_token, base.flops_per_token)]
-        row += [f"{arm.steps:,}", f"{seconds[arm.name]:.3g}"]
-        if matched:
-            _, value, residual = arm.width
-            row += ["as it is" if value is None else f"{value:,}", f"{residual:+,}"]
-        table.add_row(*row)
-    report.console.print(table)
+    _print_arms(plan, seconds)
     for arm in list(plan.arms.values())[1:]:
         flat, keys = arm.config.flat, differing(base.config.flat, arm.config.flat)
         say(f"{arm.name} differs in " + ", ".join(f"{key} = {flat.get(key, 'absent')}" for key in keys))
@@ -83,23 +103,46 @@ def _dry_run(plan, folder: Path, arguments) -> None:
             if mine and theirs and abs(mine / theirs - 1) > limit:
                 what = count.replace("flops_per_token", "FLOPs per token")
                 say(f"note: {arm.name} has {mine / theirs - 1:+.1%} {what}; Ablation.match = '{name}' would equal them")
-    say(f"budget: {plan.budget[1]:g} {of}" + (f"; matched: {plan.ablation.match}" if matched else "") + "\n")
-    estimate = {arm.name: arm.steps * seconds[arm.name] * (1 + _evaluations(arm)) for arm in plan.arms.values()}
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for title in ("job", "purpose", "steps", "time", "state"):
-        table.add_column(title, justify="right" if title in ("steps", "time") else "left")
-    total = 0.0
+    matched = f"; matched: {plan.ablation.match}" if plan.ablation.match is not None else ""
+    say(f"budget: {plan.budget[1]:g} {plan.budget[0]}{matched}\n")
+    if arguments.verbose or len(plan.jobs) <= FEW_JOBS:
+        _print_jobs(plan, found, estimate)
+    else:
+        ended = sum(each.state in ENDED for each in found.values())
+        say(f"{len(plan.jobs)} jobs, {ended} of them ended; --verbose lists them")
+
+
+def _print_arms(plan, seconds: dict[str, float]) -> None:
+    from toolkit import report
+    from toolkit.terminal import Column, grid
+
+    matched, base = plan.ablation.match is not None, plan.baseline
+    order = {"FLOPs/token": 3, "s/step": 2, "residual": 1}  # in which columns give way
+    titles = ["parameters", "FLOPs/token", "steps", "s/step", *(["width", "residual"] if matched else [])]
+    columns = [Column("arm", name=True), *(Column(title, True, order.get(title, 0)) for title in titles)]
+    rows = []
+    for arm in plan.arms.values():
+        row = [arm.name, _against(arm.parameters, base.parameters), _against(arm.flops_per_token, base.flops_per_token)]
+        row += [f"{arm.steps:,}", f"{seconds[arm.name]:.3g}"]
+        if matched:
+            _, value, residual = arm.width
+            row += ["as it is" if value is None else f"{value:,}", f"{residual:+,}"]
+        rows.append(row)
+    report.console.print(grid(columns, rows, report.console.width)[0])
+
+
+def _print_jobs(plan, found: dict, estimate: dict[str, float]) -> None:
+    from toolkit import report
+    from toolkit.jobs import ENDED, duration
+    from toolkit.terminal import Column, grid
+
+    columns = [Column("job", name=True), Column("purpose", gives_way=2), Column("steps", True, 1), Column("time", True)]
+    rows = []
     for job in plan.jobs:
-        found = standing(folder / job.run, plan.ablation.metric)
-        total += 0.0 if found.state in ENDED else estimate[job.arm]
-        state = found.state if found.state in ENDED or not found.step else f"to be resumed at {found.step:,}"
-        table.add_row(job.run, job.purpose, f"{plan.arms[job.arm].steps:,}", duration(estimate[job.arm]), state)
-    report.console.print(table)
-    jobs = arguments.jobs or 1
-    say(
-        f"{len(plan.jobs)} jobs, about {duration(total / jobs)} with {jobs} at once and {threads} threads each, as "
-        f"measured here; start-up and the last, whole validation come on top"
-    )
+        state, step = found[job.run].state, found[job.run].step
+        state = state if state in ENDED or not step else f"to be resumed at {step:,}"
+        rows.append([job.run, job.purpose, f"{plan.arms[job.arm].steps:,}", duration(estimate[job.arm]), state])
+    report.console.print(grid([*columns, Column("state")], rows, report.console.width)[0])
 
 
 def _evaluations(arm) -> float:
@@ -191,6 +234,7 @@ def _arguments(argv):
         help="for Slurm (slurm_partition=gpu, timeout_min=60, cluster=local) or Ray (address=auto)",
     )
     add("--dry-run", action="store_true", help="print arms, jobs and the time they take, and stop")
+    add("--verbose", action="store_true", help=f"with --dry-run: list the jobs, however many; else {FEW_JOBS} at most")
     arguments = parser.parse_args(argv)
     if arguments.jobs is not None and arguments.jobs < 1:
         parser.error("--jobs takes 1 or more")

@@ -10,6 +10,8 @@ import sys
 import traceback
 from collections.abc import Callable
 
+from toolkit import escape
+
 BAD_INPUT, DIVERGED, STORAGE, PREEMPTED = 2, 3, 4, 75
 LESS_MEMORY = (
     "use a smaller Experiment.batch_size, or raise Experiment.accumulate, which keeps the batch and takes its parts in "
@@ -23,7 +25,9 @@ def run_command(main: Callable[[], int]) -> None:
 
     An error that we raised is its message alone; one from elsewhere, such as a part of the user's own, comes with its
     traceback, and the part and its file are named. TOOLKIT_DEBUG=1 shows the traceback always."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(escape.LogFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     try:
         code = main()
     except Exception as error:
@@ -33,9 +37,10 @@ def run_command(main: Callable[[], int]) -> None:
         if culprit is None and not isinstance(error, ValueError | OSError):
             raise
         if os.environ.get("TOOLKIT_DEBUG") or not _is_ours(error):
-            traceback.print_exc()
+            print(escape.block(traceback.format_exc()), end="", file=sys.stderr)
         kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
-        print(f"error: {culprit + ': ' if culprit else ''}{kind}{clean(error)}", file=sys.stderr)
+        message = f"error: {culprit + ': ' if culprit else ''}{kind}{clean(error)}"
+        print(escape.block(message), file=sys.stderr)  # it may quote a file
         code = STORAGE if isinstance(error, OSError) else BAD_INPUT
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

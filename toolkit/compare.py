@@ -12,9 +12,9 @@ from toolkit.command import run_command
 def main(argv: list[str] | None = None) -> int:
     """The command. Returns the exit code; raises ValueError for what the user can mend."""
     arguments = _arguments(argv)
-    from rich.console import Console
-
-    from toolkit.comparison import assemble, board, figures, page, record, runs, text
+    from toolkit.comparison import assemble, board, figures, markdown, page, record, runs, screen
+    from toolkit.disk import refuse_links, write_bytes, write_text
+    from toolkit.terminal import Terminal, styled
 
     plan, found = runs.find(arguments.runs, arguments.plan, arguments.baseline)
     exclude = list(zip(arguments.exclude, arguments.reason, strict=True))
@@ -22,31 +22,30 @@ def main(argv: list[str] | None = None) -> int:
     said = record.record(comparison)
 
     out = Path(arguments.out) if arguments.out else (plan.folder or Path()) / "compare"
+    refuse_links(out, below=None if arguments.out else out.parent)
     out.mkdir(parents=True, exist_ok=True)
     pictures = figures.draw(comparison)
     for name, (_, png, _) in pictures.items():
-        (out / f"{name}.png").write_bytes(png)
+        write_bytes(out / f"{name}.png", png)
     written = {
-        "report.md": text.markdown(said, {f"{name}.png": caption for name, (caption, _, _) in pictures.items()}),
+        "report.md": markdown.report(said, {f"{name}.png": caption for name, (caption, _, _) in pictures.items()}),
         "compare.csv": record.table(said),
         "compare.json": json.dumps(said, indent=1) + "\n",
         "compare.html": page.page(said, {name: (caption, svg) for name, (caption, _, svg) in pictures.items()}),
     }
     for name, content in written.items():
-        (out / name).write_text(content, encoding="utf-8")
+        write_text(out / name, content)
     board.write(comparison, out / "tensorboard")
 
     if arguments.json:
         print(json.dumps(said))
     else:
-        console = Console(highlight=False)
-        text.show(said, console)
-        console.print(
-            f"\n{out / 'compare.html'} and beside it report.md, compare.csv, compare.json, figures, tensorboard/",
-            markup=False,
-            style="dim",
-            soft_wrap=True,
-        )
+        console = Terminal()
+        screen.show(said, console, arguments.verbose)
+        more = "" if arguments.verbose else "reasons, pairing and costs: --verbose, or "
+        beside = "report.md, compare.csv, compare.json, figures, tensorboard/"
+        console.print()
+        console.print(styled((f"{more}{out / 'compare.html'} and beside it {beside}", "dim")), soft_wrap=True)
     return 1 if arguments.strict and comparison.banners else 0
 
 
@@ -68,6 +67,7 @@ def _arguments(argv):
     add("--effect", metavar="X", type=_positive, help="smallest difference that matters (default: the plan's, or 0.02)")
     add("--out", metavar="DIR", help="where the report goes (default: compare/ in the plan's folder, or here)")
     add("--json", action="store_true", help="print the whole comparison as one JSON object")
+    add("--verbose", action="store_true", help="print each arm's reason, how it was paired, and what it costs, too")
     add("--strict", action="store_true", help="exit 1 when a guard fires")
     add("--exclude", metavar="RUN", action="append", default=[], help="leave out a run; every output says so")
     add("--reason", metavar="TEXT", action="append", default=[], help="why; one for each --exclude, in their order")

@@ -69,9 +69,11 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     from rich.table import Table
 
+    from toolkit.terminal import styled
+
     for kind, count in Counter(row["kind"] for row in rows).items():
         table = Table(
-            title=f"[bold]{kind}[/bold], {count} part{'s' if count > 1 else ''}",
+            title=styled((kind, "bold"), f", {count} part{'s' if count > 1 else ''}"),
             title_justify="left",
             box=None,
             pad_edge=False,
@@ -127,26 +129,22 @@ def _check(arguments) -> int:
 def _print_line(line) -> None:
     """One line: verdict, what was checked, the figure against its tolerance, and on which shapes. Columns in a
     terminal, one line of text elsewhere."""
-    from rich.markup import escape
     from rich.table import Table
 
     from toolkit import report
+    from toolkit.terminal import styled
 
     colour = {"pass": "green", "fail": "bold red", "n/a": "dim"}[line.verdict]
     against = f" (tolerance {line.tolerance})" if line.tolerance else ""
-    told = escape(f"{line.figure}{against}" if line.verdict == "pass" else line.why)
-    tried = f"[dim]{escape(line.tried)}[/]" if line.verdict == "pass" else ""
-    verdict = f"[{colour}]{line.verdict}[/]"
+    told = f"{line.figure}{against}" if line.verdict == "pass" else line.why
+    tried = line.tried if line.verdict == "pass" else ""
     if not report.console.is_terminal:
-        report.console.print(
-            f"{verdict:{len(verdict) - len(line.verdict) + 4}}  {line.check:38}  {told}  {tried}".rstrip(),
-            soft_wrap=True,
-        )
+        report.say(f"{line.verdict:4}  {line.check:38}  {told}  {tried}".rstrip())
         return
     grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
     for options in ({"width": 4}, {"ratio": 3}, {"ratio": 4}, {"ratio": 4} if tried else {"width": 0}):
         grid.add_column(**options)
-    grid.add_row(verdict, line.check, told, tried)
+    grid.add_row(styled((line.verdict, colour)), line.check, told, styled((tried, "dim")))
     report.console.print(grid)
 
 

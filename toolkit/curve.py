@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from toolkit.escape import label
+
 TRAIN, VAL = "#3b6fa0", "#c8553d"
 MANY = 150  # points from which on a smoothed line is easier to read than the values themselves
 
@@ -25,7 +27,7 @@ def draw(run_dir: Path) -> Path:
 
     figure = Figure(figsize=(1000 / 150, 560 / 150), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(run_dir.name, loc="left", fontsize=10, fontweight="bold", parse_math=False)
+    axes.set_title(label(run_dir.name, 80), loc="left", fontsize=10, fontweight="bold", parse_math=False)
     axes.set_xlabel("step")
     axes.set_ylabel("nats per token")
     axes.spines[["top", "right"]].set_visible(False)

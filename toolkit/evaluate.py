@@ -12,11 +12,10 @@ from toolkit.command import run_command, take_imports
 def main(argv: list[str] | None = None) -> int:
     """The command."""
     arguments = _arguments(argv)
-    from rich.console import Console
-
     from toolkit.compose import open_run
     from toolkit.objective import Objective
     from toolkit.scoring import evaluate
+    from toolkit.terminal import Terminal
     from toolkit.train import autocast
 
     run = open_run(
@@ -34,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.json:
         print(json.dumps(facts | score))
     else:
-        console = Console(highlight=False)
+        console = Terminal()
         console.print(
             f"{run.checkpoint}, split {arguments.split}: {windows:,} windows of {experiment.seq_len:,} tokens"
         )

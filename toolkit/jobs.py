@@ -35,19 +35,29 @@ def standing(folder: Path, metric: str) -> Standing:
     status = read_json_or_warn(folder / "status.json")
     if not status:
         return Standing("waiting")
-    found = Standing(status.get("state", "failed"), status.get("step", 0))
+    state = status.get("state")
+    found = Standing(state if isinstance(state, str) else "failed", _count(status.get("step")))
     if found.state == "done":
-        found.seconds = read_json_or_warn(folder / "facts.json").get("seconds")
+        found.seconds = _number(read_json_or_warn(folder / "facts.json").get("seconds"))
     for row in reversed(_last_rows(folder / "metrics.jsonl")):
         if found.state != "done":
-            found.step = max(found.step, row.get("step", 0))
+            found.step = max(found.step, _count(row.get("step")))
         if found.loss is None:
-            found.loss = row.get("train/loss_nats")
+            found.loss = _number(row.get("train/loss_nats"))
         if found.step_ms is None:
-            found.step_ms = row.get("time/step_ms")
+            found.step_ms = _number(row.get("time/step_ms"))
         if found.metric is None:
-            found.metric = row.get(metric)
+            found.metric = _number(row.get(metric))
     return found
+
+
+def _count(value: object) -> int:
+    return value if type(value) is int else 0
+
+
+def _number(value: object) -> float | None:
+    """A number of a file; None for what is none."""
+    return value if type(value) in (int, float) else None
 
 
 class Schedule:
@@ -180,9 +190,8 @@ class Schedule:
 
     def table(self):
         """Every job, or, where they don't fit the terminal, those that matter now."""
-        from rich.table import Table
-
         from toolkit import report
+        from toolkit.terminal import Column, grid
 
         room = report.console.height - 6
         shown = [job for job in self.jobs]
@@ -190,20 +199,22 @@ class Schedule:
             weight = {"running": 0, "failed": 1, "diverged": 1, "waiting": 2, "stopped": 2}
             first = sorted(shown, key=lambda job: weight.get(self.standing[job.run].state, 3))[: max(1, room)]
             shown = [job for job in self.jobs if job in first]
-        table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), caption=self._summary(), caption_justify="left")
-        for title in ("arm", "seed", *(["lr"] if self.plan.rates else []), "state"):
-            table.add_column(title)
-        for title in ("step", "loss", "left"):
-            table.add_column(title, justify="right")
-        style = {"running": "bold", "failed": "red", "diverged": "yellow", "done": "green"}
-        for job in shown:
-            found, steps = self.standing[job.run], self.plan.arms[job.arm].steps
-            rate = [f"{job.lr:g}" if job.lr is not None else "best"] if self.plan.rates else []
-            loss = found.metric if found.metric is not None else found.loss
-            left = duration(self._left(job)) if found.state in ("running", "waiting") else ""
-            row = [job.arm, str(job.seed), *rate, found.state, f"{found.step:,}/{steps:,}"]
-            table.add_row(*row, "" if loss is None else f"{loss:.4f}", left, style=style.get(found.state))
+        columns = [Column("arm", name=True), Column("seed", gives_way=4)]
+        columns += [Column("lr", gives_way=3)] if self.plan.rates else []
+        columns += [Column("state"), Column("step", right=True, gives_way=2), Column("loss", right=True)]
+        columns.append(Column("left", right=True, gives_way=1))
+        table, _ = grid(columns, map(self._row, shown), report.console.width, lines=1)
+        table.caption, table.caption_justify = self._summary(), "left"
         return table
+
+    def _row(self, job) -> list[tuple[str, str]]:
+        found, steps = self.standing[job.run], self.plan.arms[job.arm].steps
+        rate = [f"{job.lr:g}" if job.lr is not None else "best"] if self.plan.rates else []
+        loss = found.metric if found.metric is not None else found.loss
+        left = duration(self._left(job)) if found.state in ("running", "waiting") else ""
+        row = [job.arm, str(job.seed), *rate, found.state, f"{found.step:,}/{steps:,}"]
+        style = {"running": "bold", "failed": "red", "diverged": "yellow", "done": "green"}.get(found.state, "")
+        return [(cell, style) for cell in (*row, "" if loss is None else f"{loss:.4f}", left)]
 
     def _left(self, job) -> float | None:
         """Seconds that a job still needs: by whole runs of its arm, or of any, or by the steps so far."""

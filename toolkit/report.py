@@ -8,23 +8,23 @@ import shlex
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from toolkit import facts
+from toolkit.terminal import Terminal, styled
 
-console = Console(highlight=False)
+console = Terminal()
 
 
 def say(text: str) -> None:
     """Text as it is, never folded."""
-    console.print(text, markup=False, soft_wrap=True)
+    console.print(text, soft_wrap=True)
 
 
 def header(run: Path, known: dict, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Architecture, parameters, what the optimizer treats alike, and what it all runs on."""
     count = known["parameters"]
-    console.print(f"[bold]{run}[/bold]  {_architecture(known['config'])}", soft_wrap=True)
+    console.print(styled((str(run), "bold"), f"  {_architecture(known['config'])}"), soft_wrap=True)
     console.print(parameter_table(model, count))
     for group in optimizer.param_groups:
         size = sum(parameter.numel() for parameter in group["params"])
@@ -43,21 +43,21 @@ def footer(run: Path, ended: dict, prompt: str) -> None:
     whole = ended.get("val_full/loss_nats")
     if whole is not None:
         bits = ended["val_full/bits_per_byte"]
-        console.print(f"\n[bold]validation, whole split: {whole:.4f} nats per token, {bits:.4f} bits per byte[/bold]")
+        console.print(f"\nvalidation, whole split: {whole:.4f} nats per token, {bits:.4f} bits per byte", style="bold")
     samples = run / "samples.md"
     if samples.exists():
         last = re.split(r"(?m)^## step (\d+)$", samples.read_text(encoding="utf-8"))[-2:]
         console.print(f"sample at step {int(last[0]):,}:\n", style="dim")
-        console.print(last[1].strip() + "\n", markup=False)
+        console.print(last[1].strip() + "\n")
     if ended["state"] != "done":
         console.print(f"{ended['state']} at step {ended['step']:,}; continue with --name {run.name} --resume")
-    console.print(f"curve: {run / 'curve.png'}\nnext:", markup=False)
+    console.print(f"curve: {run / 'curve.png'}\nnext:")
     for command in (
-        f"python -m toolkit.generate {run} --prompt {shlex.quote(prompt)}",
-        f"python -m toolkit.evaluate {run}",
-        f"tensorboard --logdir {run.parent}",
+        f"python -m toolkit.generate {shlex.quote(str(run))} --prompt {shlex.quote(prompt)}",
+        f"python -m toolkit.evaluate {shlex.quote(str(run))}",
+        f"tensorboard --logdir {shlex.quote(str(run.parent))}",
     ):
-        console.print(f"  {command}", markup=False, soft_wrap=True)
+        console.print(f"  {command}", soft_wrap=True)
 
 
 def dry_run(config, experiment, blank, as_json: bool) -> int:
@@ -104,7 +104,7 @@ def parameter_table(model: torch.nn.Module, count: dict[str, int]) -> Table:
         table.add_row(name, shape, f"{size:,}", f"{size / everything:.1%}")
     if count["padding"]:
         table.add_row("rows that pad the vocabulary", "", f"-{count['padding']:,}", "")
-    table.add_row("[bold]total[/bold]", "", f"[bold]{count['total']:,}[/bold]", "")
+    table.add_row(styled(("total", "bold")), "", styled((f"{count['total']:,}", "bold")), "")
     table.add_row("without embeddings", "", f"{count['non_embedding']:,}", "")
     if count["active"] != count["total"]:
         table.add_row("active per token", "", f"{count['active']:,}", "")

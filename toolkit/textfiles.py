@@ -107,10 +107,10 @@ def _in_folder(folder: Path) -> list[Path]:
 
 @functools.cache  # once, however often the files are looked up
 def _tell(folder: str, count: int) -> None:
-    from rich.console import Console
+    from toolkit.terminal import Terminal
 
     files = f"{count:,} text file{'s' if count > 1 else ''}"
-    Console(stderr=True, highlight=False).print(f"{folder}: {files}", soft_wrap=True, markup=False)
+    Terminal(stderr=True).print(f"{folder}: {files}", soft_wrap=True)
 
 
 def _opened(path: Path, compression: str) -> BinaryIO:

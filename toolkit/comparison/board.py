@@ -6,6 +6,7 @@ from pathlib import Path
 
 from toolkit.comparison.assemble import Comparison
 from toolkit.comparison.guards import independent
+from toolkit.escape import line, markdown
 
 
 def write(comparison: Comparison, folder: Path) -> None:
@@ -21,7 +22,8 @@ def write(comparison: Comparison, folder: Path) -> None:
         for old in (folder / run.name).glob("events.out.tfevents.*"):
             old.unlink()
         settings = {"arm": run.arm, "seed": run.seed, "purpose": run.purpose, "verdict of the arm": verdicts[run.arm]}
-        settings |= {key: _plain(run.config.get(key, "absent")) for key in sorted(keys)}
+        settings |= {key: run.config.get(key, "absent") for key in sorted(keys)}
+        settings = {line(key): _plain(value) for key, value in settings.items()}
         # Not add_hparams: it opens a run of its own, named after the time. And not the first of the three protos, which
         # fixes the columns: without it they are the union over the runs.
         _, start, end = hparams(settings, {})
@@ -32,10 +34,10 @@ def write(comparison: Comparison, folder: Path) -> None:
             writer.add_scalar(comparison.metric, value, run.steps)
         writer.add_scalar("finished", float(value is not None), run.steps)
         for excluded, reason in comparison.excluded:
-            writer.add_text("excluded by hand", f"{excluded.name}: {reason}", 0)
+            writer.add_text("excluded by hand", markdown("{}: {}", excluded.name, reason), 0)
         writer.file_writer.add_summary(end, run.steps)
         writer.close()
 
 
 def _plain(value: object) -> object:
-    return value if isinstance(value, bool | int | float | str) else str(value)
+    return value if isinstance(value, bool | int | float) else line(value)

@@ -4,6 +4,7 @@ lighter, for dark pages), which the colour-blind can tell apart; and each arm ha
 from __future__ import annotations
 
 import io
+import logging
 import re
 from collections.abc import Callable
 
@@ -16,7 +17,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from toolkit.comparison.assemble import IDENTICAL, Arm, Comparison
 from toolkit.comparison.runs import Run
+from toolkit.escape import label, line, shorten
 
+log = logging.getLogger("toolkit")
 INK, GREY = "#333333", "#888888"  # the page shows INK in its own text colour, light or dark
 ARMS = ("#2a86c8", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
@@ -34,26 +37,39 @@ STYLE = {
     "xtick.color": INK,
     "ytick.color": INK,
     "legend.frameon": False,
+    "text.parse_math": False,  # a name is text, whatever signs it holds
     "svg.fonttype": "path",
     "svg.hashsalt": "compare",
 }
 WIDTH = 8.2  # inches
 ROUND = [1, 2, 2.5, 5, 10]  # steps between ticks
+MANY, FURTHEST = 10, 8  # beyond so many arms, only those furthest from the baseline have a colour and a name
+PLAIN = {"color": "#bbbbbb", "linestyle": "-", "marker": "", "alpha": 0.8}  # of an arm among many
+BETTER = "left of zero is better"
 FAR = 4  # an arm so many times as far from zero as the next one leaves the frame of the forest plot
 
 
 def draw(comparison: Comparison) -> dict[str, tuple[str, bytes, str]]:
-    """{file stem: (caption, PNG, SVG)} of every picture for which there is something to show."""
+    """{file stem: (caption, PNG, SVG)} of every picture for which there is something to show. A picture that fails
+    is left out with a warning: the tables don't depend on it."""
     found = {}
     with rc_context(STYLE):
         for name, caption, make in _PICTURES:
-            figure = make(comparison)
-            if figure is not None:
-                if comparison.excluded:
-                    said = "; ".join(f"{run.name}: {reason}" for run, reason in comparison.excluded)
-                    figure.suptitle(f"excluded by hand: {said}", fontsize=8.5, x=0.01, ha="left", wrap=True)
-                found[name] = (caption.format(c=comparison, metric=comparison.curve_metric), *_rendered(figure))
+            try:
+                figure = make(comparison)
+                if figure is not None:
+                    _say_exclusions(figure, comparison)
+                    text = caption.format(c=comparison, metric=comparison.curve_metric)
+                    found[name] = (text, *_rendered(figure))
+            except Exception as error:  # whatever the drawing library raises
+                log.warning("%s is left out: %s: %s", name, type(error).__name__, shorten(line(error), 200))
     return found
+
+
+def _say_exclusions(figure: Figure, comparison: Comparison) -> None:
+    if comparison.excluded:
+        said = label("; ".join(f"{run.name}: {reason}" for run, reason in comparison.excluded), 300)
+        figure.suptitle(f"excluded by hand: {said}", fontsize=8.5, x=0.01, ha="left", wrap=True)
 
 
 def forest(comparison: Comparison) -> Figure | None:
@@ -93,11 +109,11 @@ def forest(comparison: Comparison) -> Figure | None:
         axes.plot(pairs, [y + 0.27] * len(pairs), "|", color=color, markersize=6, alpha=0.8)
         text = f"{found.mean:+.4f}  {arm.verdict.word}" + (" *" if arm.conditional else "")
         axes.annotate(text, (1.02, y), xycoords=("axes fraction", "data"), va="center", fontsize=9.5)
-    axes.set_yticks(range(len(rows)), [arm.name for arm in rows])
+    axes.set_yticks(range(len(rows)), [label(arm.name) for arm in rows])
     axes.set_ylim(len(rows) - 0.45, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel(f"{comparison.metric} minus that of {comparison.baseline.name}   (left of zero is better)")
+    axes.set_xlabel(f"{label(comparison.metric)} minus that of {label(comparison.baseline.name)}   ({BETTER})")
     axes.xaxis.set_major_locator(MaxNLocator(7, steps=ROUND))
     handles = [
         Line2D([], [], color=INK, marker="o", linewidth=2.4, label=f"mean, {1 - comparison.alpha:.0%} interval"),
@@ -135,8 +151,8 @@ def curves(comparison: Comparison) -> Figure | None:
             gaps.append((steps, low, high))
     if not drawn:
         return None
-    left.set(title=f"{comparison.curve_metric}, mean and range over seeds", ylabel=comparison.unit)
-    right.set(title=f"minus {comparison.baseline.name} at the same seed")
+    left.set(title=f"{label(comparison.curve_metric)}, mean and range over seeds", ylabel=label(comparison.unit))
+    right.set(title=f"minus {label(comparison.baseline.name, 24)} at the same seed")
     right.axhline(0, color=INK, linewidth=1)
     if not gaps:
         right.text(0.5, 0.5, "no seeds in common", transform=right.transAxes, ha="center", va="bottom")
@@ -175,7 +191,7 @@ def flops(comparison: Comparison) -> Figure | None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0e}".replace("e+", "e")))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set(xlabel="training FLOPs", ylabel=comparison.unit, title=comparison.curve_metric)
+    axes.set(xlabel="training FLOPs", ylabel=label(comparison.unit), title=label(comparison.curve_metric))
     axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
     _legend(figure, _handles(comparison))
     return figure
@@ -210,7 +226,8 @@ def rates(comparison: Comparison) -> Figure | None:
     tried = sorted({point.lr for arm in comparison.arms if arm.tuned for point in arm.tuned.points})
     axes.set_xticks(tried, [f"{lr:g}" for lr in tried])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set(xlabel="learning rate", ylabel=comparison.unit, title=f"{comparison.metric} on the selection seeds")
+    axes.set(xlabel="learning rate", ylabel=label(comparison.unit))
+    axes.set_title(f"{label(comparison.metric)} on the selection seeds")
     axes.margins(y=0.12)
     axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
     handles = _handles(comparison)
@@ -254,36 +271,42 @@ def _rendered(figure: Figure) -> tuple[bytes, str]:
     figure.savefig(png, format="png", dpi=200, facecolor="white")
     figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     text = svg.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL)
     return png.getvalue(), text.replace(INK, "currentColor")
 
 
 def _looks(comparison: Comparison) -> list[tuple[Arm, dict]]:
-    """Each arm with its look; the baseline's is ink."""
-    looks = [{"color": INK, "linestyle": "-", "marker": "o"}]
-    for i in range(len(comparison.arms) - 1):
-        look = {"color": ARMS[i % len(ARMS)], "linestyle": DASHES[i % 4], "marker": MARKERS[(i + 1) % len(MARKERS)]}
-        looks.append(look)
-    return list(zip(comparison.arms, looks, strict=True))
+    """Each arm with its look; the baseline's is ink, and comes last where it lies over many."""
+    base, *others = comparison.arms
+    shown = others if len(others) <= MANY else sorted(others, key=_distance, reverse=True)[:FURTHEST]
+    looks = {base.name: {"color": INK, "linestyle": "-", "marker": "o"}}
+    for i, arm in enumerate(arm for arm in others if arm in shown):
+        marker = MARKERS[(i + 1) % len(MARKERS)]
+        looks[arm.name] = {"color": ARMS[i % len(ARMS)], "linestyle": DASHES[i % 4], "marker": marker}
+    plain = [arm for arm in others if arm not in shown]
+    return [(arm, PLAIN) for arm in plain] + [(arm, looks[arm.name]) for arm in comparison.arms if arm.name in looks]
+
+
+def _distance(arm: Arm) -> float:
+    return abs(arm.difference.mean) if arm.difference else -1.0
 
 
 def _handles(comparison: Comparison) -> list:
-    said = {arm.name: arm.verdict.word if arm.verdict else "baseline" for arm in comparison.arms}
-    return [
-        Line2D(
-            [],
-            [],
-            linewidth=1.8,
-            markersize=4,
-            label=f"{arm.name} ({IDENTICAL})"
-            if said[arm.name] == IDENTICAL
-            else f"{arm.name} (baseline)"
-            if arm is comparison.baseline
-            else arm.name,
-            **look,
-        )
-        for arm, look in _looks(comparison)
+    looks = _looks(comparison)
+    handles = [
+        Line2D([], [], linewidth=1.8, markersize=4, label=_described(arm, comparison), **look)
+        for arm, look in looks
+        if look is not PLAIN
     ]
+    if plain := sum(look is PLAIN for _, look in looks):
+        handles.append(Line2D([], [], linewidth=1.8, label=f"{plain} arms nearer to the baseline", **PLAIN))
+    return handles
+
+
+def _described(arm: Arm, comparison: Comparison) -> str:
+    if arm is comparison.baseline:
+        return f"{label(arm.name)} (baseline)"
+    return f"{label(arm.name)} ({IDENTICAL})" if arm.verdict and arm.verdict.word == IDENTICAL else label(arm.name)
 
 
 def _legend(figure: Figure, handles: list) -> None:
@@ -301,8 +324,9 @@ def _legend(figure: Figure, handles: list) -> None:
 
 def _line(axes, x, mean, low, high, look) -> None:
     marker = {"markersize": 3.6} if len(x) <= 25 else {"marker": ""}
-    axes.plot(x, mean, linewidth=1.7, **(look | marker))
-    axes.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
+    axes.plot(x, mean, linewidth=0.9 if look is PLAIN else 1.7, **(look | marker))
+    if look is not PLAIN:
+        axes.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
 
 
 def _points(run: Run, metric: str) -> dict[float, float]:

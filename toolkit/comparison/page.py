@@ -1,13 +1,18 @@
-"""The record and its pictures as one HTML page that loads nothing: style and figures are inside."""
+"""The record and its pictures as one HTML page that loads nothing: style and figures are inside.
+
+Every value goes through ``toolkit.escape.html``, which takes whatever is no finished HTML for text."""
 
 from __future__ import annotations
 
 import re
-from html import escape
+from collections.abc import Iterable
 
-from toolkit.comparison import text
+from toolkit.comparison import alike, text
+from toolkit.escape import Html, html, join_html
 
-STYLE = """
+WORDS = ("better", "worse", "equivalent", "inconclusive")  # verdicts that have a colour
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # no scripts, and nothing from elsewhere
+STYLE = Html("""
 :root { color-scheme: light dark; --ink: #1c2024; --soft: #5c6670; --line: #d9dde1; --page: #ffffff; --panel: #f5f6f7;
   --better: #00598c; --worse: #b34700; --equivalent: #007a59; --open: #6b5b00; --alarm: #a3200d; --alarmed: #fdf0ed; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e8ea; --soft: #a3acb5; --line: #3a4047; --page: #16181b;
@@ -16,6 +21,7 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2.2rem 1.6rem 4rem; max-width: 66rem; background: var(--page); color: var(--ink);
   font: 15px/1.55 system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, sans-serif; }
+h1, h2, p, dt, dd, .banner, .note, figcaption { overflow-wrap: anywhere; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .4rem; }
 h2 { font-size: 1.12rem; margin: 2.4rem 0 .7rem; padding-bottom: .25rem; border-bottom: 1px solid var(--line); }
 p { margin: .5rem 0; } .soft, figcaption { color: var(--soft); font-size: .88rem; }
@@ -25,159 +31,177 @@ table { border-collapse: collapse; min-width: 55%; font-variant-numeric: tabular
 th { text-align: left; font-weight: 600; color: var(--soft); font-size: .82rem; vertical-align: bottom; }
 th, td { padding: .36rem .9rem .36rem 0; border-bottom: 1px solid var(--line); }
 td { vertical-align: top; } td.n, th.n { text-align: right; white-space: nowrap; } td.k { white-space: nowrap; }
+td.a { min-width: 6rem; max-width: 24rem; overflow-wrap: anywhere; }
 .word { font-weight: 700; } .better { color: var(--better); } .worse { color: var(--worse); }
 .equivalent { color: var(--equivalent); } .inconclusive { color: var(--open); } .lost { color: var(--alarm); }
-.banner { background: var(--alarmed); border-left: 4px solid var(--alarm); padding: .45rem .8rem; margin: .4rem 0;
-  overflow-wrap: anywhere; }
+.banner { background: var(--alarmed); border-left: 4px solid var(--alarm); padding: .45rem .8rem; margin: .4rem 0; }
 .banner b { color: var(--alarm); } .clean { border-left: 4px solid var(--equivalent); padding: .45rem .8rem;
   background: var(--panel); }
 figure { margin: 1.1rem 0 1.6rem; } figure svg { width: 100%; max-width: 54rem; height: auto; display: block; }
-@media (max-width: 40rem) { dl { grid-template-columns: 1fr !important; } }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.4rem; margin: 0; }
+details { margin: .2rem 0; } summary { cursor: pointer; } details ul { margin: .3rem 0; padding-left: 1.4rem; }
+dl { display: grid; grid-template-columns: fit-content(14rem) 1fr; gap: .3rem 1.4rem; margin: 0; }
 dt { font-weight: 600; } dd { margin: 0; }
+@media (max-width: 40rem) { body { padding: 1.2rem .9rem 3rem; } dl { grid-template-columns: 1fr; gap: .1rem; }
+  dd { margin-bottom: .5rem; } th, td { padding-right: .6rem; }
+  .verdicts :is(th, td):is(:nth-child(3), :nth-child(8)) { display: none; } }
 pre { background: var(--panel); padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; border-radius: 4px; }
 code { font-size: .9em; overflow-wrap: anywhere; }
 @media print { body { max-width: none; padding: 0; } h2, figure, tr { break-inside: avoid; } }
-"""
+""")
 
 
-def page(said: dict, pictures: dict[str, tuple[str, str]]) -> str:
+def page(said: dict, pictures: dict[str, tuple[str, str]]) -> Html:
     """The whole page; ``pictures`` are {name: (caption, SVG)}."""
     body = [
-        f"<h1>{escape(said['question'] or said['name'])}</h1>",
-        f'<p class="lead">{escape(said["headline"])}</p>',
-        *(f'<div class="banner">{escape(one)}</div>' for one in text.exclusions(said)),
-        f'<div class="verdicts">{_verdicts(said)}</div>',
-        f'<p class="soft">{escape(text.legend(said))}.</p>',
-        "<h2>Guards</h2>",
+        html("<h1>{}</h1>", said["question"] or said["name"]),
+        html('<p class="lead">{}</p>', said["headline"]),
+        *(html('<div class="banner">{}</div>', one) for one in text.exclusions(said)),
+        html('<div class="verdicts">{}</div>', _verdicts(said)),
+        html('<p class="soft">{}.</p>', text.legend(said)),
+        Html("<h2>Guards</h2>"),
         *_guards(said),
-        "<h2>Figures</h2>",
+        Html("<h2>Figures</h2>"),
         *(_figure(caption, svg) for caption, svg in pictures.values()),
-        "<h2>Each arm in words</h2>",
+        Html("<h2>Each arm in words</h2>"),
         _list((arm["arm"], text.explained(arm)) for arm in said["arms"][1:]),
-        f"<h2>To the baseline's final loss ({escape(said['baseline'])})</h2>",
+        html("<h2>To the baseline's final loss ({})</h2>", said["baseline"]),
         _costs(said),
         *_rates(said),
-        f"<h2>{escape(said['metric'])} by seed</h2>",
+        html("<h2>{} by seed</h2>", said["metric"]),
         _seeds(said),
-        "<h2>Every run</h2>",
+        Html("<h2>Every run</h2>"),
         _runs(said),
-        "<h2>What differs from the baseline</h2>",
+        Html("<h2>What differs from the baseline</h2>"),
         _list((arm["arm"], "; ".join(arm["configuration"]) or "nothing") for arm in said["arms"][1:]),
-        "<h2>What the numbers mean</h2>",
+        Html("<h2>What the numbers mean</h2>"),
         _list(text.meanings(said)),
-        "<h2>How to repeat it</h2>",
-        f"<pre>{escape(chr(10).join(text.commands(said)))}</pre>",
-        f'<p class="soft">{escape(text.environment(said))}</p>',
+        Html("<h2>How to repeat it</h2>"),
+        html("<pre>{}</pre>", join_html(text.commands(said), "\n")),
+        html('<p class="soft">{}</p>', text.environment(said)),
     ]
-    title = escape(said["question"] or said["name"])
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head><body>\n'
-        + "\n".join(body)
-        + "\n</body></html>\n"
+    return html(
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>'
+        "<style>{style}</style></head><body>\n{body}\n</body></html>\n",
+        policy=Html(POLICY),
+        title=said["question"] or said["name"],
+        style=STYLE,
+        body=join_html(body, "\n"),
     )
 
 
-def _verdicts(said: dict) -> str:
-    head = [
-        "verdict",
-        "arm",
-        "n",
-        "mean ± sd",
-        "difference",
-        f"{1 - said['alpha']:.0%} interval",
-        "p (Holm)",
-        "in noise sd",
-    ]
+def _verdicts(said: dict) -> Html:
+    level = f"{1 - said['alpha']:.0%} interval"
+    head = ["verdict", "arm", "n", "mean ± sd", "difference", level, "p (Holm)", "in noise sd"]
     rows = []
     for arm in said["arms"]:
-        ends = f"{text.number(arm['low'], '+')} to {text.number(arm['high'], '+')}" if arm["low"] is not None else ""
-        in_noise = "" if arm["in_noise_sd"] is None else f"{arm['in_noise_sd']:+.1f}"
-        needs = text.verdict(arm).removeprefix(arm["verdict"])
-        word = f'<span class="word {arm["verdict"]}">{arm["verdict"]}</span>'
-        word += f'<br><span class="soft">{escape(needs.strip(" ()"))}</span>' if needs else ""
-        mean = escape(text.spread(arm)) + (" *" if arm["conditional"] and arm["n"] else "")
-        numbers = [
-            text.count(arm),
-            mean,
-            text.number(arm["difference"], "+"),
-            ends,
-            escape(text.p(arm["p_holm"])),
-            in_noise,
-        ]
-        rows.append([("k", word), ("", escape(arm["arm"])), *(("n", cell) for cell in numbers)])
-    return _table(head, rows, plain=2)
+        low, high = (text.number(arm[end], "+") for end in ("low", "high"))
+        mean = text.spread(arm) + (" *" if arm["conditional"] and arm["n"] else "")
+        numbers = [text.count(arm), mean, text.number(arm["difference"], "+"), f"{low} to {high}" if low else ""]
+        numbers += [text.p(arm["p_holm"]), text.form(arm["in_noise_sd"], "+.1f")]
+        rows.append([("k", _word(arm)), ("a", arm["arm"]), *(("n", cell) for cell in numbers)])
+    return _table(head, rows, left=2)
 
 
-def _guards(said: dict) -> list[str]:
-    out = [
-        f'<div class="banner"><b>{escape(one["guard"])}</b> {escape(one["text"])}</div>' for one in said["banners"]
-    ] or ['<div class="clean">None fired: the runs differ in nothing but the factor.</div>']
-    return out + [f'<p class="soft">{escape(note)}</p>' for note in said["notes"]]
+def _word(arm: dict) -> Html:
+    colour = arm["verdict"] if arm["verdict"] in WORDS else ""
+    word = html('<span class="word {}">{}</span>', colour, arm["verdict"])
+    if arm["needs"] is None:
+        return word
+    return html('{}<br><span class="soft">{}</span>', word, text.needed(arm))
 
 
-def _figure(caption: str, svg: str) -> str:
+def _guards(said: dict) -> list[Html]:
+    clean = Html('<div class="clean">None fired: the runs differ in nothing but the factor.</div>')
+    found = [_banner(group) for group in alike.banners(said)]
+    return [*(found or [clean]), *(_note(group) for group in alike.notes(said))]
+
+
+def _banner(group: alike.Alike) -> Html:
+    return html('<div class="banner"><b>{}</b> {}</div>', group.guard, _folding(group))
+
+
+def _note(group: alike.Alike) -> Html:
+    return html('<div class="note soft">{}</div>', _folding(group))
+
+
+def _folding(group: alike.Alike) -> Html:
+    """One text as it is; of several the first, and all of them where the reader unfolds the list."""
+    if not group.others:
+        return html("{}", group.texts[0])
+    every = join_html(html("<li>{}</li>", each) for each in group.texts)
+    return html("{}<details><summary>{}</summary><ul>{}</ul></details>", group.texts[0], group.others, every)
+
+
+def _figure(caption: str, svg: str) -> Html:
+    """A picture of ours: its SVG is drawn, not quoted, and letters in it are paths."""
     svg = re.sub(r'(<svg [^>]*?)width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg [^>]*?)height="[^"]*"', rf'\1role="img" aria-label="{escape(caption)}"', svg, count=1)
-    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
+    named = html('role="img" aria-label="{}"', caption)
+    svg = re.sub(r'(<svg [^>]*?)height="[^"]*"', lambda found: found[1] + named, svg, count=1)
+    return html("<figure>{}<figcaption>{}</figcaption></figure>", Html(svg), caption)
 
 
-def _costs(said: dict) -> str:
-    rows = [[("", escape(arm["arm"])), *(("n", cell) for cell in text.cost(arm))] for arm in said["arms"]]
-    return _table(["arm", "steps", "training FLOPs", "seconds"], rows, plain=1)
+def _costs(said: dict) -> Html:
+    rows = [[("a", arm["arm"]), *(("n", cell) for cell in text.cost(arm))] for arm in said["arms"]]
+    return _table(["arm", "steps", "training FLOPs", "seconds"], rows, left=1)
 
 
-def _rates(said: dict) -> list[str]:
+def _rates(said: dict) -> list[Html]:
     if not any(arm["lr"] for arm in said["arms"]):
         return []
     head, rows = text.rates(said)
     cells = [
-        [("", escape(row[0])), *(("n", re.sub(r"\*\*(.*)\*\*", r"<b>\1</b>", cell)) for cell in row[1:])]
-        for row in rows
+        [("a", name), *(("n", html("<b>{}</b>" if chosen else "{}", cell)) for cell, chosen in points)]
+        for (name, _), *points in rows
     ]
     note = '<p class="soft">Means over the selection seeds; the rate in bold was chosen, and judged on other seeds.</p>'
-    return ["<h2>Learning rates</h2>", _table(head, cells, plain=1), note]
+    return [Html("<h2>Learning rates</h2>"), _table(head, cells, left=1), Html(note)]
 
 
-def _seeds(said: dict) -> str:
+def _seeds(said: dict) -> Html:
     head, rows = text.by_seed(said)
-    cells = [[("n", f'<span class="lost">{cell}</span>' if cell.isalpha() else cell) for cell in row] for row in rows]
-    return _table([escape(name) for name in head], cells)
+    if len(head) > len(rows):  # many arms: one a row
+        head, rows = _turned(head, rows)
+    cells = [
+        [("a", name), *(("n", html('<span class="lost">{}</span>' if lost else "{}", cell)) for cell, lost in values)]
+        for (name, _), *values in rows
+    ]
+    return _table(head, cells, left=1)
 
 
-def _runs(said: dict) -> str:
+def _turned(head: list[str], rows: list) -> tuple[list[str], list]:
+    columns = list(zip(*rows, strict=True)) or [()]
+    return ["arm", *(f"seed {cell}" for cell, _ in columns[0])], [
+        [(arm, False), *column] for arm, column in zip(head[1:], columns[1:], strict=True)
+    ]
+
+
+def _runs(said: dict) -> Html:
     rows = []
     for run in said["runs"]:
         lost = "" if run["outcome"] == "finished" else "lost"
-        outcome = f'<span class="{lost}">{escape(run["outcome"])}</span>'
-        seconds = "" if run["seconds"] is None else f"{run['seconds']:,.0f}"
-        rows.append(
-            [
-                ("k", escape(run["run"])),
-                ("n", str(run["seed"])),
-                ("", outcome),
-                ("n", text.number(run["value"])),
-                ("n", f"{run['step']:,}"),
-                ("n", seconds),
-                ("", escape(run["reason"])),
-            ]
-        )
+        numbers = [text.number(run["value"]), text.form(run["step"], ","), text.form(run["seconds"], ",.0f")]
+        outcome = html('<span class="{}">{}</span>', lost, run["outcome"])
+        row = [("a", run["run"]), ("n", run["seed"]), ("", outcome), *(("n", cell) for cell in numbers)]
+        rows.append([*row, ("a", run["reason"])])
     for one in said["excluded"]:
-        outcome = '<span class="lost">excluded by hand</span>'
-        rows.append(
-            [("k", escape(one["run"])), ("n", ""), ("", outcome), *[("n", "")] * 3, ("", escape(one["reason"]))]
-        )
-    head = ["run", "seed", "outcome", escape(said["metric"]), "step", "seconds", "reason"]
-    return _table(head, rows, left=(0, 2, 6))
+        outcome = Html('<span class="lost">excluded by hand</span>')
+        rows.append([("a", one["run"]), ("n", ""), ("", outcome), *[("n", "")] * 3, ("a", one["reason"])])
+    head = ["run", "seed", "outcome", said["metric"], "step", "seconds", "reason"]
+    classes = ("", "n", "", "n", "n", "n", "")
+    return _table(head, rows, classes=classes)
 
 
-def _list(pairs) -> str:
-    return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(what)}</dd>" for name, what in pairs) + "</dl>"
+def _list(pairs: Iterable[tuple[str, str]]) -> Html:
+    return html("<dl>{}</dl>", join_html(html("<dt>{}</dt><dd>{}</dd>", name, what) for name, what in pairs))
 
 
-def _table(head: list[str], rows: list, plain: int = 0, left: tuple[int, ...] = ()) -> str:
-    left = left or tuple(range(plain))
-    top = "".join(f"<th{'' if i in left else ' class=n'}>{cell}</th>" for i, cell in enumerate(head))
-    body = "".join("<tr>" + "".join(f'<td class="{cls}">{cell}</td>' for cls, cell in row) + "</tr>\n" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>\n{body}</tbody></table></div>'
+def _table(head: list[str], rows: list, left: int = 0, classes: tuple[str, ...] = ()) -> Html:
+    """A table of (class, cell). Columns from ``left`` on hold numbers, unless ``classes`` says otherwise."""
+    classes = classes or ("",) * left + ("n",) * (len(head) - left)
+    top = join_html(html('<th class="{}">{}</th>', cls, cell) for cls, cell in zip(classes, head, strict=True))
+    body = join_html(
+        html("<tr>{}</tr>\n", join_html(html('<td class="{}">{}</td>', cls, cell) for cls, cell in row)) for row in rows
+    )
+    return html('<div class="wide"><table><thead><tr>{}</tr></thead><tbody>\n{}</tbody></table></div>', top, body)

@@ -8,6 +8,9 @@ from dataclasses import asdict
 
 from toolkit.comparison.assemble import Arm, Comparison
 from toolkit.comparison.runs import Run
+from toolkit.escape import cell, uncell
+
+FEW_ARMS, FEW_NAMES = 6, 3  # arms that the first sentence names; of a group, where there are more
 
 
 def record(comparison: Comparison) -> dict:
@@ -42,39 +45,57 @@ def record(comparison: Comparison) -> dict:
 
 
 def headline(said: dict) -> str:
-    """The verdicts in a sentence."""
-    by_word: dict[str, list[str]] = {}
+    """The verdicts in a sentence: arms by name while they are few, else counted."""
+    by_word: dict[str, list[dict]] = {}
     for arm in said["arms"][1:]:
-        by_word.setdefault(arm["verdict"], []).append(arm["arm"])
+        by_word.setdefault(arm["verdict"], []).append(arm)
+    if not by_word:
+        return "There is one arm alone; nothing to compare it with."
+    few = len(said["arms"]) - 1 <= FEW_ARMS
     tails = {
-        "better": "better than {b}",
-        "worse": "worse than {b}",
-        "equivalent": "equivalent to {b}",
+        "better": f"better than {said['baseline']}",
+        "worse": f"worse than {said['baseline']}",
+        "equivalent": f"equivalent to {said['baseline']}",
         "inconclusive": "inconclusive",
-        "identical": "identical to {b}: no verdict",
+        "identical": f"identical to {said['baseline']}: no verdict",
         "difference": "a difference without a verdict",
     }
-    parts = [
-        f"{', '.join(by_word[word])}: {tail.format(b=said['baseline'])}"
-        for word, tail in tails.items()
-        if word in by_word
-    ]
-    return "; ".join(parts) + "." if parts else "There is one arm alone; nothing to compare it with."
+    groups = [(by_word[word], tail) for word, tail in tails.items() if word in by_word]
+    if few:
+        return "; ".join(f"{', '.join(arm['arm'] for arm in arms)}: {tail}" for arms, tail in groups) + "."
+    counted = [f"{len(arms)} {tail}{_examples(arms)}" for arms, tail in groups]
+    return f"Of {len(said['arms']) - 1} arms: {'; '.join(counted)}."
+
+
+def _examples(arms: list[dict]) -> str:
+    """ " (rope, alibi)"; of many that differ " (the furthest: alibi, -0.1012)"."""
+    if len(arms) <= FEW_NAMES:
+        return f" ({', '.join(arm['arm'] for arm in arms)})"
+    apart = [arm for arm in arms if arm["difference"] is not None and arm["verdict"] in ("better", "worse")]
+    if not apart:
+        return ""
+    furthest = max(apart, key=lambda arm: abs(arm["difference"]))
+    return f" (the furthest: {furthest['arm']}, {furthest['difference']:+.4f})"
 
 
 def table(said: dict) -> str:
-    """compare.csv: a row for each arm."""
+    """compare.csv: a row for each arm. Texts that a spreadsheet would take for formulas have an apostrophe in front."""
     keys = list(said["arms"][0])
     flat = [key for key in keys if key not in ("why", "configuration", "lr")]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*flat, "best_lr", "lr_sensitivity", "metric", "effect", "alpha", "excluded"])
+    writer.writerow(map(cell, [*flat, "best_lr", "lr_sensitivity", "metric", "effect", "alpha", "excluded"]))
+    excluded = "; ".join(f"{one['run']}: {one['reason']}" for one in said["excluded"])
     for arm in said["arms"]:
         lr = arm["lr"] or {}
-        excluded = "; ".join(f"{one['run']}: {one['reason']}" for one in said["excluded"])
         cells = [arm[key] for key in flat] + [lr.get("best"), lr.get("sensitivity")]
-        writer.writerow([*cells, said["metric"], said["effect"], said["alpha"], excluded])
+        writer.writerow(map(cell, [*cells, said["metric"], said["effect"], said["alpha"], excluded]))
     return text.getvalue()
+
+
+def read_table(text: str) -> list[dict[str, str]]:
+    """The rows of compare.csv, texts as ``table`` was given them."""
+    return [{key: uncell(value) for key, value in row.items()} for row in csv.DictReader(io.StringIO(text))]
 
 
 def _arm(arm: Arm, comparison: Comparison) -> dict:

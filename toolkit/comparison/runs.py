@@ -14,36 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from toolkit import journal, seal
+from toolkit.comparison import schema
 from toolkit.disk import read_json
 
 METRIC, ALPHA, EFFECT = "val_full/loss_nats", 0.05, 0.02
 CURVE = "val/loss_nats"  # what is measured along the way; METRIC is measured once, at the end
 SEED = "Experiment.seed"
 LOWER_IS_BETTER = ("loss_nats", "bits_per_byte", "perplexity")  # what the toolkit writes; others have to be declared
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=,@-]{0,199}")  # of a run or an arm: never a path
-NUMBER = (int, float)
-TYPES = {  # of what a comparison reads in facts.json; None stands for what is not known
-    "seed": int,
-    "steps": int,
-    "tokens": int,
-    "config": dict,
-    "parameters": dict,
-    "windows": dict,
-    "packages": dict,
-    "final": dict,
-    "code": dict,
-    "init": dict,
-    "resumed": list,
-    "flops_per_token": (int, type(None)),
-    "threads": (int, type(None)),
-    "seconds": NUMBER,
-    "started": NUMBER,
-    "ended": NUMBER,
-    **dict.fromkeys(("device", "device_name", "precision", "python", "products", "attention"), (str, type(None))),
-    **dict.fromkeys(("data", "tokenizer", "commit", "weights_sha256", "from", "package_sha256"), (str, type(None))),
-    "config_sha256": str,
-    **dict.fromkeys(("compiled", "dirty"), (bool, type(None))),
-}
 
 
 @dataclass(frozen=True)
@@ -259,9 +236,8 @@ def gathered(patterns: Sequence[str], baseline: str | None) -> tuple[Plan, list[
 
 def read_run(folder: Path) -> Run:
     """A run's folder, whatever state it is in, and whatever somebody has put into it."""
-    damage, status = [], {}
-    facts = _checked(folder / "facts.json", TYPES, damage)
-    status = _checked(folder / "status.json", {"state": str, "step": int, "journal": dict}, damage)
+    damage: list[str] = []
+    facts, status = (_checked(folder / name, damage) for name in ("facts.json", "status.json"))
     is_whole = not damage
     journal_damage = _journal_damage(folder, status)
     if journal_damage:
@@ -269,8 +245,7 @@ def read_run(folder: Path) -> Run:
     elif lines := journal.corrupt(folder / "metrics.jsonl"):
         numbers = ", ".join(map(str, lines[:6])) + (" ..." if len(lines) > 6 else "")
         damage.append(f"{folder / 'metrics.jsonl'}: line {numbers} can't be read")
-    for entry in facts.get("resumed") or []:
-        damage += [str(each) for each in entry.get("damaged", [])] if isinstance(entry, dict) else []
+    damage += [sentence for entry in facts.get("resumed") or [] for sentence in entry.get("damaged", [])]
     begun = (folder / "config.gin").is_file()
     return Run(
         path=folder,
@@ -287,27 +262,14 @@ def read_run(folder: Path) -> Run:
     )
 
 
-def _checked(file: Path, types: dict, damage: list[str]) -> dict:
-    """A JSON file of a run; what is damaged, or of another type than it should be, goes into ``damage``."""
+def _checked(file: Path, damage: list[str]) -> dict:
+    """A JSON file of a run; {} where it is damaged, and why goes into ``damage``."""
     try:
         said = read_json(file)
+        schema.check(file, said)
     except ValueError as error:
         damage.append(str(error))
         return {}
-    for key, kind in types.items():
-        value = said.get(key)
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        fits = bool in kinds if isinstance(value, bool) else isinstance(value, kinds)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            fits = fits and _finite(value) and abs(value) < 2**63
-        if key in said and not fits:
-            damage.append(f"{file}: {key} is {str(value)[:40]!r}, which is not of the type it should be")
-            said.pop(key)
-    for key in ("parameters", "windows"):
-        counts = said.get(key, {})
-        said |= {key: {name: n for name, n in counts.items() if isinstance(n, int)}} if counts else {}
-    if isinstance(said.get("resumed"), list):
-        said["resumed"] = [entry for entry in said["resumed"] if isinstance(entry, dict)]
     return said
 
 
@@ -319,16 +281,12 @@ def _journal_damage(folder: Path, status: dict) -> str | None:
         try:
             said = json.loads(manifest.read_text(encoding="utf-8"))
             if said.pop("sha256") == seal.digest(said):
-                covered, whole = said.get("journal"), False
+                covered, whole = schema.journal(said.get("journal")), False
                 break
         except (OSError, ValueError, KeyError, AttributeError, RecursionError):
             continue
     rows = (covered or {}).get("metrics.jsonl")
-    return journal.damage(folder, {"metrics.jsonl": rows}, whole) if _is_cover(rows) else None
-
-
-def _is_cover(rows: object) -> bool:
-    return isinstance(rows, dict) and isinstance(rows.get("size"), int) and isinstance(rows.get("sha256"), str)
+    return journal.damage(folder, {"metrics.jsonl": rows}, whole) if rows else None
 
 
 def _edits(folder: Path, facts: dict, status: dict) -> list[str]:
@@ -360,22 +318,16 @@ def _plan(file: Path) -> tuple[dict, str]:
     missing = [key for key in ("name", "baseline", "arms", "jobs") if key not in said]
     if missing:
         raise ValueError(f"{file}: this is no plan: {', '.join(missing)} is missing")
-    types = {
-        "name": str, "question": str, "baseline": str, "arms": dict, "jobs": list, "factor": list, "metric": str,
-        "alpha": NUMBER, "effect": NUMBER, "budget": dict, "match": dict, "lr": dict,
-    }  # fmt: skip
-    wrong = [key for key, kind in types.items() if said.get(key) is not None and not isinstance(said[key], kind)]
-    wrong += [key for key in ("alpha", "effect") if key in said and not _is_share(said[key])]
-    wrong += ["jobs"] * (not isinstance(said["jobs"], list) or not all(map(_is_job, said["jobs"])))
-    wrong += ["baseline"] * (not wrong and said["baseline"] not in said["arms"])
-    if wrong:
-        raise ValueError(f"{file}: {', '.join(dict.fromkeys(wrong))} is not what a plan holds; restore it from a copy")
-    names = [*said["arms"], *(job[key] for job in said["jobs"] for key in ("arm", "run"))]
-    paths = [name for name in names if not NAME.fullmatch(name)]
+    schema.check(file, said)
+    paths = [job["run"] for job in said["jobs"] if not _is_name(job["run"])]
     if paths:
+        raise ValueError(f"{file}: {paths[0]!r} is no name of a run in this folder; restore the file from a copy")
+    if strangers := {job["arm"] for job in said["jobs"]} - set(said["arms"]):
         raise ValueError(
-            f"{file}: {paths[0]!r} is no name of an arm or a run in this folder: letters, digits and _.+=,@- alone"
+            f"{file}: the plan has no arm {min(strangers)!r}, of which there are jobs; restore it from a copy"
         )
+    if said["baseline"] not in said["arms"]:
+        raise ValueError(f"{file}: the baseline {said['baseline']!r} is none of the arms; restore the file from a copy")
     return said, edited
 
 
@@ -390,14 +342,9 @@ def _unsealed(file: Path, error: ValueError) -> dict:
     return said
 
 
-def _is_share(value: object) -> bool:
-    return _finite(value) and value > 0
-
-
-def _is_job(job: object) -> bool:
-    texts = isinstance(job, dict) and all(isinstance(job.get(key), str) for key in ("arm", "run"))
-    rate = job.get("lr") if texts else None
-    return texts and isinstance(job.get("seed"), int) and (rate is None or _finite(rate))
+def _is_name(text: str) -> bool:
+    """Whether a text names something that lies directly in a folder."""
+    return text not in ("", ".", "..") and not set(text) & set("/\\\0")
 
 
 def _strays(folder: Path, planned: set[str]) -> tuple[str, ...]:

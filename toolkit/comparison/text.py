@@ -1,121 +1,37 @@
-"""The record as text: the terminal's tables, and report.md."""
+"""What the outputs say of a record, in plain words and numbers: the same sentence on the terminal and on paper.
+
+Nothing here is escaped: each output does that for its own medium, with ``toolkit.escape``."""
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+import shlex
 
-STYLES = {"better": "bold blue", "worse": "bold red", "equivalent": "bold green", "inconclusive": "bold yellow"}
+from toolkit.comparison.statistics import MOST
 
 
-def show(said: dict, console: Console) -> None:
-    """Verdicts first, then what speaks against them, then the rest."""
-    console.print(f"[bold]{escape(said['question'] or said['name'])}[/bold]")
-    console.print(escape(said["headline"]))
-    for one in exclusions(said):
-        console.print(f"[bold red]{escape(one)}[/bold red]")
-    titles = ("verdict", "arm", "n", "mean ± sd", "difference", f"{1 - said['alpha']:.0%} interval", "p Holm")
-    grid = _grid(titles, ("n", "difference", "p Holm"))
-    for arm in said["arms"]:
-        style = STYLES.get(arm["verdict"], "bold")
-        word = verdict(arm).replace(" (", "\n(")
-        mark = " *" if arm["conditional"] and arm["n"] else ""
-        cells = (count(arm), spread(arm) + mark, number(arm["difference"], "+"), ends(arm), p(arm["p_holm"]))
-        grid.add_row(f"[{style}]{escape(word)}[/{style}]", escape(arm["arm"]), *cells)
-    console.print()
-    console.print(grid)
-    console.print(f"\n{escape(legend(said))}\n", style="dim")
-    titles = ("to the baseline's last loss", "steps", "FLOPs", "seconds", "pairs", "correlation", "finds")
-    grid = _grid(titles, titles[1:])
-    for arm in said["arms"]:
-        pairs = "" if arm["paired"] is None else str(arm["pairs"]) if arm["paired"] else "Welch"
-        rho = "" if arm["correlation"] is None else f"{arm['correlation']:+.2f}"
-        grid.add_row(escape(arm["arm"]), *cost(arm), pairs, rho, number(arm["detectable"]))
-    console.print(grid)
-    console.print()
-    for arm in said["arms"][1:]:
-        if arm["verdict"] not in ("better", "worse", "equivalent"):
-            console.print(f"[bold]{escape(arm['arm'])}[/bold]  {escape(arm['why'])}")
-    for why in dict.fromkeys(arm["pairing"] for arm in said["arms"] if arm["pairing"]):
-        of = [arm["arm"] for arm in said["arms"] if arm["pairing"] == why]
-        of = "every arm" if len(of) == len(said["arms"]) - 1 > 1 else ", ".join(of)
-        console.print(f"[bold]{escape(of)}[/bold]  {escape(why)}")
-    tuned = [f"{arm['arm']} {rate(arm['lr']['best'])}" for arm in said["arms"] if arm["lr"]]
-    if tuned:
-        console.print(f"best learning rate, chosen on other seeds: {escape(', '.join(tuned))}")
-    if said["banners"]:
-        many = len(said["banners"])
-        console.print(f"\n[bold red]{many} guard{'s' if many > 1 else ''} fired[/bold red]")
-        for banner in said["banners"]:
-            console.print(f"[red]! {escape(banner['guard'])}[/red]  {escape(banner['text'])}")
-    else:
-        console.print("\nno guard fired: the runs differ in nothing but the factor")
-    for note in said["notes"]:
-        console.print(f"[yellow]-[/yellow] {escape(note)}")
-
-
-def markdown(said: dict, pictures: dict[str, str]) -> str:
-    """report.md; ``pictures`` are {file name: caption}."""
-    out = [f"# {said['name']}", ""]
-    if said["question"]:
-        out += [f"**{said['question']}**", ""]
-    out += [said["headline"], ""]
-    out += [f"**{one}**\n" for one in exclusions(said)]
-    head = [
-        "verdict",
-        "arm",
-        "n",
-        "mean ± sd",
-        "difference",
-        f"{1 - said['alpha']:.0%} interval",
-        "p (Holm)",
-        "steps to the baseline's loss",
-    ]
-    rows = []
-    for arm in said["arms"]:
-        mean = spread(arm) + (" \\*" if arm["conditional"] and arm["n"] else "")
-        rows.append(
-            [
-                f"**{verdict(arm)}**",
-                arm["arm"],
-                count(arm),
-                mean,
-                number(arm["difference"], "+"),
-                ends(arm),
-                p(arm["p_holm"]),
-                steps(arm),
-            ]
-        )
-    out += [*_table(head, rows), "", legend(said), ""]
-    out += [f"- **{arm['arm']}**: {explained(arm)}" for arm in said["arms"][1:]]
-    out += ["", "## Guards", ""]
-    out += [f"- **{one['guard']}**: {one['text']}" for one in said["banners"]] or ["None fired."]
-    if said["notes"]:
-        out += ["", "## Notes", "", *(f"- {note}" for note in said["notes"])]
-    for file, caption in pictures.items():
-        out += ["", f"![{caption}]({file})", "", caption]
-    out += ["", f"## {said['metric']} by seed", "", *_table(*by_seed(said)), "", "## Runs", ""]
-    rows = [
-        [run["run"], run["arm"], run["seed"], run["outcome"], number(run["value"]), run["reason"]]
-        for run in said["runs"]
-    ]
-    rows += [[one["run"], one["arm"], "", "excluded by hand", "", one["reason"]] for one in said["excluded"]]
-    out += _table(["run", "arm", "seed", "outcome", said["metric"], "reason"], rows)
-    if any(arm["lr"] for arm in said["arms"]):
-        out += ["", "## Learning rates", "", *_table(*rates(said))]
-    out += ["", "## What differs from the baseline", ""]
-    out += [f"- **{arm['arm']}**: {'; '.join(arm['configuration']) or 'nothing'}" for arm in said["arms"][1:]]
-    out += ["", "## What the numbers mean", "", *(f"- **{name}**: {meaning}" for name, meaning in meanings(said))]
-    out += ["", "## How to repeat it", "", "```", *commands(said), "```", "", environment(said)]
-    return "\n".join(out) + "\n"
+def form(value: object, spec: str) -> str:
+    """A number from a file by a format; what is no number as it is, and None as nothing."""
+    try:
+        return "" if value is None else format(value, spec)
+    except (TypeError, ValueError, OverflowError):
+        return str(value)
 
 
 def verdict(arm: dict) -> str:
     """ "inconclusive (needs n = 7)"."""
     if arm["needs"] is None:
         return arm["verdict"]
-    return f"{arm['verdict']} (needs n {'> 1000' if arm['needs'] > 1000 else '= ' + str(arm['needs'])})"
+    return f"{arm['verdict']} ({needed(arm)})"
+
+
+def needed(arm: dict) -> str:
+    """ "needs n = 7"."""
+    return f"needs n {'' if arm['needs'] > MOST else '= '}{needs(arm)}"
+
+
+def needs(arm: dict) -> str:
+    """Seeds that an inconclusive arm needs: "7", "> 1000"."""
+    return "" if arm["needs"] is None else f"> {MOST}" if arm["needs"] > MOST else str(arm["needs"])
 
 
 def count(arm: dict) -> str:
@@ -145,49 +61,51 @@ def steps(arm: dict) -> str:
     if arm["target"] is None:
         return ""
     if arm["steps_to_target"] is None:
-        return f"not in {arm['within_steps']:,}"
-    return f"{arm['steps_to_target']:,.0f}"
+        return f"not in {form(arm['within_steps'], ',')}"
+    return form(arm["steps_to_target"], ",.0f")
 
 
 def cost(arm: dict) -> list[str]:
     """Steps, FLOPs and seconds to the baseline's final loss."""
-    flops, seconds = arm["flops_to_target"], arm["seconds_to_target"]
-    return [
-        steps(arm),
-        "" if flops is None else f"{flops:.3g}",
-        "" if seconds is None else f"{seconds:,.0f}" if seconds >= 100 else f"{seconds:.1f}",
-    ]
+    seconds = arm["seconds_to_target"]
+    short = isinstance(seconds, float) and seconds < 100
+    return [steps(arm), form(arm["flops_to_target"], ".3g"), form(seconds, ".1f" if short else ",.0f")]
 
 
 def number(value: float | None, sign: str = "") -> str:
     """Four decimals, more where the value is tiny."""
-    if value is None:
-        return ""
-    return f"{value:{sign}.4f}" if value == 0 or abs(value) >= 0.0005 else f"{value:{sign}.2g}"
+    tiny = isinstance(value, float) and 0 < abs(value) < 0.0005
+    return form(value, f"{sign}.2g" if tiny else f"{sign}.4f")
 
 
 def rate(lr: float | None) -> str:
     """ "0.003"; None is an arm of which no rate finished."""
-    return "none finished" if lr is None else f"{lr:g}"
+    return "none finished" if lr is None else form(lr, "g")
 
 
-def rates(said: dict) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of the table of learning rates: an arm a row, a rate a column, the chosen one in bold."""
-    tried = sorted({point["lr"] for arm in said["arms"] if arm["lr"] for point in arm["lr"]["points"]})
+def rates(said: dict) -> tuple[list[str], list[list[tuple[str, bool]]]]:
+    """Head and rows of the table of learning rates: an arm a row, a rate a column. A cell is a text and whether its
+    rate was chosen."""
+    tried = _ordered({point["lr"] for arm in said["arms"] if arm["lr"] for point in arm["lr"]["points"]})
     rows = []
-    for arm in said["arms"]:
-        if not arm["lr"]:
-            continue
+    for arm in (arm for arm in said["arms"] if arm["lr"]):
         by_rate = {point["lr"]: point for point in arm["lr"]["points"]}
-        cells = []
-        for lr in tried:
-            point = by_rate.get(lr)
-            lost = point["runs"] - len(point["values"]) if point else 0
-            text = "" if point is None else number(point["mean"]) or "-"
-            text = f"**{text}**" if lr == arm["lr"]["best"] else text
-            cells.append(text + (f" ({lost} of {point['runs']} lost)" if lost else ""))
-        rows.append([arm["arm"], *cells, number(arm["lr"]["sensitivity"])])
-    return ["arm", *(f"{lr:g}" for lr in tried), "sensitivity"], rows
+        cells = [(_point(by_rate.get(lr)), lr == arm["lr"]["best"]) for lr in tried]
+        rows.append([(arm["arm"], False), *cells, (number(arm["lr"]["sensitivity"]), False)])
+    return ["arm", *map(rate, tried), "sensitivity"], rows
+
+
+def _point(point: dict | None) -> str:
+    if point is None:
+        return ""
+    lost = point["runs"] - len(point["values"])
+    return (number(point["mean"]) or "-") + (f" ({lost} of {point['runs']} lost)" if lost else "")
+
+
+def _ordered(values: set) -> list:
+    """Numbers by size; what else a file may hold comes after them."""
+    numbers = {value for value in values if isinstance(value, int | float)}
+    return [*sorted(numbers), *sorted(values - numbers, key=str)]
 
 
 def explained(arm: dict) -> str:
@@ -208,14 +126,19 @@ def exclusions(said: dict) -> list[str]:
     return [f"excluded by hand: {one['run']}: {one['reason']}" for one in said["excluded"]]
 
 
-def by_seed(said: dict) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of the table of values: a seed a row, an arm a column; what did not finish says so."""
+def by_seed(said: dict) -> tuple[list[str], list[list[tuple[str, bool]]]]:
+    """Head and rows of the table of values: a seed a row, an arm a column. A cell is a text and whether it is the
+    outcome of a run that did not finish."""
     arms = [arm["arm"] for arm in said["arms"]]
-    cells: dict[tuple[int, str], list[str]] = {}
+    cells: dict[tuple, list[tuple[str, bool]]] = {}
     for run in said["runs"]:
-        cells.setdefault((run["seed"], run["arm"]), []).append(number(run["value"]) or run["outcome"])
-    seeds = sorted({seed for seed, _ in cells})
-    return ["seed", *arms], [[str(seed), *(", ".join(cells.get((seed, arm), ["-"])) for arm in arms)] for seed in seeds]
+        lost = run["value"] is None
+        cells.setdefault((run["seed"], run["arm"]), []).append((run["outcome"] if lost else number(run["value"]), lost))
+    rows = []
+    for seed in _ordered({seed for seed, _ in cells}):
+        row = [cells.get((seed, arm), [("-", False)]) for arm in arms]
+        rows.append([(str(seed), False), *((", ".join(t for t, _ in c), any(lost for _, lost in c)) for c in row)])
+    return ["seed", *arms], rows
 
 
 def legend(said: dict) -> str:
@@ -224,7 +147,8 @@ def legend(said: dict) -> str:
     some = any(arm["conditional"] and arm["n"] for arm in said["arms"])
     mark = "; * over the runs that finished alone" if some else ""
     effect = f"smallest effect of interest {said['effect']:.4g}"
-    return f"{said['metric']} in {said['unit']}, lower is better; {effect}{noise}{mark}"
+    better = "lower" if said["lower_is_better"] else "higher"
+    return f"{said['metric']} in {said['unit']}, {better} is better; {effect}{noise}{mark}"
 
 
 def meanings(said: dict) -> list[tuple[str, str]]:
@@ -263,18 +187,23 @@ def meanings(said: dict) -> list[tuple[str, str]]:
 
 
 def commands(said: dict) -> list[str]:
-    """What to type."""
-    excluded = "".join(f' --exclude {one["run"]} --reason "{one["reason"]}"' for one in said["excluded"])
+    """What to type. Names and reasons are quoted for the shell: none of them can become a command."""
+    excluded = "".join(
+        f" --exclude {shlex.quote(one['run'])} --reason {shlex.quote(one['reason'])}" for one in said["excluded"]
+    )
     if said["folder"]:
+        plan = f"{said['folder']}/plan.gin"
         return [
-            f"python -m toolkit.ablate {said['folder']}/plan.gin",
-            f"python -m toolkit.compare {said['folder']}{excluded}",
+            f"python -m toolkit.ablate {shlex.quote(plan)}",
+            f"python -m toolkit.compare {shlex.quote(said['folder'])}{excluded}",
         ]
     folders = [run["path"] for run in said["runs"]]
     again = [
-        f"python -m toolkit.run --base {folder}/config.gin --name {folder.rsplit('/', 1)[-1]}" for folder in folders
+        f"python -m toolkit.run --base {shlex.quote(folder + '/config.gin')} "
+        f"--name {shlex.quote(folder.rsplit('/', 1)[-1])}"
+        for folder in folders
     ]
-    return [*again, f"python -m toolkit.compare {' '.join(folders)}{excluded}"]
+    return [*again, f"python -m toolkit.compare {' '.join(map(shlex.quote, folders))}{excluded}"]
 
 
 def environment(said: dict) -> str:
@@ -282,20 +211,9 @@ def environment(said: dict) -> str:
     known = said["environment"]
     if not known["device"]:
         return "No run was begun."
-    packages = ", ".join(f"{name} {version}" for name, version in (known["packages"] or {}).items())
+    versions = known["packages"] if isinstance(known["packages"], dict) else {}
+    packages = ", ".join(f"{name} {version}" for name, version in versions.items())
     commit = f"commit {known['commit']}" if known["commit"] else "no commit known"
     dirty = " with changes" if known["dirty"] else ""
     machine = f"{known['device_name']} ({known['device']}), {known['precision']}, Python {known['python']}"
     return f"{machine}, {packages}; {commit}{dirty}."
-
-
-def _grid(titles, right) -> Table:
-    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for title in titles:
-        grid.add_column(title, justify="right" if title in right else "left", overflow="fold")
-    return grid
-
-
-def _table(head: list[str], rows: list[list]) -> list[str]:
-    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
-    return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(row) + " |" for row in cells)]
