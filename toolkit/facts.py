@@ -17,6 +17,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from toolkit import openmp
 from toolkit.objective import Objective
 
 log = logging.getLogger("toolkit")
@@ -204,6 +205,7 @@ def environment(device: torch.device) -> dict[str, object]:
         "device": device.type,
         "device_name": name,
         "threads": torch.get_num_threads(),
+        "spin": openmp.in_force(),
         "python": platform.python_version(),
         "packages": versions,
         "commit": commit,

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from toolkit import seal
+from toolkit.changes import difference
 from toolkit.disk import read_json, read_json_or_warn, write_bytes, write_json, write_text
 
 
@@ -184,8 +185,8 @@ def _stale(plan, folder: Path, record: dict) -> list[str]:
         if not was or (plan.rates and lr is None):
             continue
         now = plan.flat(job, lr)
-        for key in [key for key in {**was, **now} if was.get(key, "absent") != now.get(key, "absent")]:
-            lines.append(f"{job.run}: {key}: {was.get(key, 'absent')} there, {now.get(key, 'absent')} here")
+        for key, (then, new) in difference(was, now).items():
+            lines.append(f"{job.run}: {key}: {then} there, {new} here")
     return lines
 
 
