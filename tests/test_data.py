@@ -67,15 +67,6 @@ def test_documents_are_divided_by_the_separator(tmp_path):
     assert data.batch("train", 0, 4).shape == (4, 17) and len(data.fingerprint()) == 64
 
 
-@pytest.mark.parametrize("piece", [1, 2, 7, 10_000])
-def test_text_is_divided_alike_however_it_is_read(tmp_path, monkeypatch, piece):
-    monkeypatch.setattr(module, "PIECE", piece)
-    texts = [*STORIES[:9], "", "", "h\u00e9 | <", "<|", "|>"]
-    (tmp_path / "a.txt").write_bytes("<||>".join([*texts, ""]).encode())
-    assert list(module._text(tmp_path / "a.txt", "<||>")) == texts
-    assert list(module._text(tmp_path / "a.txt", None)) == [(tmp_path / "a.txt").read_bytes().decode()]
-
-
 def test_validation_documents_outlive_changes_elsewhere(tmp_path):
     (tmp_path / "a.txt").write_text("|".join(STORIES))
     before = documents(text_files("a.txt", separator="|"), "val")
