@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import http.client
+import os
 import socket
 import time
 import urllib.request
@@ -66,10 +67,20 @@ class HubDataset:
     ):
         self.name, self.config, self.train_split, self.val_split = name, config, train_split, val_split
         self.column, self.revision, self.val_fraction = column, revision, val_fraction
-        self.files = TokenFiles(tokenizer, seq_len, seed, self._documents, self._source)
+        self.files = TokenFiles(tokenizer, seq_len, seed, self._documents, self._source, self._describe)
+
+    def _describe(self) -> tuple[str, str]:
+        splits = (
+            f"splits {self.train_split!r} and {self.val_split!r}" if self.val_split else f"split {self.train_split!r}"
+        )
+        share = "" if self.val_split else ", or HubDataset.val_fraction to another share"
+        return (
+            f"the data set {self.name!r}, {splits}, column {self.column!r}",
+            f"bind HubDataset.column to the column that holds the text, or the splits to others{share}",
+        )
 
     def _source(self) -> dict:
-        folder = Path(self.name)
+        folder = Path(os.path.expanduser(self.name))
         if self.name.startswith((".", "/", "~")) and not folder.is_dir():
             raise ValueError(f"HubDataset.name = {self.name!r}: there is no such folder")
         content = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
@@ -86,21 +97,25 @@ class HubDataset:
     def _documents(self, split: str) -> Iterator[str]:
         own = self.val_split is not None
         hub_split = self.val_split if own and split == "val" else self.train_split
-        documents = _load(self.name, self.config, hub_split, self.column, self.revision)
+        documents = _load(os.path.expanduser(self.name), self.config, hub_split, self.column, self.revision)
         return documents if own else (d for d in documents if _held_out(d, self.val_fraction) == (split == "val"))
 
 
 @register("data")
 @reads_token_files
 class TextFiles:
-    """Text files of one's own. ``paths`` are files, folders or globs (``**`` reaches into folders). In .jsonl, .ndjson,
-    .json and .parquet files the document is in ``column``; any other file is UTF-8 text whose documents ``separator``
-    divides (None: the file is one document). Each may be compressed: .gz, .xz, .zst.
+    """Text files of one's own. ``paths`` are files, folders (the files in them that end as below), or globs (``**``
+    reaches into folders). Suffixes count without regard to case, and each file may also be compressed: .gz, .bz2, .xz
+    or .zst.
+
+    - .jsonl, .ndjson: one object a line, with the document in ``column``; .json: an array of objects, or lines
+    - .parquet: one row a document, in ``column``
+    - .txt, .md, any other: UTF-8 text whose documents ``separator`` divides (None: the file is one document)
 
     By default a share ``val_fraction`` of the documents is held out, chosen by a hash of the text: the choice outlives
     changes elsewhere, and two copies of a document never lie on both sides. Surrounding blank lines are cut off. With
     ``val_by_position`` the last ``val_fraction`` of the characters is held out and nothing is cut off: the classic
-    90/10 split of a single work. By document, memory holds one document at a time. Each start hashes the files, a
+    90/10 split of a single work. Memory holds one document at a time. Each start hashes the files, a
     second or less for a GB: a byte that has changed makes other token files, and another fingerprint.
     """
 
@@ -117,16 +132,26 @@ class TextFiles:
     ):
         self.paths, self.separator, self.column = paths, separator, column
         self.val_fraction, self.val_by_position = val_fraction, val_by_position
-        self.files = TokenFiles(tokenizer, seq_len, seed, self._documents, self._source)
+        self.files = TokenFiles(tokenizer, seq_len, seed, self._documents, self._source, self._describe)
+
+    def _describe(self) -> tuple[str, str]:
+        return (
+            textfiles.name_of(textfiles.find_files(self.paths)),
+            f"bind TextFiles.separator (it is {self.separator!r}) to what divides the documents, "
+            f"TextFiles.val_fraction (it is {self.val_fraction:g}) to another share, or TextFiles.val_by_position = "
+            "True, which divides a single document",
+        )
 
     def _source(self) -> dict:
-        return {
-            "files": [[path.name, sha256(path)] for path in textfiles.find(self.paths)],
+        files = textfiles.find_files(self.paths)
+        source = {
+            "files": [[path.name, sha256(path)] for path in files],
             "separator": self.separator,
             "val_fraction": self.val_fraction,
             "val_by_position": self.val_by_position,
             "column": self.column,
         }
+        return source | ({"reader": 2} if textfiles.were_plain_text(files) else {})
 
     def _documents(self, split: str) -> Iterator[str]:
         if not self.val_by_position:
@@ -136,7 +161,7 @@ class TextFiles:
         return _one_side(self._read(), int(total * (1 - self.val_fraction)), split)
 
     def _read(self) -> Iterator[str]:
-        for path in textfiles.find(self.paths):
+        for path in textfiles.find_files(self.paths):
             yield from textfiles.documents(path, self.separator, self.column)
 
 

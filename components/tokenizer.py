@@ -40,6 +40,8 @@ EOT = "<|endoftext|>"
 USUAL_EOT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "[SEP]")  # in files
 _BYTE = re.compile("<0x[0-9A-F]{2}>")  # how a byte fallback writes a byte
 _HIDDEN = "\uffff\uffff"  # put before the names of special tokens, so that no text holds them
+RUN = 500_000  # characters without a break: from so many on tiktoken is not trusted with its own pattern
+_UNBROKEN = re.compile(r"\s++|\S++")
 PATIENCE = 9.0  # seconds for tiktoken's download, which has no limit of its own
 PUBLIC = {  # encoding: (vocab_size, eot), so that a model can be sized without the vocabulary
     "gpt2": (50_257, 50_256),
@@ -104,7 +106,7 @@ class Tiktoken:
         return _lengths(self.pieces)
 
     def encode(self, text: str) -> list[int]:
-        return _encoded(self._encoding, text)
+        return _encode_ordinary(self._encoding, text)
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         return self._fast.encode_batch(texts) if self._fast else encode_all(self, texts, batches=False)
@@ -129,23 +131,31 @@ class Tiktoken:
         self.__dict__.pop("_fast", None)
 
 
-def _encoded(encoding, text: str) -> list[int]:
-    """The ids of a text by tiktoken. Raises ValueError where it gives up, which Rust tells by what is no Exception."""
-    try:
-        return encoding.encode_ordinary(text)  # encode() would raise on a literal <|endoftext|>
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        raise ValueError(
-            f"tiktoken can't encode a text of {len(text):,} characters that begins {text[:40]!r}: a stretch without a "
-            "space is too long for it; divide that document, or install gigatoken, which can"
-        ) from error
-
-
 def _write_ranks(encoding, path: Path) -> None:
     """The file format of tiktoken: on each line the bytes of a token in base64 and its rank."""
     ranks = sorted(encoding._mergeable_ranks.items(), key=operator.itemgetter(1))
     path.write_bytes(b"".join(b"%s %d\n" % (binascii.b2a_base64(piece, newline=False), i) for piece, i in ranks))
+
+
+def _encode_ordinary(encoding, text: str) -> list[int]:
+    """The ids of a text in which special tokens are ordinary text.
+
+    tiktoken's pattern matcher panics on about a million characters of white space, or of anything else, in a row. Such
+    texts are divided by the package regex, which tiktoken itself requires and which finds the same pieces wherever
+    Python's Unicode tables know all code points."""
+    if not _has_long_run(text) or _has_unknown(text.encode(errors="replace").decode()):
+        return encoding.encode_ordinary(text)  # encode() would raise on a literal <|endoftext|>
+    import regex
+
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # as encode_ordinary does
+    pieces = (match[0] for match in regex.finditer(encoding._pat_str, text))
+    return [i for piece in pieces for i in encoding._encode_single_piece(piece)]
+
+
+def _has_long_run(text: str) -> bool:
+    """True where RUN characters or more stand in a row, all white space or all not; may be True from RUN / 2 on."""
+    half = RUN // 2
+    return any(_UNBROKEN.fullmatch(text, at, at + half) for at in range(0, len(text) - half + 1, half))
 
 
 def _has_unknown(text: str) -> bool:
@@ -184,7 +194,7 @@ class _Gigatoken:
         pieces = np.split(ids, np.cumsum(counts)[:-1])
         for place in rich:
             if _has_unknown(texts[place]):
-                pieces[place] = np.array(self._encoding.encode_ordinary(texts[place]), dtype=np.uint32)
+                pieces[place] = np.array(_encode_ordinary(self._encoding, texts[place]), dtype=np.uint32)
         return np.concatenate(pieces), np.array([len(piece) for piece in pieces])
 
     def _encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -490,7 +500,7 @@ class TokenizerFile:
 
 def _read(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")  # with or without a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"TokenizerFile.path = {path!r} can't be read ({type(error).__name__}: {error}); bind it to a "

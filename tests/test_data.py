@@ -14,7 +14,6 @@ from components import data as module
 from components.data import HubDataset, TextFiles, TinyStories
 from components.stories import SyntheticStories, story
 from components.tokenizer import Bytes
-from toolkit import textfiles
 
 STORIES = [f"Story {i}.\nThe ship went out to sea, and {i} sailors sang." for i in range(200)]
 
@@ -66,15 +65,6 @@ def test_documents_are_divided_by_the_separator(tmp_path):
     assert [d for d in STORIES if d in train] == train  # in the order of the file
     assert data.windows("train") == (len(data.files.tokens("train")) - 1) // 16
     assert data.batch("train", 0, 4).shape == (4, 17) and len(data.fingerprint()) == 64
-
-
-@pytest.mark.parametrize("piece", [1, 2, 7, 10_000])
-def test_text_is_divided_alike_however_it_is_read(tmp_path, monkeypatch, piece):
-    monkeypatch.setattr(textfiles, "PIECE", piece)
-    texts = [*STORIES[:9], "", "", "h\u00e9 | <", "<|", "|>"]
-    (tmp_path / "a.txt").write_bytes("<||>".join([*texts, ""]).encode())
-    assert list(textfiles.documents(tmp_path / "a.txt", "<||>", "text")) == texts
-    assert list(textfiles.documents(tmp_path / "a.txt", None, "text")) == [(tmp_path / "a.txt").read_bytes().decode()]
 
 
 def test_validation_documents_outlive_changes_elsewhere(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from components.tokenizer import Bytes, Tiktoken
 from toolkit.compose import load_shelf
 from toolkit.conformance import Bench, lines
-from toolkit.encoding import Disagreement, encode_all, has_batches, referee
+from toolkit.encoding import Disagreement, Unencodable, encode_all, has_batches, referee
 from toolkit.registry import entry_of
 from toolkit.tokens import TokenFiles
 
@@ -83,6 +83,34 @@ def test_the_referee_sees_long_texts_and_wrong_counts():
 
     with pytest.raises(Disagreement, match="counts 2 ids of 1 texts, and gave 1"):
         encode_all(Loses(), ["ab"])
+
+
+def test_a_panic_in_a_batch_is_a_difference_and_in_encode_names_the_document():
+    class PanicException(BaseException):
+        """As pyo3 raises it."""
+
+    class Panics(Bytes):
+        worst = "\u2014 and"
+
+        def encode(self, text):
+            if self.worst in text:
+                raise PanicException("StackOverflow")
+            return super().encode(text)
+
+        def encode_batch(self, texts):
+            raise PanicException("StackOverflow")
+
+    class BatchPanics(Panics):
+        worst = "not in any story"
+
+        encode = Panics.encode
+        encode_batch = Panics.encode_batch
+
+    assert written(BatchPanics(), by="panic").encoded_by == "encode"
+    with pytest.raises(Unencodable, match="Panics.encode stops on a document of .*'Story 0: .*StackOverflow"):
+        encode_all(Panics(), STORIES, batches=False)
+    with pytest.raises(ValueError, match="^document 1 of the train split of the text .*bind another tokenizer"):
+        written(Panics(), by="panics")
 
 
 def test_conformance_compares_batches():

@@ -1,207 +1,402 @@
-"""Corpora in the files that they come in: the same documents out of each, in bounded memory, damage that is named."""
+"""Text files in every format and compression: which are found, what is read, and what is refused."""
 
+import bz2
 import gzip
+import hashlib
 import json
 import lzma
-import os
+import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pyarrow
-import pyarrow.parquet
 import pytest
-import zstandard
+from pyarrow import parquet
 
-from components.data import TextFiles
-from components.tokenizer import Bytes, Tiktoken
-from toolkit import textfiles
+from components.data import HubDataset, TextFiles
+from components.tokenizer import Bytes
+from toolkit import textfiles as module
 from toolkit.config import parse_file
+from toolkit.textfiles import documents, find_files
 
-STORIES = [f"Story {i}: a cat, “{'é' * (i % 7)}” and\n{i} 😀 hats." for i in range(300)]
-SEPARATOR = "<|endoftext|>"
-PACKED = {"": lambda data: data, ".gz": gzip.compress, ".xz": lzma.compress}
-PACKED[".zst"] = lambda data: b"".join(zstandard.compress(part) for part in (data[:900], data[900:]))  # two frames
-
-
-def rows(stories):
-    return [{"id": i, "text": story} for i, story in enumerate(stories)]
+ROOT = Path(__file__).parents[1]
+MARK = b"\xef\xbb\xbf"
+STORIES = [f"Story {i}.\nThe ship went out to sea, and {i} sailors sang." for i in range(200)]
 
 
-WRITTEN = {
-    ".txt": lambda stories: SEPARATOR.join(stories),
-    ".MD": lambda stories: SEPARATOR.join(stories),
-    ".jsonl": lambda stories: "".join(json.dumps(row) + "\n" for row in rows(stories)),
-    ".NDJSON": lambda stories: "\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows(stories)),
-    ".json": lambda stories: json.dumps(rows(stories), indent=2, ensure_ascii=False),
-    ".Json": lambda stories: "".join(json.dumps(row, indent=1) for row in rows(stories)),
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "cache"
+
+
+def zstandard(data: bytes) -> bytes:
+    return pyarrow.compress(data, "zstd", asbytes=True)
+
+
+COMPRESS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard}
+
+
+def as_parquet(texts: list[str], group: int = 70) -> bytes:
+    sink = pyarrow.BufferOutputStream()
+    table = pyarrow.table({"id": range(len(texts)), "text": texts})
+    parquet.write_table(table, sink, row_group_size=group)
+    return sink.getvalue().to_pybytes()
+
+
+def rows(texts: list[str]) -> list[str]:
+    return [json.dumps({"id": i, "text": text, "more": [{"a": [1.5, None, "]},{"]}]}) for i, text in enumerate(texts)]
+
+
+WRITE = {
+    ".txt": lambda texts: "<|sep|>".join([*texts, ""]).encode(),
+    ".md": lambda texts: "<|sep|>".join([*texts, ""]).encode(),
+    ".jsonl": lambda texts: "\n".join(rows(texts)).encode(),
+    ".ndjson": lambda texts: ("\r\n\r\n".join(rows(texts)) + "\n").encode(),
+    ".json": lambda texts: ("[" + ",".join(rows(texts)) + "]").encode(),
+    ".JSON": lambda texts: json.dumps([json.loads(row) for row in rows(texts)], indent=2, ensure_ascii=False).encode(),
+    ".Json": lambda texts: MARK + "\n".join(rows(texts)).encode(),
+    ".JSONL": lambda texts: MARK + "\n".join(rows(texts)).encode(),
+    ".parquet": as_parquet,
+}
+CONTAINERS = [f + c for f in WRITE for c in (*COMPRESS, ".GZ") if f != ".parquet" or not c]
+
+
+def write(path: Path, texts: list[str], suffix: str) -> Path:
+    """The documents in a container: format and compression as the suffix says."""
+    kind = "." + suffix.split(".")[1]
+    path = path.with_name(path.name + suffix)
+    path.write_bytes(COMPRESS[suffix.removeprefix(kind).lower()](WRITE[kind](texts)))
+    return path
+
+
+def odd_texts(seed: int) -> list[str]:
+    """Documents with what readers trip over, the longest many pieces long."""
+    rng = random.Random(seed)
+    signs = [
+        "a",
+        "\n",
+        '"',
+        "\\",
+        "[",
+        "]",
+        "{",
+        "}",
+        ",",
+        ":",
+        " ",
+        "\u00e9",
+        "\u6570",
+        "\U0001f469",
+        "<|",
+        "\u2028",
+        "\r",
+    ]
+    lengths = [*(rng.randrange(200) for _ in range(150)), 0, 30_000]
+    return ["".join(rng.choices(signs, k=length)) for length in lengths]
+
+
+# ---- what is read
+
+
+@pytest.mark.parametrize("suffix", CONTAINERS)
+def test_the_same_documents_come_out_of_every_container(tmp_path, monkeypatch, suffix):
+    for piece in (7, 1000, 2**20):
+        monkeypatch.setattr(module, "PIECE", piece)
+        texts = odd_texts(piece) if piece > 7 else odd_texts(piece)[:60]
+        path = write(tmp_path / "a", texts, suffix)
+        assert list(documents(path, "<|sep|>", "text")) == texts
+
+
+@pytest.mark.parametrize("suffix", CONTAINERS)
+def test_tokens_are_the_same_whatever_the_container(tmp_path, suffix):
+    plain = write(tmp_path / "plain", STORIES, ".txt")
+    prints = {
+        TextFiles(Bytes(), 16, 0, [str(path)], separator="<|sep|>").fingerprint()
+        for path in (plain, write(tmp_path / "other", STORIES, suffix))
+    }
+    assert len(prints) == 1
+
+
+@pytest.mark.parametrize("piece", [1, 2, 7, 10_000])
+def test_text_is_divided_alike_however_it_is_read(tmp_path, monkeypatch, piece):
+    monkeypatch.setattr(module, "PIECE", piece)
+    texts = [*STORIES[:9], "", "", "h\u00e9 | <", "<|", "|>"]
+    (tmp_path / "a.txt").write_bytes("<||>".join([*texts, ""]).encode())
+    assert list(documents(tmp_path / "a.txt", "<||>", "text")) == texts
+    assert list(documents(tmp_path / "a.txt", None, "text")) == [(tmp_path / "a.txt").read_bytes().decode()]
+
+
+def test_members_of_a_compressed_file_are_read_to_the_last(tmp_path):
+    for suffix, compress in COMPRESS.items():
+        path = tmp_path / f"a.txt{suffix}"
+        path.write_bytes(compress(b"one|two") + compress(b" and|three"))
+        assert list(documents(path, "|", "text")) == ["one", "two and", "three"]
+
+
+def test_one_object_over_several_lines_is_one_document(tmp_path):
+    (tmp_path / "a.json").write_text(
+        '\n{\n "text": "a",\n "b": 1\n}\n{"text": "b"}{"text": "a", "text": "c", "n": NaN}'
+    )
+    assert list(documents(tmp_path / "a.json", None, "text")) == ["a", "b", "c"]
+    (tmp_path / "b.json").write_text(" [ ]\n")
+    assert list(documents(tmp_path / "b.json", None, "text")) == []
+
+
+def test_columns_of_parquet_may_be_large_dictionaries_or_have_nulls(tmp_path):
+    texts = pyarrow.array(["sea", None, "sea", "ship"])
+    for kind in (pyarrow.string(), pyarrow.large_string(), pyarrow.dictionary(pyarrow.int32(), pyarrow.string())):
+        parquet.write_table(pyarrow.table({"story": texts.cast(kind)}), tmp_path / "a.parquet")
+        assert list(documents(tmp_path / "a.parquet", None, "story")) == ["sea", "", "sea", "ship"]
+
+
+def test_a_config_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "a.gin").write_bytes(MARK + b"Experiment.steps = 3\n")
+    [binding] = parse_file(tmp_path / "a.gin").bindings
+    assert (binding.key, binding.value, binding.where) == ("Experiment.steps", 3, f"{tmp_path / 'a.gin'}:1")
+
+
+# ---- token files of before
+
+
+def test_plain_files_are_called_what_they_always_were(tmp_path):
+    """The cache finds token files by this: a key more, and every text is tokenised anew."""
+    (tmp_path / "a.txt").write_bytes(b"sea")
+    (tmp_path / "b.jsonl").write_bytes(b"{}")
+    sums = [hashlib.sha256(content).hexdigest() for content in (b"sea", b"{}")]
+    source = TextFiles(Bytes(), 16, 0, ["*.txt", "b.jsonl"])._source()
+    assert json.dumps(source) == json.dumps(
+        {
+            "files": [["a.txt", sums[0]], ["b.jsonl", sums[1]]],
+            "separator": "<|endoftext|>",
+            "val_fraction": 0.1,
+            "val_by_position": False,
+            "column": "text",
+        }
+    )
+
+
+@pytest.mark.parametrize("suffix", [".ndjson", ".json", ".JSONL", ".parquet", ".jsonl.gz"])
+def test_what_was_once_read_as_plain_text_is_not_taken_from_the_cache(tmp_path, suffix):
+    path = write(tmp_path / "a", STORIES, suffix)
+    assert TextFiles(Bytes(), 16, 0, [str(path)])._source()["reader"] == 2
+
+
+# ---- which files
+
+
+def test_a_folder_means_its_text_files(tmp_path, caplog):
+    folder = tmp_path / "corpus"
+    for name in ("b.TXT", "deep/er/a.jsonl", "c.md.gz", ".hidden.txt", ".git/d.txt", "code.py", "none.txt", "p.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"" if name == "none.txt" else b"x")
+    (folder / "void").mkdir()
+    expected = [folder / "b.TXT", folder / "c.md.gz", folder / "deep/er/a.jsonl"]
+    assert find_files(["corpus"]) == [path.relative_to(tmp_path) for path in expected]
+    assert find_files([f"{folder}/"]) == expected == find_files([str(folder), f"{folder}/deep/er/a.jsonl"])
+    [message] = [message for message in caplog.messages if str(folder) in message]
+    assert "3 text files (.jsonl, .md, .txt); 3 others are left out" in message
+
+
+def test_a_folder_without_text_says_what_it_looks_for(tmp_path):
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "a.py").write_text("x")
+    with pytest.raises(ValueError, match=r"folder code has no text file .* none of 1 files ends in \.txt.*\.zst.*glob"):
+        find_files(["code"])
+
+
+def test_a_path_that_exists_is_no_glob(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "data[1].txt").write_text("a")
+    (tmp_path / "data1.txt").write_text("b")
+    (tmp_path / "set[a]").mkdir()
+    (tmp_path / "set[a]" / "c.txt").write_text("c")
+    assert find_files(["data[1].txt"]) == [Path("data[1].txt")]
+    assert find_files(["~/data[1].txt", "~/data[0-9].txt"]) == [tmp_path / "data[1].txt", tmp_path / "data1.txt"]
+    assert find_files(["~/set[a]"]) == [tmp_path / "set[a]" / "c.txt"]
+    for missing in ("", "data[2].txt", "~/nothing/*.txt", "a\0b"):
+        with pytest.raises(ValueError, match="TextFiles.paths: no file matches"):
+            find_files([missing])
+
+
+@pytest.mark.parametrize("name", ["rows", "rows.data", "rows.log.gz"])
+def test_json_under_an_unknown_suffix_is_asked_about(tmp_path, name):
+    compress = COMPRESS[".gz" if name.endswith(".gz") else ""]
+    for content in (b'{"text": "a"}\n', MARK + b' [\n {"te\\"xt" : 1}]'):
+        (tmp_path / name).write_bytes(compress(content))
+        with pytest.raises(ValueError, match=f"{name} looks like JSON, .* rename it: to .jsonl .* .txt"):
+            list(documents(tmp_path / name, None, "text"))
+    for text in ("{ int a; }", "[1] See there", '"text": 3', '{"a", "b"}'):
+        (tmp_path / name).write_bytes(compress(text.encode()))
+        assert list(documents(tmp_path / name, None, "text")) == [text]
+
+
+# ---- what is refused
+
+
+BAD = {
+    "digits.jsonl": (
+        b'{"text": "a"}\n{"text": "b", "n": ' + b"7" * 5000 + b"}",
+        ":2: not valid JSON .*too many digits",
+    ),
+    "deep.jsonl": (b"\n" + b'{"text":' * 100_000, ":2: not valid JSON .*nested too deeply"),
+    "digits.json": (
+        b'[{"text": "a"},\n{"text": "b", "n": ' + b"7" * 5000 + b"}]",
+        ":2: not valid JSON .*too many digits",
+    ),
+    "deep.json": (b"[\n\n" + b"[" * 100_000, ":3: not valid JSON .*nested too deeply"),
+    "strings.json": (b'[\n"a", "b"]', ":2: no text in the column 'text' .found: str."),
+    "strings.jsonl": (b'["a", "b"]', ":1: no text in the column 'text' .found: list."),
+    "nan.jsonl": (b'{"text": NaN}', ":1: no text in the column 'text' .found: text."),
+    "null.json": (b'[{"text": "a"},\n{"text": null}]', ":2: no text in the column 'text'"),
+    "cut.json": (b'[{"text": "a"},\n{"text": "b"}\n', ":3: not valid JSON .the array does not end"),
+    "inside.json": (b'[{"text": "a"},\n{"text": "b', ":2: not valid JSON .Unterminated string"),
+    "comma.json": (b'[{"text": "a"}\n{"text": "b"}]', ":2: not valid JSON .a comma or . is missing"),
+    "more.json": (b'[{"text": "a"}]\n[]', ":2: not valid JSON .more text follows"),
+    "last.json": (b'[{"text": "a"},\n]', ":2: not valid JSON"),
+    "break.json": (b'{"text": "a\nb"}' + b" " * 100, ":1: not valid JSON .Invalid control character"),
+    "word.json": (b"no json", ":1: not valid JSON"),
+    "latin.json": ('[{"text": "caf\u00e9"}]'.encode("latin-1"), " is not UTF-8: byte 0xe9 at offset 14"),
+    "half.json": ('{"text": "caf\u00e9'.encode()[:-1], " is not UTF-8: byte 0xc3 at offset 13"),
+    "wide.json": ('[{"text": "a"}]'.encode("utf-16"), " is not UTF-8|is not text"),
+    "many.jsonl": (b'{"' + b'":1,"'.join(b"key%d" % i for i in range(9999)) + b'":1}', ":1: no text .{,400}$"),
+    "a.parquet": (b"PAR1 and no more", " is damaged or was cut short .*copy or download"),
+    "b.parquet": (as_parquet(["sea"] * 100)[:-40], " is damaged or was cut short"),
+    "c.parquet.gz": (gzip.compress(as_parquet(["sea"])), ": parquet compresses .* unpack the file to c.parquet"),
 }
 
 
-def read(path, separator=SEPARATOR, column="text"):
-    return list(textfiles.documents(Path(path), separator, column))
+@pytest.mark.parametrize("name", BAD)
+def test_bad_files_are_named_in_one_line(tmp_path, monkeypatch, name):
+    content, message = BAD[name]
+    (tmp_path / name).write_bytes(content)
+    for piece in (64, 2**20):
+        monkeypatch.setattr(module, "PIECE", piece)
+        with pytest.raises(ValueError, match=f"^{name}{message}") as caught:
+            list(documents(Path(name), "<|endoftext|>", "text"))
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
-@pytest.mark.parametrize("piece", [2**20, 7])
-@pytest.mark.parametrize("packed", PACKED)
-@pytest.mark.parametrize("kind", WRITTEN)
-def test_each_file_gives_the_same_documents(kind, packed, piece, tmp_path, monkeypatch):
-    monkeypatch.setattr(textfiles, "PIECE", piece)
-    path = tmp_path / f"stories{kind}{packed.upper() if kind.isupper() else packed}"
-    path.write_bytes(PACKED[packed](WRITTEN[kind](STORIES[:60]).encode()))
-    assert read(path) == STORIES[:60]
+def test_lone_surrogates_in_an_array_are_replaced(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps([{"text": "lone \ud800 surrogate"}, *({"text": s} for s in STORIES)]))
+    data = TextFiles(Bytes(), 16, 0, ["a.json"])
+    both = Bytes().decode([*data.files.tokens("train"), *data.files.tokens("val")])
+    assert "lone \ufffd surrogate<|endoftext|>" in both
 
 
-def test_a_table_gives_the_same_documents(tmp_path):
-    path = tmp_path / "stories.PARQUET"
-    pyarrow.parquet.write_table(pyarrow.table({"id": range(300), "text": STORIES}), path, row_group_size=50)
-    assert read(path) == STORIES
-    with pytest.raises(ValueError, match=r"stories.PARQUET has no column 'story'; it has id, text"):
-        read(path, column="story")
-    with pytest.raises(ValueError, match=r"the column 'id' holds no text, but int64"):
-        read(path, column="id")
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match=r"stories.PARQUET is damaged, or no Parquet file"):
-        read(path)
+def test_a_parquet_without_the_column_or_with_numbers_names_it(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(as_parquet(STORIES))
+    with pytest.raises(ValueError, match=r"a.parquet: no column 'story' .found: id, text.; bind TextFiles.column"):
+        list(documents(tmp_path / "a.parquet", None, "story"))
+    with pytest.raises(ValueError, match="a.parquet: the column 'id' holds no text, but int64"):
+        list(documents(tmp_path / "a.parquet", None, "id"))
 
 
-@pytest.mark.parametrize("kind", [".jsonl", ".ndjson", ".json"])
-def test_a_byte_order_mark_is_no_part_of_json(kind, tmp_path):
-    path = tmp_path / f"stories{kind}"
-    path.write_bytes(b"\xef\xbb\xbf" + WRITTEN[".jsonl"](STORIES).encode())
-    assert read(path) == STORIES
+@pytest.mark.parametrize("suffix", [".txt.gz", ".jsonl.bz2", ".json.xz", ".txt.zst"])
+def test_a_damaged_compressed_file_is_named(tmp_path, suffix):
+    path = write(tmp_path / "a", [random.Random(0).randbytes(9).hex() for _ in range(9000)], suffix)
+    whole = path.read_bytes()
+    for content in (
+        whole[:-1],
+        whole[: len(whole) // 2],
+        whole[:3],
+        whole[:100] + b"?" * 200 + whole[300:],
+        b"plain text",
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"a{suffix} is damaged or was cut short .*; copy or download it again"):
+            list(documents(path, "<|sep|>", "text"))
 
 
-def test_a_byte_order_mark_is_no_part_of_gin(tmp_path):
-    path = tmp_path / "x.gin"
-    path.write_bytes(b"\xef\xbb\xbfGPT.dim = 8\n")
-    assert parse_file(path).bindings[0].key == "GPT.dim"
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that gives EIO when it is read")
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+def test_a_disk_that_fails_is_no_damage(tmp_path, suffix):
+    path = tmp_path / f"a.txt{suffix}"
+    path.symlink_to("/proc/self/mem")
+    with pytest.raises(OSError, match="Input/output error"):
+        list(documents(path, None, "text"))
 
 
-@pytest.mark.parametrize("line, reason", [
-    ('{"text": ' + "9" * 5000 + "}", "a number has thousands of digits"),
-    ("[" * 100_000, "a value is nested too deeply|Expecting"),
-    ('{"text": ' * 100_000, "a value is nested too deeply|Expecting"),
-    ('{"text": "x"', "Expecting"),
-    ('["x"]', "no text in the column 'text' \\(found: list\\)"),
-    ('{"story": "x"}', "no text in the column 'text' \\(found: story\\)"),
-    ('{"text": 3}', "no text in the column 'text'"),
-])  # fmt: skip
-@pytest.mark.parametrize("kind", ["lines", "array"])
-def test_json_that_can_not_be_read_is_named_with_its_line(kind, line, reason, tmp_path):
-    good = json.dumps({"text": "good"})
-    path = tmp_path / ("x.jsonl" if kind == "lines" else "x.json")
-    path.write_text(f"{good}\n{line}\n" if kind == "lines" else f"[{good},\n{line}\n]")
-    with pytest.raises(ValueError, match=rf"{path.name}:[234]: .*({reason})"):
-        read(path)
+# ---- messages
 
 
-@pytest.mark.parametrize("content, reason", [
-    ('[{"text": "a"}', "the array has no end"),
-    ('[{"text": "a"}] x', "something follows the end of the array"),
-    ('[{"text": "a"}, ', "the array has no end"),
-])  # fmt: skip
-def test_an_array_that_does_not_end_well_is_named(content, reason, tmp_path):
-    (tmp_path / "x.json").write_text(content)
-    with pytest.raises(ValueError, match=f"x.json:1: .*{reason}"):
-        read(tmp_path / "x.json")
+def test_messages_name_files_and_counts_and_no_sums(tmp_path):
+    for i in range(5):
+        (tmp_path / f"{i}.txt").write_text("")
+        (tmp_path / f"{i}.txt").write_text("a work without a separator " * 3 if i == 0 else " \n")
+    with pytest.raises(ValueError) as caught:
+        TextFiles(Bytes(), 16, 0, ["*.txt"], val_fraction=1e-9).prepare()
+    message = str(caught.value)
+    assert "val split of 0.txt, 1.txt, 2.txt and 2 more files (found: 1 in train, 0 in val)" in message
+    assert "TextFiles.separator (it is '<|endoftext|>')" in message and "val_by_position = True" in message
+    with pytest.raises(ValueError, match="lower Experiment.seq_len .* it is 0.txt$"):
+        TextFiles(Bytes(), 1000, 0, ["0.txt"], val_by_position=True).prepare()
 
 
-@pytest.mark.parametrize("packed", [".gz", ".xz", ".zst"])
-@pytest.mark.parametrize("harm", ["cut", "garbled", "not compressed"])
-def test_a_damaged_compressed_file_is_named(packed, harm, tmp_path):
-    path = tmp_path / f"x.txt{packed}"
-    data = bytearray(PACKED[packed](WRITTEN[".txt"](STORIES).encode()))
-    if harm == "garbled":
-        data[len(data) // 2 :] = os.urandom(len(data) - len(data) // 2)
-    path.write_bytes(data[: len(data) // 2] if harm == "cut" else data if harm == "garbled" else b"plain text")
-    with pytest.raises(ValueError, match=rf"x.txt{packed} is (damaged|not)"):
-        read(path)
+def test_a_data_set_is_named_without_sums(tmp_path, monkeypatch):
+    import datasets
 
-
-def test_an_unknown_name_that_holds_json_is_asked_about(tmp_path):
-    path = tmp_path / "stories.data"
-    path.write_text(WRITTEN[".jsonl"](STORIES))
-    with pytest.raises(ValueError, match=r"stories.data looks like JSON, .* rename it to .jsonl or .json, or to .txt"):
-        read(path)
-    path.write_text("[Chapter 1]\nOnce upon a time")
-    assert read(path) == ["[Chapter 1]\nOnce upon a time"]
-
-
-def test_a_folder_means_its_text_files_and_says_how_many(tmp_path, capsys):
-    for name in ("b.txt", "a.jsonl.gz", "sub/c.md", ".hidden/d.txt", "picture.png", "empty.txt", "sub/.e.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"" if name == "empty.txt" else b"x")
-    found = textfiles.find([str(tmp_path)])
-    assert [str(path.relative_to(tmp_path)) for path in found] == ["a.jsonl.gz", "b.txt", "sub/c.md"]
-    assert "3 text files" in " ".join(capsys.readouterr().err.split())
-    (tmp_path / "none").mkdir()
-    with pytest.raises(ValueError, match="has no text files"):
-        textfiles.find([str(tmp_path / "none")])
-
-
-def test_a_path_is_a_path_before_it_is_a_glob(tmp_path, monkeypatch):
-    for name in ("data[1].txt", "data1.txt"):
-        (tmp_path / name).write_text("x")
-    assert textfiles.find([str(tmp_path / "data[1].txt")]) == [tmp_path / "data[1].txt"]
-    assert textfiles.find([str(tmp_path / "data[0-9].txt")]) == [tmp_path / "data1.txt"]
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert textfiles.find(["~/data1.txt"]) == textfiles.find(["~/data1*"]) == [tmp_path / "data1.txt"]
-
-
-def test_token_files_of_before_are_found_again(tmp_path):
-    """What names the token files of plain text did not change with what can be read."""
-    (tmp_path / "a.txt").write_text(SEPARATOR.join(STORIES))
-    source = TextFiles(Bytes(), 16, 0, paths=[str(tmp_path / "a.txt")])._source()
-    assert list(source) == ["files", "separator", "val_fraction", "val_by_position", "column"]
-    assert source["files"][0][0] == "a.txt" and len(source["files"][0][1]) == 64
-
-
-def test_a_split_without_documents_is_told_in_words(tmp_path, monkeypatch):
-    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "a.txt").write_text("one document")
-    data = TextFiles(Bytes(), 4, 0, paths=[str(tmp_path / "a.txt")])
-    with pytest.raises(ValueError, match=r"split of a.txt: 1 found in all; give .*TextFiles.val_fraction") as told:
+    datasets.disable_progress_bars()
+    (tmp_path / "stories").mkdir()
+    write(tmp_path / "stories" / "train", STORIES[:3], ".jsonl")
+    data = HubDataset(Bytes(), 16, 0, "~/stories", val_split=None, val_fraction=1e-9)
+    with pytest.raises(ValueError, match=r"val split of the data set '~/stories', split 'train'.*3 in train, 0 in val"):
         data.prepare()
-    assert "{" not in str(told.value)
 
 
-def test_a_stretch_that_is_too_long_for_tiktoken_is_told(monkeypatch):
-    class PanicException(BaseException):
-        pass
+# ---- memory and speed
 
-    class Encoding:
-        def encode_ordinary(self, text):
-            raise PanicException("called `Result::unwrap()` on an `Err` value: StackOverflow")
 
-    tokenizer = Tiktoken()
-    tokenizer.__dict__["_encoding"] = Encoding()
-    with pytest.raises(ValueError, match="1,300,000 characters that begins 'ACGTACGT.*install gigatoken"):
-        tokenizer.encode("ACGT" * 325_000)
+READ = """
+import sys, time, pyarrow.parquet, torch
+from pathlib import Path
+from toolkit.facts import peak_memory
+from toolkit.textfiles import documents
+before, began = peak_memory(torch.device("cpu")), time.perf_counter()
+size = sum(len(document) for document in documents(Path(sys.argv[1]), "<|sep|>", "text"))
+print(size, peak_memory(torch.device("cpu")) - before, time.perf_counter() - began)
+"""
+
+
+def read_in_a_process(path: Path) -> tuple[int, int, float]:
+    """(characters, bytes that the peak of memory grew by, seconds) of reading a file."""
+    done = subprocess.run([sys.executable, "-c", READ, str(path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    size, grown, seconds = done.stdout.split()
+    return int(size), int(grown), float(seconds)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("packed", [".gz", ".xz", ".zst"])
-def test_memory_does_not_grow_with_the_file(packed, tmp_path):
-    """A corpus of 200 MB, read by a process of its own."""
-    path = tmp_path / f"x.jsonl{packed}"
-    opened = {".gz": gzip.open, ".xz": lambda p, m: lzma.open(p, m, preset=0), ".zst": zstandard.open}[packed]
-    block = "".join(json.dumps({"text": story * 20}) + "\n" for story in STORIES).encode()
-    with opened(path, "wb") as file:
-        for _ in range(200_000_000 // len(block)):
-            file.write(block)
-    program = (
-        "import sys; from pathlib import Path; from toolkit import textfiles\n"
-        "count = sum(len(d) for d in textfiles.documents(Path(sys.argv[1]), None, 'text'))\n"
-        "print(count, *(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')))"
+def test_a_parquet_file_of_one_row_group_is_not_read_at_once(tmp_path):
+    rng = random.Random(0)
+    texts = [rng.randbytes(1000).hex() for _ in range(60_000)]  # 120 MB in one group
+    (tmp_path / "a.parquet").write_bytes(as_parquet(texts, len(texts)))
+    size, grown, _ = read_in_a_process(tmp_path / "a.parquet")
+    assert size == 120_000_000 and grown < 40 * 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".txt.gz", ".jsonl.gz", ".json.gz", ".json.xz", ".txt.zst", ".parquet"])
+def test_memory_stays_flat_however_long_the_file(tmp_path, suffix):
+    texts = [f"{i} " + "the ship and the sea " * 100 for i in range(30_000)]  # 63 MB
+    path = write(tmp_path / "a", texts, suffix)
+    size, grown, _ = read_in_a_process(path)
+    assert size == sum(map(len, texts)) and grown < 32 * 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".txt.gz", ".jsonl.gz", ".json.zst", ".txt.xz"])
+def test_a_small_file_that_expands_into_zeros_is_refused_in_little_memory(tmp_path, suffix):
+    path = tmp_path / f"bomb{suffix}"
+    path.write_bytes(COMPRESS["." + suffix.split(".")[2]](bytes(300 * 2**20)))
+    assert path.stat().st_size < 2**20
+    script = READ.replace("size = ", "\ntry: size = ").replace(
+        "\nprint(", "\nexcept ValueError as error: size = error\nprint("
     )
-    root = Path(__file__).parent.parent
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(path)],
-        env=os.environ | {"PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    count, peak = map(int, done.stdout.split())
-    assert count > 100_000_000 and peak < 100_000  # kB, of which Python itself has a third
+    done = subprocess.run([sys.executable, "-c", script, str(path)], cwd=ROOT, capture_output=True, text=True)
+    *told, grown, _ = done.stdout.split()
+    assert "byte 0x00 at offset 0" in " ".join(told) and int(grown) < 16 * 2**20, done.stderr

@@ -1,5 +1,6 @@
 """What holds for every tokenizer on the shelf, and what is particular to each."""
 
+import base64
 import functools
 import itertools
 import json
@@ -20,6 +21,7 @@ import pytest
 import tiktoken
 
 from components import tokenizer as module
+from components.data import TextFiles
 from components.tokenizer import BPE, Bytes, Characters, CompactVocabulary, Tiktoken, TokenizerFile
 from tests.runs import facts, rows, small_run, weights
 from toolkit.compose import open_run
@@ -542,3 +544,85 @@ def test_a_compact_run_resumes_and_is_generated_from(tmp_path, monkeypatch):
     opened = open_run(tmp_path / "cut")
     assert opened.tokenizer.vocab_size == 500 and opened.tokenizer.decode(opened.tokenizer.encode("\u6f22")) == "\u6f22"
     assert generate(opened.model, opened.tokenizer, "Once", 5, seed=0).startswith("Once")
+
+
+# ------------------------------------------------------------------------------------- runs without a break
+
+
+PATTERNS = {
+    "r50k": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
+    "o200k": "|".join(
+        [
+            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+            r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        ]
+    ),
+}
+
+
+def encoding_of(pattern: str):
+    """cl100k's vocabulary under the pattern of another encoding, which has no vocabulary here."""
+    base = Tiktoken()._encoding
+    pattern = PATTERNS.get(pattern, base._pat_str)
+    return tiktoken.Encoding("x", pat_str=pattern, mergeable_ranks=base._mergeable_ranks, special_tokens={})
+
+
+def unbroken(kind: str, length: int) -> str:
+    rng = random.Random(0)
+    made = {
+        "spaces": lambda: "a" + " " * length + "b",
+        "tabs and a line break": lambda: "\t" * length + "\n  c",
+        "DNA": lambda: " ".join(["the gene", "".join(rng.choices("ACGT", k=length)), "ends"]),
+        "base64": lambda: "x = " + base64.b64encode(rng.randbytes(length * 3 // 4)).decode() + "\n",
+    }
+    return made[kind]()
+
+
+@pytest.mark.parametrize(
+    "kind", ["spaces", *(pytest.param(k, marks=pytest.mark.slow) for k in ("tabs and a line break", "DNA", "base64"))]
+)
+def test_a_million_characters_without_a_break_are_the_ids_of_gigatoken(kind):
+    part, text = Tiktoken(), unbroken(kind, 1_300_000)
+    ids, counts = part._fast.encode_batch([text])
+    assert part.encode(text) == ids.tolist() and counts.tolist() == [len(ids)]
+    assert part.decode(ids) == text
+
+
+@pytest.mark.parametrize("pattern", ["cl100k", *PATTERNS])
+def test_long_texts_are_divided_as_tiktoken_divides_short_ones(monkeypatch, pattern):
+    encoding = encoding_of(pattern)
+    samples = [text for text in [*texts(1500), *module.TRICKY, "lone \ud800 surrogate"]]
+    samples += [unbroken(kind, 900) for kind in ("spaces", "tabs and a line break", "DNA", "base64")]
+    expected = [encoding.encode_ordinary(text) for text in samples]
+    monkeypatch.setattr(module, "_has_long_run", lambda text: True)
+    assert [module._encode_ordinary(encoding, text) for text in samples] == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("kind", ["spaces", "tabs and a line break", "DNA", "base64"])
+def test_no_pattern_panics_on_a_long_run(pattern, kind):
+    encoding, text = encoding_of(pattern), unbroken(kind, 2_000_000)
+    assert encoding.decode(module._encode_ordinary(encoding, text)) == text
+
+
+def test_long_runs_are_seen_wherever_they_lie(monkeypatch):
+    monkeypatch.setattr(module, "RUN", 20)
+    for before in range(30):
+        assert module._has_long_run("a b " * before + "\t" * 20 + "c d") and module._has_long_run(
+            " x" * before + "y" * 20
+        )
+        assert not module._has_long_run("abcdefgh " * before + " " * 8)
+
+
+def test_a_panic_names_the_document(tmp_path, monkeypatch):
+    """What Python's Unicode tables do not know is left to tiktoken, which is not trusted with a run so long."""
+    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "_gigatoken", lambda encoding: None)
+    rows = [*(f"story {i}" for i in range(20)), "\U00032444" + " " * 1_300_000 + "b"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+    data = TextFiles(Tiktoken(), 8, 0, [str(tmp_path / "a.jsonl")], val_fraction=1e-9)
+    with pytest.raises(ValueError, match=r"document 21 of the train split of a.jsonl: Tiktoken.encode stops on a docu"):
+        data.prepare()
+    assert not list((tmp_path / "cache").glob("tokens-*/"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,32 @@ EXCERPT = 2_000  # characters of a text that the referee encodes again: about 1 
 
 class Disagreement(Exception):
     """``encode_batch`` of a tokenizer gave other ids than ``encode``."""
+
+
+class Unencodable(ValueError):
+    """``encode`` of a tokenizer panicked on text number ``place`` of those that it was given."""
+
+    def __init__(self, tokenizer, text: str, place: int, panic: BaseException):
+        name, reason = type(tokenizer).__name__, textwrap.shorten(str(panic), 120)
+        super().__init__(
+            f"{name}.encode stops on a document of {len(text):,} characters that begins with {text[:40]!r} ({reason}); "
+            "divide it into shorter documents, or bind another tokenizer"
+        )
+        self.place = place
+
+
+def encode(tokenizer, text: str, place: int = 0) -> Sequence[int]:
+    """``tokenizer.encode(text)``. A panic in a Rust library, which is no Exception, becomes Unencodable."""
+    try:
+        return tokenizer.encode(text)
+    except BaseException as error:
+        if not is_panic(error):
+            raise
+        raise Unencodable(tokenizer, text, place, error) from None
+
+
+def is_panic(error: BaseException) -> bool:
+    return type(error).__name__ == "PanicException"  # pyo3 gives each library a class of its own, to import nowhere
 
 
 def has_batches(tokenizer) -> bool:
@@ -28,7 +55,12 @@ def encode_all(tokenizer, texts: Sequence[str], batches: bool = True) -> tuple[n
     """(ids (N,), counts (len(texts),)): the ids of all texts in a row, and how many each has. By ``encode_batch``
     where the tokenizer has one and ``batches`` allows it, else one by one."""
     if batches and has_batches(tokenizer):
-        ids, counts = (np.asarray(array) for array in tokenizer.encode_batch(texts))
+        try:
+            ids, counts = (np.asarray(array) for array in tokenizer.encode_batch(texts))
+        except BaseException as error:
+            if not is_panic(error):
+                raise
+            raise Disagreement(f"it stops where encode may not ({textwrap.shorten(str(error), 120)})") from None
         if len(counts) != len(texts) or counts.sum() != len(ids):
             raise Disagreement(
                 f"it counts {counts.sum()} ids of {len(counts)} texts, and gave {len(ids)} of {len(texts)}"
@@ -38,7 +70,7 @@ def encode_all(tokenizer, texts: Sequence[str], batches: bool = True) -> tuple[n
     counts = np.empty(len(texts), dtype=np.int64)
     for place, text in enumerate(texts):
         before = len(ids)
-        ids.extend(tokenizer.encode(text))
+        ids.extend(encode(tokenizer, text, place))
         counts[place] = len(ids) - before
     return np.array(ids, dtype=np.int64), counts
 
@@ -58,7 +90,7 @@ def referee(tokenizer, texts: Sequence[str], ids: np.ndarray, counts: np.ndarray
             start = seed % (len(text) - EXCERPT)
             text = text[start : start + EXCERPT]
             found, _ = encode_all(tokenizer, [text])
-        expected = list(tokenizer.encode(text))
+        expected = list(encode(tokenizer, text, place))
         if found.tolist() != expected:
             at = next(
                 (n for n, pair in enumerate(zip(found, expected, strict=False)) if pair[0] != pair[1]), len(found)

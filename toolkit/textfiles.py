@@ -1,56 +1,53 @@
-"""Files of text as corpora come: plain text, JSON and Parquet, compressed or not. Each is a stream of documents.
-
-Memory holds one piece of a file, and the document under way. A suffix tells what a file is, whatever its case:
-
-    .jsonl .ndjson                 one JSON object a line, the document in a column
-    .json                          an array of such objects, or objects one after the other
-    .parquet                       one document a row
-    anything else                  UTF-8 text, divided by a separator
-    .gz .xz .zst behind it         the same, compressed"""
+"""Text files as corpora come: which files paths, globs and folders name, and the documents in each."""
 
 from __future__ import annotations
 
+import codecs
 import functools
 import glob
-import gzip
 import json
 import logging
-import lzma
 import os
-import zlib
-from collections.abc import Iterator
+import re
+import textwrap
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from toolkit.compressed import COMPRESSIONS, named_damage, opened
+from toolkit.jsonstream import JSONError, reason_of, values
+
 log = logging.getLogger("toolkit")
 
-PIECE = 2**20  # bytes that are read at a time
-LINES, VALUES, TABLES, TEXTS = (".jsonl", ".ndjson"), (".json",), (".parquet",), (".txt", ".md", ".text")
-COMPRESSED = (".gz", ".xz", ".zst")
-FRAME = 2**11  # compressed bytes of a .zst file that are taken at a time: each could become 32 kB
-MARK = b"\xef\xbb\xbf"  # the byte order mark that some editors begin a UTF-8 file with
+PIECE = 2**20  # bytes of a file's content that are read at a time
+ROWS = 256  # rows of a parquet file that are read at a time
+BYTE_ORDER_MARK = codecs.BOM_UTF8
+JSON_BEGINS = re.compile(rb'(\xef\xbb\xbf)?\s*\[?\s*\{\s*"([^"\\\n]|\\.)*"\s*:')
 
 
-def find(paths: list[str]) -> list[Path]:
-    """The files that paths, folders and globs name, each once, in order. A folder stands for the files in it, at any
-    depth, whose suffix is listed above; hidden ones are left out. Raises ValueError for a name without files, a file
-    that can't be read, and an empty file."""
+# ---- which files
+
+
+def find_files(paths: list[str]) -> list[Path]:
+    """The files behind paths, globs and folders, each once, in order. A path that exists is no glob.
+
+    A folder stands for the files in it, at any depth, whose suffix is a key of FORMATS; those that are empty, and
+    files and folders whose name begins with a dot, are left out. Raises ValueError for a path that matches nothing,
+    and for a file that is empty or can't be read."""
     files: dict[Path, None] = {}
-    for name in paths:
-        path = Path(os.path.expanduser(name))
-        if path.is_dir():
+    for pattern in paths:
+        path = Path(os.path.expanduser(pattern))
+        if pattern and path.is_dir():
             found = _in_folder(path)
-        elif path.exists():
+        elif path.is_file():
             found = [path]
         else:
-            found = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-            found = [match for match in found if match.is_file()]
+            found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+            found = [path for path in found if path.is_file()]
         if not found:
-            raise ValueError(f"TextFiles.paths: no file matches {name!r} (looked from {Path.cwd()})")
+            raise ValueError(f"TextFiles.paths: no file matches {pattern!r} (looked from {Path.cwd()})")
         files.update(dict.fromkeys(found))
     for path in files:
-        if not path.is_file():
-            raise ValueError(f"{path} is neither a file nor a folder; take it out of TextFiles.paths")
         if not os.access(path, os.R_OK):
             raise ValueError(f"{path} can't be read; check its permissions")
         if path.stat().st_size == 0:
@@ -58,287 +55,215 @@ def find(paths: list[str]) -> list[Path]:
     return list(files)
 
 
-def documents(path: Path, separator: str | None, column: str) -> Iterator[str]:
-    """The documents of one file. Raises ValueError, with the file and the line or offset, for content that is not what
-    the suffix says."""
-    suffix, compression = _suffixes(path)
-    if suffix in TABLES and not compression:
-        yield from _table(path, column)
-        return
-    try:
-        with _opened(path, compression) as file:
-            if suffix in LINES:
-                yield from _json_lines(file, path, column)
-            elif suffix in VALUES:
-                yield from _json_values(file, path, column)
-            else:
-                if suffix not in TEXTS:
-                    _refuse_json(path, compression)
-                yield from _text(file, path, separator)
-    except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise ValueError(f"{path} is damaged, or no {compression} file: {error}; get it again") from error
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        raise ValueError(f"{path} is damaged, or no {compression} file: {error}; get it again") from error
-
-
-def _suffixes(path: Path) -> tuple[str, str]:
-    """(suffix, compression) of a name such as stories.JSONL.gz, in small letters."""
-    suffix, compression = path.suffix.lower(), ""
-    if suffix in COMPRESSED:
-        suffix, compression = Path(path.stem).suffix.lower(), suffix
-    return suffix, compression
-
-
 def _in_folder(folder: Path) -> list[Path]:
-    known = (*LINES, *VALUES, *TABLES, *TEXTS)
-    inside = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.stat().st_size)
-    visible = (path for path in inside if not any(part.startswith(".") for part in path.relative_to(folder).parts))
-    found = [path for path in visible if _suffixes(path)[0] in known]
+    found, others = [], 0
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for path in (Path(parent, name) for name in names if not name.startswith(".")):
+            is_text = path.is_file() and format_suffix(path) in FORMATS and path.stat().st_size > 0
+            found += [path] if is_text else []
+            others += not is_text
     if not found:
         raise ValueError(
-            f"TextFiles.paths: the folder {folder} has no text files (of {', '.join(known)}, or these compressed); "
-            f"name files of another kind by a glob, such as '{folder}/*'"
+            f"TextFiles.paths: the folder {folder} has no text file with something in it: none of {others} files ends "
+            f"in {', '.join(FORMATS)} (each also with {', '.join(COMPRESSIONS)}); name others by a glob, "
+            f"'{folder}/**/*.tex'"
         )
-    _tell(str(folder), len(found))
-    return found
+    left_out = f"; {others} others are left out: empty, or not of these kinds" if others else ""
+    _say_once(f"{folder}: {len(found)} text files ({', '.join(sorted(set(map(format_suffix, found))))}){left_out}")
+    return sorted(found)
 
 
-@functools.cache  # once, however often the files are looked up
-def _tell(folder: str, count: int) -> None:
-    from toolkit.terminal import Terminal
-
-    files = f"{count:,} text file{'s' if count > 1 else ''}"
-    Terminal(stderr=True).print(f"{folder}: {files}", soft_wrap=True)
+@functools.cache
+def _say_once(message: str) -> None:
+    log.warning(message)
 
 
-def _opened(path: Path, compression: str) -> BinaryIO:
-    """The file's content as a stream of bytes, decompressed."""
-    if compression == ".gz":
-        return gzip.open(path, "rb")
-    if compression == ".xz":
-        return lzma.open(path, "rb")
-    if compression == ".zst":
-        return _zstandard(path)
-    return path.open("rb")
+def were_plain_text(files: list[Path]) -> bool:
+    """Whether one is of a format that was once read as plain text, so that token files of then are not its own."""
+    return any(FORMATS.get(format_suffix(path), _text) is not _text and path.suffix != ".jsonl" for path in files)
 
 
-def _zstandard(path: Path) -> BinaryIO:
-    try:
-        import zstandard
-    except ImportError as error:
-        raise ValueError(f'{path}: reading .zst takes zstandard: python -m pip install -e ".[zstd]"') from error
-
-    return _ZstandardFile(path, zstandard)
+def name_of(files: list[Path]) -> str:
+    """The files as a message calls them: three by name."""
+    names = ", ".join(path.name for path in files[:3])
+    return names if len(files) <= 3 else f"{names} and {len(files) - 3:,} more files"
 
 
-class _ZstandardFile:
-    """A .zst file as a stream: all of its frames; one that ends early is an error, as with the other formats."""
-
-    def __init__(self, path: Path, zstandard):
-        self._file, self._errors = path.open("rb"), zstandard.ZstdError
-        self._decompressor, self._new = None, zstandard.ZstdDecompressor
-        self._rest = b""
-
-    def __enter__(self) -> _ZstandardFile:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._file.close()
-
-    def read(self, size: int = PIECE) -> bytes:
-        """Some decompressed bytes; none at the end of the file."""
-        while True:
-            compressed = self._rest or self._file.read(FRAME)
-            if not compressed:
-                if self._decompressor is not None:
-                    raise EOFError("the file ends before the end of the compressed data")
-                return b""
-            if self._decompressor is None:
-                self._decompressor = self._new().decompressobj()
-            try:
-                content = self._decompressor.decompress(compressed)
-            except self._errors as error:
-                raise EOFError(str(error)) from error
-            self._rest = self._decompressor.unused_data if self._decompressor.eof else b""
-            if self._decompressor.eof:
-                self._decompressor = None
-            if content:
-                return content
-
-    def __iter__(self) -> Iterator[bytes]:
-        held = b""
-        while piece := self.read():
-            *lines, held = (held + piece).split(b"\n")
-            yield from (line + b"\n" for line in lines)
-        if held:
-            yield held
+# ---- what is in them
 
 
-def _text(file: BinaryIO, path: Path, separator: str | None) -> Iterator[str]:
+def documents(path: Path, separator: str | None, column: str) -> Iterator[str]:
+    """The documents of one file, read as its suffix says, in bounded memory: one document and a few pieces.
+
+    ``separator`` divides a text (None: the file is one document), ``column`` holds the document in each row of JSON
+    and parquet. Raises ValueError, with the line where there are lines, for content that is not what the suffix says,
+    and OSError where the disk fails."""
+    read = FORMATS.get(format_suffix(path))
+    if read is None:
+        _refuse_json(path)
+        read = _text
+    return read(path, separator, column)
+
+
+def format_suffix(path: Path) -> str:
+    """The suffix that says what a file holds, in lower case: ".txt" of A.TXT and a.txt.gz."""
+    inner = path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path
+    return inner.suffix.lower()
+
+
+def _refuse_json(path: Path) -> None:
+    with opened(path) as file:
+        begins = JSON_BEGINS.match(file.read(4096))
+    if begins:
+        raise ValueError(
+            f"{path} looks like JSON, but its suffix does not say so; rename it: to .jsonl where each line is an "
+            "object, to .json where the file is one array, or to .txt to read it as plain text"
+        )
+
+
+def _text(path: Path, separator: str | None, column: str) -> Iterator[str]:
     """The documents of a text file, exactly as they stand between the separators. Read, not mapped: a map of a file
     that shrinks ends the process."""
     mark = separator.encode() if separator else b""
     held, start, searched = bytearray(), 0, 0  # the document under way, where it begins, how far it holds no mark
-    while piece := file.read(PIECE):
-        held += piece
-        at = 0
-        while mark and (end := held.find(mark, max(at, searched))) != -1:
-            yield _decoded(bytes(held[at:end]), path, start + at)
-            at = end + len(mark)
-        del held[:at]
-        start, searched = start + at, max(0, len(held) - len(mark) + 1)
+    with opened(path) as file:
+        while piece := file.read(PIECE):
+            _refuse_nul(piece, path, start + len(held))
+            held += piece
+            at = 0
+            while mark and (end := held.find(mark, max(at, searched))) != -1:
+                yield _decoded(bytes(held[at:end]), path, start + at)
+                at = end + len(mark)
+            del held[:at]
+            start, searched = start + at, max(0, len(held) - len(mark) + 1)
     if held:
         yield _decoded(bytes(held), path, start)
 
 
-def _json_lines(file: BinaryIO, path: Path, column: str) -> Iterator[str]:
+def _json_lines(path: Path, separator: str | None, column: str) -> Iterator[str]:
     start = 0
-    for number, line in enumerate(file, start=1):
-        text = _decoded(line.removeprefix(MARK) if number == 1 else line, path, start)
-        start += len(line)
-        if text.strip():
-            yield _document(
-                _parsed(text, f"{path}:{number}", "one object a line is expected"), column, f"{path}:{number}"
-            )
-
-
-def _json_values(file: BinaryIO, path: Path, column: str) -> Iterator[str]:
-    """The documents of an array, or of values one after the other, read value by value."""
-    decoder, held, line, closed, array = json.JSONDecoder(), "", 1, False, None
-    pieces = _decoded_pieces(file, path)
-    more = True
-    while True:
-        stripped = held.lstrip(" \t\r\n," if array else " \t\r\n")
-        line += held.count("\n", 0, len(held) - len(stripped))
-        held = stripped
-        if not held and more:
-            more = (piece := next(pieces, None)) is not None
-            held += piece or ""
-            continue
-        if not held:
-            break
-        if array is None and held[0] == "[":
-            array, held = True, held[1:]
-            continue
-        array = bool(array)
-        if closed:
-            raise ValueError(f"{path}:{line}: something follows the end of the array; mend the file")
-        if array and held[0] == "]":
-            closed, held = True, held[1:]
-            continue
-        try:
-            value, end = decoder.raw_decode(held)
-        except json.JSONDecodeError as error:
-            if more:  # the value may only be cut off here: read on, ever more at a time, so that the work stays linear
-                wanted = len(held)
-                while wanted > 0 and (piece := next(pieces, None)) is not None:
-                    held, wanted = held + piece, wanted - len(piece)
-                more = wanted <= 0
+    with opened(path) as file:
+        for number, line in enumerate(_lines(file, path), start=1):
+            text = _decoded(line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line, path, start)
+            start += len(line)
+            if text.isspace() or not text:
                 continue
-            raise ValueError(
-                f"{path}:{line + held.count(chr(10), 0, error.pos)}: not valid JSON ({error.msg}); an array of objects "
-                "is expected, or objects one after the other"
-            ) from error
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}:{line}: {_reason(error)}; mend the value") from error
-        yield _document(value, column, f"{path}:{line}")
-        line += held.count("\n", 0, end)
-        held = held[end:]
-    if array and not closed:
-        raise ValueError(f"{path}:{line}: the array has no end; the file was cut short, get it again")
+            try:
+                row = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(
+                    f"{path}:{number}: not valid JSON ({reason_of(error)}); one object a line is expected"
+                ) from error
+            yield _document(row, column, f"{path}:{number}")
 
 
-def _table(path: Path, column: str) -> Iterator[str]:
-    import pyarrow
-    import pyarrow.parquet
+def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    """Lines with their line break. A file that expands into zeros is refused at its first piece."""
+    start = 0
+    while line := file.readline(PIECE):
+        _refuse_nul(line, path, start)
+        if len(line) == PIECE and not line.endswith(b"\n"):
+            parts = [line]
+            while not parts[-1].endswith(b"\n") and (part := file.readline(PIECE)):
+                _refuse_nul(part, path, start + sum(map(len, parts)))
+                parts.append(part)
+            line = b"".join(parts)
+        start += len(line)
+        yield line
 
+
+def _json(path: Path, separator: str | None, column: str) -> Iterator[str]:
+    """Of an array of objects, or of objects one after another."""
     try:
-        with pyarrow.parquet.ParquetFile(path) as table:
-            kinds = {field.name: field.type for field in table.schema_arrow}
-            if column not in kinds:
-                raise ValueError(f"{path} has no column {column!r}; it has {', '.join(kinds)}: bind TextFiles.column")
-            if "string" not in str(kinds[column]):
-                raise ValueError(f"{path}: the column {column!r} holds no text, but {kinds[column]}")
-            for batch in table.iter_batches(batch_size=256, columns=[column]):
-                yield from (text or "" for text in batch.column(0).to_pylist())
-    except (pyarrow.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{path} is damaged, or no Parquet file: {reason}; get it again") from error
-
-
-def _document(row: object, column: str, place: str) -> str:
-    if not isinstance(row, dict) or not isinstance(row.get(column), str):
-        found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+        for line, row in values(_characters(path)):
+            yield _document(row, column, f"{path}:{line}")
+    except JSONError as error:
         raise ValueError(
-            f"{place}: no text in the column {column!r} (found: {found[:200]}); bind TextFiles.column or mend the line"
-        )
-    return row[column]
+            f"{path}:{error.line}: not valid JSON ({error.reason}); an array of objects, or objects, are expected"
+        ) from error
 
 
-def _parsed(text: str, place: str, expected: str) -> object:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place}: not valid JSON ({_reason(error)}); {expected}") from error
-
-
-def _reason(error: Exception) -> str:
-    """Why JSON can't be read, in words that don't speak of Python."""
-    if isinstance(error, RecursionError):
-        return "a value is nested too deeply"
-    if "integer string conversion" in str(error):
-        return "a number has thousands of digits"
-    return str(error)
-
-
-def _decoded_pieces(file: BinaryIO, path: Path) -> Iterator[str]:
-    """The text in pieces, none of which ends within a character."""
-    start, held = 0, b""
-    while piece := file.read(PIECE):
-        held += piece.removeprefix(MARK) if start == 0 else piece
-        whole = _whole_characters(held)
-        yield _decoded(held[:whole], path, start)
-        start, held = start + whole, held[whole:]
+def _characters(path: Path) -> Iterator[str]:
+    """The text of a UTF-8 file in pieces, without its byte order mark."""
+    held, start = b"", 0  # bytes of a character that was cut, and where they are
+    with opened(path) as file:
+        while piece := file.read(PIECE):
+            held += piece
+            begun = _begun_character(held)
+            whole, rest = held[: len(held) - begun], held[len(held) - begun :]
+            text = _decoded(whole, path, start)
+            yield text.removeprefix("\ufeff") if start == 0 else text
+            start, held = start + len(whole), rest
     if held:
         yield _decoded(held, path, start)
 
 
-def _whole_characters(data: bytes) -> int:
-    """How many bytes, from the first on, are whole characters: at most three at the end are a part of one."""
-    for end in range(len(data), max(len(data) - 4, 0), -1):
-        lead = data[end - 1]
-        if lead < 0x80:
-            return end
-        if lead >= 0xC0:  # the first byte of a character tells its length
-            length = 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
-            return len(data) if end - 1 + length <= len(data) else end - 1
-    return len(data)
+def _begun_character(data: bytes) -> int:
+    """How many bytes at the end begin a character of UTF-8 that takes more, 0 to 3."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(data[-3:])
+    return len(decoder.getstate()[0])
 
 
-def _refuse_json(path: Path, compression: str) -> None:
-    """Raise ValueError for a file whose name does not say what it is, and whose first line is a JSON object."""
-    with _opened(path, compression) as file:
-        first = next(iter(file.read(PIECE).removeprefix(MARK).splitlines()), b"")
-    try:
-        is_json = isinstance(json.loads(first), dict | list)
-    except (ValueError, RecursionError):
-        return
-    if is_json:
+def _parquet(path: Path, separator: str | None, column: str) -> Iterator[str]:
+    import pyarrow
+    from pyarrow import parquet
+
+    if path.suffix.lower() in COMPRESSIONS:
+        raise ValueError(f"{path}: parquet compresses its columns itself; unpack the file to {path.stem}")
+    with path.open("rb") as file, named_damage(path):
+        try:
+            table = parquet.ParquetFile(file, buffer_size=PIECE, pre_buffer=False)
+            _check_column(path, table.schema_arrow, column)
+            for batch in table.iter_batches(ROWS, columns=[column], use_threads=False):
+                yield from (text or "" for text in batch.column(0).to_pylist())
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: a text in the column {column!r} is not UTF-8; write the file again") from error
+        except pyarrow.ArrowException as error:
+            raise EOFError(str(error)) from error
+
+
+def _check_column(path: Path, schema, column: str) -> None:
+    from pyarrow import types
+
+    if column not in schema.names:
+        found = textwrap.shorten(", ".join(schema.names), 120)
+        raise ValueError(f"{path}: no column {column!r} (found: {found}); bind TextFiles.column")
+    kind = schema.field(column).type
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    if not (types.is_string(kind) or types.is_large_string(kind)):
+        raise ValueError(f"{path}: the column {column!r} holds no text, but {kind}; bind TextFiles.column")
+
+
+def _document(row: object, column: str, where: str) -> str:
+    if not isinstance(row, dict) or not isinstance(row.get(column), str):
+        found = textwrap.shorten(", ".join(row), 120) if isinstance(row, dict) else type(row).__name__
         raise ValueError(
-            f"{path} looks like JSON, but its name does not say so; rename it to .jsonl or .json, or to .txt to have "
-            "it read as text"
+            f"{where}: no text in the column {column!r} (found: {found}); bind TextFiles.column or mend the line"
         )
+    return row[column]
 
 
 def _decoded(data: bytes, path: Path, start: int) -> str:
-    if (nul := data.find(0)) != -1:  # valid UTF-8, but no text: UTF-16, a hole that a crash left, a binary file
-        raise ValueError(f"{path} is not text: byte 0x00 at offset {start + nul}; convert the file to UTF-8")
+    _refuse_nul(data, path, start)
     try:
         return data.decode()
     except UnicodeDecodeError as error:
         where = f"byte {data[error.start]:#04x} at offset {start + error.start}"
         raise ValueError(f"{path} is not UTF-8: {where}; convert the file") from error
+
+
+def _refuse_nul(data: bytes, path: Path, start: int) -> None:
+    if (nul := data.find(0)) != -1:  # valid UTF-8, but no text: UTF-16, a hole that a crash left, a binary file
+        raise ValueError(f"{path} is not text: byte 0x00 at offset {start + nul}; convert the file to UTF-8")
+
+
+FORMATS: dict[str, Callable[[Path, str | None, str], Iterator[str]]] = {
+    ".txt": _text,
+    ".md": _text,
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".json": _json,
+    ".parquet": _parquet,
+}

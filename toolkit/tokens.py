@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import logging
 import os
-import re
 import sys
 import textwrap
 import threading
@@ -19,13 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from toolkit.encoding import Disagreement, encode_all, has_batches, referee
+from toolkit.encoding import Disagreement, Unencodable, encode_all, has_batches, referee
 from toolkit.order import order
 from toolkit.tokencache import cached
 from toolkit.tokenfile import TokenFile
 
 log = logging.getLogger("toolkit")
-_DIGEST = re.compile("[0-9a-f]{32,}")
 
 SPLITS = ("train", "val")
 CHUNK = 1_000_000  # characters that one thread encodes at a time
@@ -38,7 +37,8 @@ class TokenFiles:
 
     ``documents(split)`` yields the documents of "train" or "val" as str; blank ones are left out, each of the others
     ends with ``tokenizer.eot``. ``source()`` returns a JSON-able dict that identifies the text (names, knobs, content
-    hashes); it is called in ``prepare``. The files lie in ``$TOOLKIT_CACHE`` (else the user's cache directory), in a
+    hashes); it is called in ``prepare``. ``describe()``, for messages, returns what the text is called and what to bind
+    where a split has no document. The files lie in ``$TOOLKIT_CACHE`` (else the user's cache directory), in a
     folder named after source, tokenizer and format, so that no other text, knob or vocabulary can pick them up.
 
     A tokenizer with ``train`` learns from the train documents first (at most 100 MB of their text); what it learnt is
@@ -61,9 +61,10 @@ class TokenFiles:
         seed: int,
         documents: Callable[[str], Iterable[str]],
         source: Callable[[], dict],
+        describe: Callable[[], tuple[str, str]] | None = None,
     ):
         self.tokenizer, self.seq_len, self.seed = tokenizer, seq_len, seed
-        self.documents, self.source = documents, source
+        self.documents, self.source, self.describe = documents, source, describe or self._describe
         self._lock = threading.Lock()
         self._files: dict[str, TokenFile] = {}
         self._fingerprint, self._source = "", {}
@@ -95,7 +96,7 @@ class TokenFiles:
                     raise ValueError(
                         f"the {split} split has {files[split].tokens} tokens, but a sample takes seq_len + 1 = "
                         f"{self.seq_len + 1}; lower Experiment.seq_len or give the data more {split} text: "
-                        f"it is {self._text_name()}"
+                        f"it is {self.describe()[0]}"
                     )
             content = [about["tokenizer"], *(manifest["splits"][split]["sha256"] for split in SPLITS)]
             self._fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -154,19 +155,13 @@ class TokenFiles:
             name = type(self.tokenizer).__name__
             raise ValueError(f"{name}.load does not bring back what {name}.save wrote: the fingerprints differ")
 
-    def _text_name(self) -> str:
-        """The text in words: the names of its files, or what else its source says, without digests."""
-        files = self._source.get("files") if isinstance(self._source, dict) else None
-        if isinstance(files, list) and files and all(isinstance(file, list | tuple) and file for file in files):
-            names = [str(file[0]) for file in files]
-            more = f" and {len(names) - 5} more files" if len(names) > 5 else ""
-            return ", ".join(names[:5]) + more
-        return textwrap.shorten(json.dumps(_without_digests(self._source)), 200)
+    def _describe(self) -> tuple[str, str]:
+        return f"the text {textwrap.shorten(json.dumps(self._source), 300)}", "give the data part more documents"
 
     def _refuse_changed_text(self) -> None:
         """The folder is named after the text as it was at first: any other text must not get into it."""
         if self.source() != self._source:
-            raise ValueError(f"the text changed while it was read; start again once it is whole: {self._text_name()}")
+            raise ValueError(f"the text changed while it was read; start again once it is whole: {self.describe()[0]}")
 
     def _train(self, folder: Path) -> dict:
         self.tokenizer.train(_bounded(self._texts("train"), TRAINING_TEXT))
@@ -208,7 +203,7 @@ class TokenFiles:
         """Write the token ids of one split, in order; memory is bounded by the chunks in flight."""
         count, digest, meter = {"tokens": 0, "documents": 0, "bytes": 0, "max_id": 0}, hashlib.sha256(), _Meter(split)
         encode = functools.partial(_encode_chunk, self.tokenizer, split, dtype, batches)
-        with path.open("wb") as file, meter:
+        with path.open("wb") as file, meter, self._named_document(split, count):
             for ids, documents, size in _in_order(encode, enumerate(_chunks(self._texts(split)))):
                 file.write(ids.data)
                 digest.update(ids.data)
@@ -218,13 +213,21 @@ class TokenFiles:
                 count["max_id"] = max(count["max_id"], int(ids.max()))
                 meter.advance(documents, size)
         if not count["documents"]:
-            found = sum(1 for each in SPLITS for _ in self._texts(each))
+            name, remedy = self.describe()
+            found = ", ".join(f"{sum(1 for _ in self._texts(split)):,} in {split}" for split in SPLITS)
             raise ValueError(
-                f"no document with text in it falls to the {split} split of {self._text_name()}: {found:,} found in "
-                "all; give the data part more documents, or another share of validation text (TextFiles.val_fraction; "
-                "TextFiles.val_by_position divides a single document)"
+                f"no document with text in it falls to the {split} split of {name} (found: {found}); {remedy}"
             )
         return count | {"sha256": digest.hexdigest()}
+
+    @contextlib.contextmanager
+    def _named_document(self, split: str, count: dict) -> Iterator[None]:
+        """Results come in order: what could not be encoded comes after ``count["documents"]`` documents."""
+        try:
+            yield
+        except Unencodable as error:
+            number = count["documents"] + error.place + 1
+            raise ValueError(f"document {number:,} of the {split} split of {self.describe()[0]}: {error}") from error
 
 
 def reads_token_files(cls: type) -> type:
@@ -235,15 +238,6 @@ def reads_token_files(cls: type) -> type:
     cls.fingerprint = lambda self: self.files.fingerprint()
     cls.encoded_by = property(lambda self: self.files.encoded_by)
     return cls
-
-
-def _without_digests(value: object) -> object:
-    """A JSON value without the digests in it."""
-    if isinstance(value, dict):
-        return {key: _without_digests(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_digests(each) for each in value if not (isinstance(each, str) and _DIGEST.fullmatch(each))]
-    return value
 
 
 def _bounded(documents: Iterable[str], limit: int) -> Iterator[str]:

@@ -1,8 +1,10 @@
 """Text and token files that change, lie, shrink or are not there."""
 
+import bz2
 import gzip
 import hashlib
 import json
+import lzma
 import os
 import random
 import re
@@ -176,6 +178,18 @@ def test_files_of_another_kind_are_named_with_the_offset(fault, text, cache, nam
     fault.happened = text.read_bytes() != STORIES.encode()
     with pytest.raises(ValueError, match=BAD_TEXT[name][1]):
         prepared(text)
+    assert not list(cache.glob("tokens-*/"))
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".bz2"])
+@pytest.mark.fault(25, "a compressed text file that was cut", 4)
+def test_a_cut_archive_is_named(fault, tmp_path, cache, suffix):
+    compress = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}[suffix]
+    whole, path = compress(STORIES.encode()), tmp_path / f"stories.txt{suffix}"
+    path.write_bytes(whole[: random.Random(fault.repetition).randrange(1, len(whole))])
+    fault.happened = 0 < path.stat().st_size < len(whole)
+    with pytest.raises(ValueError, match=f"stories.txt{suffix} is damaged or was cut short"):
+        prepared(path)
     assert not list(cache.glob("tokens-*/"))
 
 

@@ -1,0 +1,56 @@
+"""Files that may be compressed, opened by their suffix and read as a stream in bounded memory."""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import gzip
+import io
+import lzma
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """The content of a file as a binary stream; decompressed where the suffix is a key of ``COMPRESSIONS``.
+
+    Raises ValueError, also while the stream is read, for compressed content that is damaged or cut short, and OSError
+    where the disk fails."""
+    decompress = COMPRESSIONS.get(path.suffix.lower())
+    with path.open("rb") as file:
+        if decompress is None:
+            yield file
+            return
+        with named_damage(path), decompress(file) as content:
+            yield content
+
+
+@contextlib.contextmanager
+def named_damage(path: Path) -> Iterator[None]:
+    """What decompressors and pyarrow raise on a damaged file becomes a ValueError that names it."""
+    try:
+        yield
+    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk, not the content
+        reason = " ".join(str(error).split())[:120].rstrip(". ")
+        raise ValueError(f"{path} is damaged or was cut short ({reason}); copy or download it again") from error
+
+
+def _zstandard(file: BinaryIO) -> BinaryIO:
+    """By pyarrow, which notices where a frame was cut short."""
+    import pyarrow
+
+    if not pyarrow.Codec.is_available("zstd"):
+        raise ValueError(f"{file.name}: this pyarrow was built without zstd; run `python -m pip install pyarrow`")
+    return io.BufferedReader(pyarrow.CompressedInputStream(file, "zstd"))
+
+
+def _gzip(file: BinaryIO) -> BinaryIO:
+    return gzip.GzipFile(fileobj=file)
+
+
+COMPRESSIONS = {".gz": _gzip, ".bz2": bz2.BZ2File, ".xz": lzma.LZMAFile, ".zst": _zstandard}
