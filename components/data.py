@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import errno
-import glob
 import hashlib
 import http.client
-import json
-import os
 import socket
 import time
 import urllib.request
@@ -17,12 +14,12 @@ from typing import Annotated
 
 from annotated_types import Gt, Lt, MinLen
 
+from toolkit import textfiles
 from toolkit.disk import sha256
 from toolkit.registry import register
 from toolkit.tokens import TokenFiles, reads_token_files
 
 Share = Annotated[float, Gt(0), Lt(1)]
-PIECE = 2**20  # bytes of a text file that are read at a time
 PAUSES = (0, 1)  # seconds before each look for the Hub: a network may be away for a moment
 NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ECONNREFUSED)
 
@@ -96,9 +93,9 @@ class HubDataset:
 @register("data")
 @reads_token_files
 class TextFiles:
-    """Text files of one's own. ``paths`` are files or globs (``**`` reaches into folders); a .jsonl file holds one
-    object a line with the document in ``column``, any other file is UTF-8 text whose documents ``separator`` divides
-    (None: the file is one document).
+    """Text files of one's own. ``paths`` are files, folders or globs (``**`` reaches into folders). In .jsonl, .ndjson,
+    .json and .parquet files the document is in ``column``; any other file is UTF-8 text whose documents ``separator``
+    divides (None: the file is one document). Each may be compressed: .gz, .xz, .zst.
 
     By default a share ``val_fraction`` of the documents is held out, chosen by a hash of the text: the choice outlives
     changes elsewhere, and two copies of a document never lie on both sides. Surrounding blank lines are cut off. With
@@ -124,7 +121,7 @@ class TextFiles:
 
     def _source(self) -> dict:
         return {
-            "files": [[path.name, sha256(path)] for path in _matches(self.paths)],
+            "files": [[path.name, sha256(path)] for path in textfiles.find(self.paths)],
             "separator": self.separator,
             "val_fraction": self.val_fraction,
             "val_by_position": self.val_by_position,
@@ -139,8 +136,8 @@ class TextFiles:
         return _one_side(self._read(), int(total * (1 - self.val_fraction)), split)
 
     def _read(self) -> Iterator[str]:
-        for path in _matches(self.paths):
-            yield from _jsonl(path, self.column) if path.suffix == ".jsonl" else _text(path, self.separator)
+        for path in textfiles.find(self.paths):
+            yield from textfiles.documents(path, self.separator, self.column)
 
 
 def _load(name: str, config: str | None, split: str, column: str, revision: str | None) -> Iterator[str]:
@@ -190,72 +187,6 @@ def _reach(name: str) -> None:
             if not isinstance(reason, socket.gaierror) and getattr(reason, "errno", None) not in NO_WAY:
                 return  # it refuses this one request, is slow, or this client's certificates are not the library's
     raise ConnectionError(f"{datasets.config.HF_ENDPOINT}: {reason}")
-
-
-def _matches(paths: list[str]) -> list[Path]:
-    """The files behind the globs, each once, in order; all of them readable and with something in them."""
-    files: dict[Path, None] = {}
-    for pattern in paths:
-        found = [Path(name) for name in sorted(glob.glob(os.path.expanduser(pattern), recursive=True))]
-        found = [path for path in found if path.is_file()]
-        if not found:
-            raise ValueError(f"TextFiles.paths: no file matches {pattern!r} (looked from {Path.cwd()})")
-        files.update(dict.fromkeys(found))
-    for path in files:
-        if not os.access(path, os.R_OK):
-            raise ValueError(f"{path} can't be read; check its permissions")
-        if path.stat().st_size == 0:
-            raise ValueError(f"{path} is empty; take it out of TextFiles.paths or fill it")
-    return list(files)
-
-
-def _text(path: Path, separator: str | None) -> Iterator[str]:
-    """The documents of a text file, exactly as they stand between the separators. Read, not mapped: a map of a file
-    that shrinks ends the process."""
-    mark = separator.encode() if separator else b""
-    held, start, searched = bytearray(), 0, 0  # the document under way, where it begins, how far it holds no mark
-    with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            held += piece
-            at = 0
-            while mark and (end := held.find(mark, max(at, searched))) != -1:
-                yield _decoded(bytes(held[at:end]), path, start + at)
-                at = end + len(mark)
-            del held[:at]
-            start, searched = start + at, max(0, len(held) - len(mark) + 1)
-    if held:
-        yield _decoded(bytes(held), path, start)
-
-
-def _jsonl(path: Path, column: str) -> Iterator[str]:
-    start = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            text = _decoded(line, path, start)
-            start += len(line)
-            if text.isspace():
-                continue
-            try:
-                row = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}:{number}: not valid JSON ({error}); one object a line is expected") from error
-            if not isinstance(row, dict) or not isinstance(row.get(column), str):
-                found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-                raise ValueError(
-                    f"{path}:{number}: no text in the column {column!r} (found: {found}); "
-                    "bind TextFiles.column or mend the line"
-                )
-            yield row[column]
-
-
-def _decoded(data: bytes, path: Path, start: int) -> str:
-    if (nul := data.find(0)) != -1:  # valid UTF-8, but no text: UTF-16, a hole that a crash left, a binary file
-        raise ValueError(f"{path} is not text: byte 0x00 at offset {start + nul}; convert the file to UTF-8")
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        where = f"byte {data[error.start]:#04x} at offset {start + error.start}"
-        raise ValueError(f"{path} is not UTF-8: {where}; convert the file") from error
 
 
 def _without_blank_lines(document: str) -> str:

@@ -104,7 +104,7 @@ class Tiktoken:
         return _lengths(self.pieces)
 
     def encode(self, text: str) -> list[int]:
-        return self._encoding.encode_ordinary(text)  # encode() would raise on a literal <|endoftext|>
+        return _encoded(self._encoding, text)
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         return self._fast.encode_batch(texts) if self._fast else encode_all(self, texts, batches=False)
@@ -127,6 +127,19 @@ class Tiktoken:
     def load(self, folder: Path) -> None:
         self._encoding = _saved_encoding(Path(folder), self.name)
         self.__dict__.pop("_fast", None)
+
+
+def _encoded(encoding, text: str) -> list[int]:
+    """The ids of a text by tiktoken. Raises ValueError where it gives up, which Rust tells by what is no Exception."""
+    try:
+        return encoding.encode_ordinary(text)  # encode() would raise on a literal <|endoftext|>
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(
+            f"tiktoken can't encode a text of {len(text):,} characters that begins {text[:40]!r}: a stretch without a "
+            "space is too long for it; divide that document, or install gigatoken, which can"
+        ) from error
 
 
 def _write_ranks(encoding, path: Path) -> None:

@@ -14,6 +14,7 @@ from components import data as module
 from components.data import HubDataset, TextFiles, TinyStories
 from components.stories import SyntheticStories, story
 from components.tokenizer import Bytes
+from toolkit import textfiles
 
 STORIES = [f"Story {i}.\nThe ship went out to sea, and {i} sailors sang." for i in range(200)]
 
@@ -69,11 +70,11 @@ def test_documents_are_divided_by_the_separator(tmp_path):
 
 @pytest.mark.parametrize("piece", [1, 2, 7, 10_000])
 def test_text_is_divided_alike_however_it_is_read(tmp_path, monkeypatch, piece):
-    monkeypatch.setattr(module, "PIECE", piece)
+    monkeypatch.setattr(textfiles, "PIECE", piece)
     texts = [*STORIES[:9], "", "", "h\u00e9 | <", "<|", "|>"]
     (tmp_path / "a.txt").write_bytes("<||>".join([*texts, ""]).encode())
-    assert list(module._text(tmp_path / "a.txt", "<||>")) == texts
-    assert list(module._text(tmp_path / "a.txt", None)) == [(tmp_path / "a.txt").read_bytes().decode()]
+    assert list(textfiles.documents(tmp_path / "a.txt", "<||>", "text")) == texts
+    assert list(textfiles.documents(tmp_path / "a.txt", None, "text")) == [(tmp_path / "a.txt").read_bytes().decode()]
 
 
 def test_validation_documents_outlive_changes_elsewhere(tmp_path):

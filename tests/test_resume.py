@@ -5,9 +5,10 @@ import math
 from dataclasses import fields
 
 import pytest
+from plans import write_plan
 from runs import rows, small_run
 
-from toolkit import changes, checkpoint
+from toolkit import changes, checkpoint, plan
 from toolkit.config import ConfigError
 from toolkit.disk import read_json, write_json
 from toolkit.rundir import RunDir
@@ -193,7 +194,27 @@ def test_drafts_of_a_killed_process_are_swept(tmp_path):
     assert not list((tmp_path / "a").glob("*.tmp"))
 
 
-@pytest.mark.parametrize("binding", ["Experiment.seed = 99999999999999999999", "Experiment.steps = 100000000"])
-def test_numbers_that_nothing_can_hold_are_refused_with_their_range(binding, tmp_path):
-    with pytest.raises(ConfigError, match=r"-p .*should be less than or equal to \d+"):
+@pytest.mark.parametrize(
+    "binding, told",
+    [
+        (
+            "Experiment.seed = 99999999999999999999",
+            "an integer lies between -9223372036854775807 and 9223372036854775807",
+        ),
+        ("AdamW.betas = (0.9, 99999999999999999999)", "an integer lies between"),
+        ("Experiment.steps = 100000000", "should be less than or equal to 99999999"),
+    ],
+)
+def test_numbers_that_nothing_can_hold_are_refused_with_their_range(binding, told, tmp_path):
+    with pytest.raises(ConfigError, match=f"-p .*{told}"):
         small_run(tmp_path, "a", bindings=(binding,))
+
+
+def test_a_plan_with_a_seed_that_nothing_can_hold_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"plan.gin:\d+: Ablation.seeds: an integer lies between"):
+        plan.read(write_plan(tmp_path, seeds=[0, 10**20]))
+
+
+def test_text_that_no_file_can_hold_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"-p .*sample_prompt = .*half a surrogate pair"):
+        small_run(tmp_path, "a", bindings=(r"Experiment.sample_prompt = '\ud800'",))

@@ -94,3 +94,54 @@ def test_a_compiled_step_writes_the_same_tokens():
 def test_a_compiled_step_needs_a_cache():
     with pytest.raises(ValueError, match="a compiled step needs a cache"):
         next(sampling.stream(tiny_gpt(), [1], 1, cache=False, compiled=True))
+
+
+# --- draws
+
+
+def logits_of(kind: str, vocabulary: int, dtype: torch.dtype) -> torch.Tensor:
+    """(4, vocabulary) of extreme kinds, as float32, which is what a head gives."""
+    drawn = torch.randn(4, vocabulary)
+    if kind == "huge":
+        drawn *= 1e38
+    elif kind == "equal":
+        drawn.fill_(3.0)
+    elif kind == "mostly impossible":
+        drawn[:, : vocabulary - 1] = -torch.inf
+    elif kind == "far apart":
+        drawn[:, vocabulary // 2] += 1e4
+    return drawn.clamp(-3e38, 3e38).to(dtype).float()
+
+
+@pytest.mark.parametrize("vocabulary", [1, 2, 255, 256, 257, 258, 300, 4095, 4096, 4097, 5000])
+@pytest.mark.parametrize("kind", ["usual", "huge", "equal", "mostly impossible", "far apart"])
+def test_no_draw_is_past_the_vocabulary_or_of_an_impossible_token(kind, vocabulary):
+    generator = torch.Generator().manual_seed(vocabulary)
+    for dtype in (torch.float32, torch.bfloat16):
+        logits = logits_of(kind, vocabulary, dtype)
+        logits = torch.where(logits.isinf() & (logits > 0), 3e38, logits)  # bfloat16 rounds the largest up
+        for temperature in (0, 1e-300, 1e-40, 1e-30, 1e-20, 1e-3, 0.8, 1.0, 50.0, 1e30):
+            for top_k in (None, 1, 7, 10**6):
+                for top_p in (None, 1e-9, 0.9, 1.0):
+                    drawn = sampling._choose(logits, temperature, top_k, top_p, generator)
+                    assert ((0 <= drawn) & (drawn < vocabulary)).all(), (temperature, top_k, top_p)
+                    chosen = logits.gather(-1, drawn[:, None])
+                    assert (chosen > -torch.inf).all(), (temperature, top_k, top_p)
+
+
+@pytest.mark.parametrize("top_p", [None, 0.9])
+@pytest.mark.parametrize("temperature", [1e-300, 1e-40, 1e-12])
+def test_a_tiny_temperature_is_as_temperature_0(temperature, top_p):
+    logits = torch.randn(8, 257)
+    generator = torch.Generator().manual_seed(0)
+    assert torch.equal(sampling._choose(logits, temperature, None, top_p, generator), logits.argmax(-1))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("temperature", [0, 0.8])
+def test_logits_that_are_not_finite_are_told(value, temperature):
+    logits = torch.randn(2, 257)
+    logits[1, 3] = value
+    for broken in (logits, torch.full((2, 257), -torch.inf)):
+        with pytest.raises(ValueError, match="the model's logits are not finite: .* use an earlier checkpoint"):
+            sampling._choose(broken, temperature, None, None, torch.Generator().manual_seed(0))

@@ -187,6 +187,7 @@ def planted_plan(root):
         job |= {"run": run, "arm": arms[job["arm"]]}
     said |= {"name": MARKS, "question": MARKS, "baseline": arms["rope"], "metric": "=$\\frac$ <b>x</b>"}
     said |= {"arms": {name: {} for name in arms.values()}, "factor": [MARKS], "budget": {}, "sha256": MARKS}
+    said |= {"higher_is_better": False}
     (folder / "plan.json").write_text(json.dumps(said).replace("\\ud800", ""))
     for file in folder.glob("*/*.json"):
         file.write_text(file.read_text().replace("\\ud800", ""))
@@ -231,6 +232,7 @@ def test_a_value_of_the_wrong_kind_never_ends_in_a_traceback(tmp_path, monkeypat
             (source / file).write_text(text)
             try:
                 assert compare.main([str(source)]) == 0
+                refused += "damaged" in (source / "compare" / "compare.json").read_text()
             except ValueError:
                 refused += 1
     assert refused or file == "rope-s0/metrics.jsonl"
@@ -240,8 +242,10 @@ def test_a_fault_of_a_file_is_named(tmp_path):
     folder = write_plan(tmp_path, {"NoPE": 0.3}, seeds=range(2))
     facts = folder / "NoPE-s1" / "facts.json"
     facts.write_text(facts.read_text().replace('"seed": 1', '"seed": "<b>1</b>"'))
-    with pytest.raises(ValueError, match=r"NoPE-s1/facts.json: a value .* seed: Input should be a valid integer"):
-        compare.main([str(folder)])
+    assert compare.main([str(folder)]) == 0
+    said = json.loads((folder / "compare" / "compare.json").read_text())
+    told = next(banner["text"] for banner in said["banners"] if banner["guard"] == "damaged")
+    assert re.search(r"NoPE-s1/facts.json: a value .* seed: Input should be a valid integer", told)
 
 
 def test_a_picture_that_fails_costs_a_warning(tmp_path, monkeypatch, caplog):

@@ -20,6 +20,7 @@ EXPERIMENT = {
     "harmless": (  # the same mathematics; sums of floats may round differently with other devices or a compiler
         *("loggers", "log_every", "sample_every", "sample_prompt", "sample_tokens", "sample_temperature"),
         *("checkpoint_every", "keep_checkpoints", "devices", "rank_timeout", "compile", "profile_steps"),
+        "threads",
     ),
 }
 
@@ -36,9 +37,20 @@ def shapes(key: str) -> str:
 
 def difference(before: dict[str, object], now: dict[str, object]) -> dict[str, list]:
     """{key: [then, now]} of two flat configs; "absent" stands for a knob that only one of them has."""
-    either = {**before, **now}
+    either = {
+        **before,
+        **{key: value for key, value in now.items() if key in before or not _is_new(key, value, before)},
+    }
     both = {key: [before.get(key, "absent"), now.get(key, "absent")] for key in either}
     return {key: pair for key, pair in both.items() if pair[0] != pair[1]}
+
+
+def _is_new(key: str, value: object, before: dict[str, object]) -> bool:
+    """Whether a knob that a config of before does not have came to its part later, and has its default."""
+    owner, _, knob = key.rpartition(".")
+    part = CATALOG.get(owner.rpartition("/")[2])
+    known = any(other.rpartition(".")[0] == owner for other in before)
+    return known and part is not None and knob in part.knobs and part.knobs[knob].default == value
 
 
 def told(changes: dict[str, list]) -> list[str]:

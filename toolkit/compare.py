@@ -12,16 +12,11 @@ from toolkit.command import run_command
 def main(argv: list[str] | None = None) -> int:
     """The command. Returns the exit code; raises ValueError for what the user can mend."""
     arguments = _arguments(argv)
-    from toolkit.comparison import assemble, board, figures, markdown, page, record, runs, schema, screen
-    from toolkit.disk import read_json, refuse_links, write_bytes, write_text
+    from toolkit.comparison import assemble, board, figures, markdown, page, record, runs, screen
+    from toolkit.disk import refuse_links, write_bytes, write_text
     from toolkit.terminal import Terminal, styled
 
-    for file in _plan_files(arguments):
-        schema.check(file, read_json(file))
     plan, found = runs.find(arguments.runs, arguments.plan, arguments.baseline)
-    for run in found:
-        schema.check(run.path / "facts.json", run.facts)
-        schema.check(run.path / "status.json", read_json(run.path / "status.json"))
     exclude = list(zip(arguments.exclude, arguments.reason, strict=True))
     comparison = assemble.compare(plan, found, exclude, arguments.effect)
     said = record.record(comparison)
@@ -52,11 +47,6 @@ def main(argv: list[str] | None = None) -> int:
         console.print()
         console.print(styled((f"{more}{out / 'compare.html'} and beside it {beside}", "dim")), soft_wrap=True)
     return 1 if arguments.strict and comparison.banners else 0
-
-
-def _plan_files(arguments) -> list[Path]:
-    named = [Path(arguments.plan)] if arguments.plan and arguments.plan.endswith(".json") else []
-    return [file for file in (*named, Path(arguments.runs[0]) / "plan.json") if file.is_file()]
 
 
 def _arguments(argv):

@@ -203,7 +203,7 @@ def parse_file(path: str | Path) -> Layer:
     """A gin file as a layer; nothing is imported or built. Raises ConfigError with file and line."""
     file = find(path)
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: can't be read: {error}") from error
     of_a_run = file.name == "config.gin" or (file.parent / "facts.json").is_file()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import platform
 import re
@@ -16,6 +17,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from toolkit import openmp
 from toolkit.objective import Objective
 
 log = logging.getLogger("toolkit")
@@ -170,6 +172,24 @@ class _FusedAttention(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def initial_values(model: nn.Module) -> dict[str, str]:
+    """{parameter: "SHAPE DIGEST"} of the values that a model begins with: what two runs share can then be told."""
+    told = {}
+    for name, parameter in model.named_parameters():
+        content = parameter.detach().to("cpu", torch.float32).contiguous().numpy()
+        shape = "x".join(map(str, parameter.shape))
+        told[name] = f"{shape} {hashlib.sha256(content.data).hexdigest()[:12]}"
+    return told
+
+
+def package_digest() -> str:
+    """SHA-256 over the Python files of toolkit and components: which code ran, where no commit tells it."""
+    root, digest = Path(__file__).parent.parent, hashlib.sha256()
+    for path in sorted(path for name in ("toolkit", "components") for path in (root / name).rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
 def environment(device: torch.device) -> dict[str, object]:
     """What the run ran on: device, threads, versions, commit."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
@@ -185,9 +205,11 @@ def environment(device: torch.device) -> dict[str, object]:
         "device": device.type,
         "device_name": name,
         "threads": torch.get_num_threads(),
+        "spin": openmp.in_force(),
         "python": platform.python_version(),
         "packages": versions,
         "commit": commit,
+        "package_sha256": package_digest(),
         "dirty": bool(_git(root, "status", "--porcelain")) if commit else None,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from toolkit.command import run_command, take_imports
@@ -17,8 +18,8 @@ def main(argv: list[str] | None = None) -> int:
     from toolkit.sampling import stream
     from toolkit.train import autocast
 
+    prompt = _prompt(arguments.prompt)
     run = open_run(arguments.run, imports=arguments.imports, code=not arguments.no_code)
-    prompt = sys.stdin.read().rstrip("\n") if arguments.prompt == "-" else arguments.prompt
     print(f"{run.checkpoint} on {run.device.type}", file=sys.stderr)
 
     def on_slide():
@@ -36,6 +37,19 @@ def main(argv: list[str] | None = None) -> int:
         else:
             _print_all(tokens, ids, run.tokenizer, arguments.num)
     return 0
+
+
+def _prompt(given: str) -> str:
+    """The prompt, or what standard input holds for "-". Raises ValueError for text that is not UTF-8."""
+    data = sys.stdin.buffer.read() if given == "-" else os.fsencode(given)
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        where = "standard input" if given == "-" else "--prompt"
+        raise ValueError(
+            f"{where} is not UTF-8: byte {data[error.start]:#04x} at offset {error.start}; convert the text"
+        ) from error
+    return text.rstrip("\r\n") if given == "-" else text
 
 
 def _print_as_sampled(tokens, ids, tokenizer):
@@ -74,20 +88,28 @@ def _arguments(argv):
         "run", metavar="RUN|CHECKPOINT", help="a run (its best checkpoint is used) or a checkpoint folder"
     )
     parser.add_argument("--prompt", default="Once upon a time", help="text to continue; - reads it from standard input")
-    parser.add_argument("--max-tokens", type=_positive, default=256, help="stop after so many (default 256)")
+    parser.add_argument("--max-tokens", type=_count, default=256, help="stop after so many (default 256)")
     parser.add_argument("--temperature", type=_temperature, default=0.8, help="0 is greedy (default 0.8)")
-    parser.add_argument("--top-k", type=_positive, help="sample from the k likeliest tokens only")
+    parser.add_argument("--top-k", type=_count, help="sample from the k likeliest tokens only")
     parser.add_argument("--top-p", type=_fraction, help="sample from the likeliest tokens that together reach p")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling (default 0)")
+    parser.add_argument("--seed", type=_seed, default=0, help="of the sampling (default 0)")
     take_imports(parser)
-    parser.add_argument("--num", type=_positive, default=1, help="samples to draw (default 1)")
+    parser.add_argument("--num", type=_count, default=1, help="samples to draw (default 1)")
     parser.add_argument("--compile", action="store_true", help="compile the step first: for long texts on a GPU")
     return parser.parse_args(argv)
 
 
-def _positive(text):
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+def _count(text):
+    return _between(text, 1, 10**7)
+
+
+def _seed(text):
+    return _between(text, 0, 2**63 - 1)
+
+
+def _between(text, least, most):
+    if not text.strip().lstrip("+-").isdecimal() or len(text) > 30 or not least <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not an integer from {least} to {most}")
     return int(text)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import re
 import typing
 from collections.abc import Iterable
 
@@ -20,6 +21,8 @@ from toolkit.registry import CATALOG, Entry, supplied
 
 STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 ROOT = ("", "Experiment")
+LARGEST = 2**63 - 1
+TOO_LARGE = f"an integer lies between {-LARGEST} and {LARGEST}, which is what torch and numpy can hold"
 UNBOUND = object()  # stands for a knob that has neither binding nor default
 
 
@@ -200,6 +203,12 @@ def _check_references(binding: Binding) -> Iterable[str]:
 def _check_value(entry: Entry, knob: str, value: object) -> Iterable[str]:
     """Kinds by the slot's name, everything else by the annotation, strictly."""
     kind, name = _kind(entry, knob), f"{entry.name}.{knob}"
+    if too_large(value):
+        yield f"{name} = {show(value)[:40]}: {TOO_LARGE}"
+        return
+    if not _is_text(value):
+        yield f"{name} = {show(value)[:40]}: the text holds half a surrogate pair, which no file can; leave it out"
+        return
     if kind and not (value is None and _fits(entry, knob, None)):
         example = next(iter(_named(kind)), "Name")
         wrong = None
@@ -222,6 +231,24 @@ def _check_value(entry: Entry, knob: str, value: object) -> Iterable[str]:
     except ValidationError as error:
         reasons = dict.fromkeys(e["msg"].removeprefix("Input ").removeprefix("Value ") for e in error.errors())
         yield f"{name} = {show(value)}: it {', or '.join(reasons)}"
+
+
+def too_large(value: object) -> bool:
+    """Whether an integer in a value, lists, tuples and dicts searched, is one that torch and numpy can't hold."""
+    if isinstance(value, list | tuple):
+        return any(map(too_large, value))
+    if isinstance(value, dict):
+        return any(map(too_large, [*value, *value.values()]))
+    return isinstance(value, int) and not -LARGEST <= value <= LARGEST
+
+
+def _is_text(value: object) -> bool:
+    """Whether all text in a value, lists, tuples and dicts searched, can be written as UTF-8."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_text, value))
+    if isinstance(value, dict):
+        return all(map(_is_text, [*value, *value.values()]))
+    return not (isinstance(value, str) and re.search("[\ud800-\udfff]", value))
 
 
 def _fits(entry: Entry, knob: str, value: object) -> bool:

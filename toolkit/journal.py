@@ -293,7 +293,8 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes, dict | None]]:
                 row = json.loads(line)
             except (ValueError, RecursionError):
                 row = None
-            known = isinstance(row, dict) and isinstance(row.get("step"), int) and line.endswith(b"\n")
+            step = row.get("step") if isinstance(row, dict) else None
+            known = isinstance(step, int) and 0 <= step < 10**9 and line.endswith(b"\n")
             yield number, line, row if known else None
 
 

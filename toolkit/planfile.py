@@ -13,8 +13,9 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Len
 from pydantic import TypeAdapter, ValidationError
 
+from toolkit.comparison.runs import direction
 from toolkit.config import Config, ConfigError, Layer, Reference, show
-from toolkit.guard import STRICT, suggest
+from toolkit.guard import STRICT, TOO_LARGE, suggest, too_large
 
 Seeds = list[Annotated[int, Ge(0)]]
 Rates = Annotated[list[Annotated[float, Gt(0)]], Len(min_length=1)]
@@ -34,7 +35,8 @@ class Ablation:
     baseline         the arm that the others are compared with; without it, the first
     common           entries that every arm has, laid under its own
     factor           config keys, as patterns, in which arms may differ; those of ``grid`` are added
-    metric           of the last row of metrics.jsonl; lower is better
+    metric           of the last row of metrics.jsonl
+    higher_is_better  of a metric that the toolkit does not write itself: False where lower is better
     effect           the smallest difference of the metric that matters to you
     steps            the budget of each arm; or tokens, or flops, or seconds of training
     lr_grid          learning rates to try, for all arms or {arm: rates}, on ``selection_seeds``; judged on ``seeds``
@@ -54,8 +56,9 @@ class Ablation:
     factor: list[str] = field(default_factory=list)
     seeds: Annotated[Seeds, Len(min_length=1)] = field(default_factory=lambda: [0, 1, 2])
     metric: str = "val_full/loss_nats"
+    higher_is_better: bool | None = None
     alpha: Annotated[float, Gt(0), Le(0.5)] = 0.05
-    steps: Annotated[int, Gt(0)] | None = None
+    steps: Annotated[int, Gt(0), Le(99_999_999)] | None = None  # a checkpoint's name has eight digits
     tokens: Annotated[int, Gt(0)] | None = None
     flops: Annotated[float, Gt(0)] | None = None
     seconds: Annotated[float, Gt(0)] | None = None
@@ -122,6 +125,8 @@ def parse(layer: Layer, title: str) -> tuple[Ablation, dict[str, str]]:
 
 def _misfits(hint: object, value: object) -> list[str]:
     """Why a value does not fit an annotation, strictly."""
+    if too_large(value):
+        return [TOO_LARGE]
     try:
         TypeAdapter(hint, config=STRICT).validate_python(value)
     except ValidationError as error:
@@ -188,6 +193,10 @@ def unfold(ablation: Ablation, where: dict[str, str]) -> tuple[list[str], dict[s
 def _at_odds(ablation: Ablation, where: dict[str, str], arms: dict[str, Arm]) -> list[str]:
     """Fields that don't go with each other, or with the arms."""
     problems = []
+    try:
+        direction(ablation.metric, ablation.higher_is_better)
+    except ValueError as error:
+        problems.append(f"{where['metric']}: {error}")
     for field_name in ("seeds", "selection_seeds"):
         seeds = getattr(ablation, field_name)
         repeated = sorted({seed for seed in seeds if seeds.count(seed) > 1})

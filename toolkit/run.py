@@ -77,12 +77,16 @@ def _tell(arguments) -> int:
 def _train(arguments, config, code, experiment, blank, run) -> int:
     """Open the run directory, train, and leave the truth about the end in status.json."""
 
+    import torch
+
     from toolkit import checkpoint, distributed, facts, report
     from toolkit.allocator import keeps_freed_memory
     from toolkit.signals import Interrupted, Signals
     from toolkit.train import Diverged, train
 
     main_process = distributed.rank() == 0
+    if experiment.threads:
+        torch.set_num_threads(experiment.threads)
     alone = run.opened(config, arguments.allow_change) if main_process else contextlib.nullcontext()
 
     def lost(reason: str) -> None:
@@ -99,7 +103,7 @@ def _train(arguments, config, code, experiment, blank, run) -> int:
                 parts, progress, source = _prepare(arguments, config, experiment, blank, run, device)
             distributed.agree("the step to start from", progress["step"], device)
             if main_process:
-                known = facts_before(run, config, experiment, blank, parts, device, source)
+                known = facts_before(arguments, run, config, experiment, blank, parts, device, source)
                 known["keeps_freed_memory"] = device.type == "cpu" and keeps_freed_memory()
                 run.write_start(parts.tokenizer, known, progress["step"])
                 report.header(run.path, known, blank.model, parts.optimizer)
@@ -175,9 +179,10 @@ def _prepare(arguments, config, experiment, blank, run, device):
     return parts, progress | {"config": config.digest} | sources, source
 
 
-def facts_before(run, config, experiment, blank, parts, device, source) -> dict[str, object]:
+def facts_before(arguments, run, config, experiment, blank, parts, device, source) -> dict[str, object]:
     """What facts.json says when training starts."""
     from toolkit import distributed, facts, products
+    from toolkit.disk import sha256
     from toolkit.train import dtype_of, is_compiled
 
     dtype, around = dtype_of(experiment, device), facts.environment(device)
@@ -204,6 +209,10 @@ def facts_before(run, config, experiment, blank, parts, device, source) -> dict[
         "windows": {split: parts.data.windows(split) for split in ("train", "val")},
         "from": str(source) if source else None,
         "config": config.flat,
+        "config_sha256": config.digest,
+        "code": {path.name: sha256(path) for path in sorted((run.path / "code").glob("*.py"))},
+        "init": run.read("facts.json").get("init", {}) if arguments.resume else facts.initial_values(parts.model),
+        "started": run.opened_at,
     }
 
 

@@ -106,6 +106,12 @@ class RunDir:
         before = self.read("facts.json")
         entry = {"step": step, "changed": self.changes} | ({"damaged": self.damage} if self.damage else {})
         resumed = [*before.get("resumed", []), entry] if self.resume else []
+        if facts["device"] == "cpu" and before.get("threads", facts["threads"]) != facts["threads"]:
+            log.warning(
+                "%s was trained with %s threads and goes on with %s: sums round differently, so the run is not bit for "
+                "bit what it would have been; bind Experiment.threads = %s for that",
+                *(self.path, before["threads"], facts["threads"], before["threads"]),
+            )
         files = before.get("tokenizer_files") or {}
         if not files or seal.compare(self.path / "tokenizer", files):
             (self.path / "tokenizer").mkdir(exist_ok=True)

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from toolkit.context import Context
 
+COLDEST = 1e-30  # a lower temperature leaves all but the likeliest token without a chance, as 0 does
+
 
 def stream(
     model,
@@ -98,20 +100,30 @@ def _compiled(model, caches):
 
 
 def _choose(logits, temperature, top_k, top_p, generator):
-    """(num, V) -> (num,), one draw each."""
-    if temperature == 0:
+    """(num, V) -> (num,), one draw each. Raises ValueError for logits that are not finite, or all minus infinity."""
+    largest = logits.amax(-1, keepdim=True)
+    if not largest.isfinite().all():
+        raise ValueError(
+            "the model's logits are not finite: its weights are broken, or its training diverged; use an earlier "
+            "checkpoint"
+        )
+    if temperature < COLDEST:
         return logits.argmax(-1)
     tokens = None  # of the columns; None where these are the vocabulary in its order
     if top_k is not None:
         logits, tokens = logits.topk(min(top_k, logits.shape[-1]))
-    probabilities = (logits / temperature).softmax(-1)
+    scaled = logits / temperature
+    if temperature < 1:  # the quotient may be too large for a float; differences from the largest logit are not
+        shifted = (logits - largest) / temperature
+        scaled = torch.where(scaled.abs().amax(-1, keepdim=True).isfinite(), scaled, shifted)
+    probabilities = scaled.softmax(-1)
     if top_p is not None:
         probabilities, order = _nucleus(probabilities, top_p)
         tokens = order if tokens is None else tokens.gather(-1, order)
     reached = probabilities.cumsum(-1)
     # Above 0, so that no token without probability is drawn, and never above the last sum, whatever that rounds to.
     level = reached[:, -1:] * (1 - torch.rand(len(logits), 1, generator=generator, device=logits.device))
-    drawn = torch.searchsorted(reached, level)
+    drawn = torch.searchsorted(reached, level).clamp_(max=reached.shape[-1] - 1)
     return (drawn if tokens is None else tokens.gather(-1, drawn))[:, 0]
 
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from toolkit import seal
+from toolkit.changes import difference
 from toolkit.disk import read_json, read_json_or_warn, write_bytes, write_json, write_text
 
 
@@ -19,7 +20,10 @@ def settle(plan, folder: Path, arguments) -> dict:
     been added, nothing else. Measures what a budget in seconds needs. Returns plan.json. Raises ConfigError."""
     from toolkit.config import ConfigError
 
-    before = read_json(folder / "plan.json")
+    try:
+        before = read_json(folder / "plan.json")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     threads = before.get("threads") or threads_for(arguments.jobs, plan)
     budget = before.get("budget", {})
     seconds = budget.get("seconds_per_step")
@@ -77,6 +81,7 @@ def as_record(plan, threads: int, seconds: dict[str, float] | None) -> dict:
         "seeds": ablation.seeds,
         "selection_seeds": ablation.selection_seeds,
         "metric": ablation.metric,
+        "higher_is_better": ablation.higher_is_better,
         "alpha": ablation.alpha,
         "effect": ablation.effect,
         "budget": {
@@ -180,8 +185,8 @@ def _stale(plan, folder: Path, record: dict) -> list[str]:
         if not was or (plan.rates and lr is None):
             continue
         now = plan.flat(job, lr)
-        for key in [key for key in {**was, **now} if was.get(key, "absent") != now.get(key, "absent")]:
-            lines.append(f"{job.run}: {key}: {was.get(key, 'absent')} there, {now.get(key, 'absent')} here")
+        for key, (then, new) in difference(was, now).items():
+            lines.append(f"{job.run}: {key}: {then} there, {new} here")
     return lines
 
 

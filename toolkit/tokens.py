@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import sys
 import textwrap
 import threading
@@ -24,6 +25,7 @@ from toolkit.tokencache import cached
 from toolkit.tokenfile import TokenFile
 
 log = logging.getLogger("toolkit")
+_DIGEST = re.compile("[0-9a-f]{32,}")
 
 SPLITS = ("train", "val")
 CHUNK = 1_000_000  # characters that one thread encodes at a time
@@ -153,7 +155,13 @@ class TokenFiles:
             raise ValueError(f"{name}.load does not bring back what {name}.save wrote: the fingerprints differ")
 
     def _text_name(self) -> str:
-        return textwrap.shorten(json.dumps(self._source), 300)
+        """The text in words: the names of its files, or what else its source says, without digests."""
+        files = self._source.get("files") if isinstance(self._source, dict) else None
+        if isinstance(files, list) and files and all(isinstance(file, list | tuple) and file for file in files):
+            names = [str(file[0]) for file in files]
+            more = f" and {len(names) - 5} more files" if len(names) > 5 else ""
+            return ", ".join(names[:5]) + more
+        return textwrap.shorten(json.dumps(_without_digests(self._source)), 200)
 
     def _refuse_changed_text(self) -> None:
         """The folder is named after the text as it was at first: any other text must not get into it."""
@@ -210,9 +218,11 @@ class TokenFiles:
                 count["max_id"] = max(count["max_id"], int(ids.max()))
                 meter.advance(documents, size)
         if not count["documents"]:
+            found = sum(1 for each in SPLITS for _ in self._texts(each))
             raise ValueError(
-                f"no document with text in it falls to the {split} split of {self._text_name()}; give the data part "
-                "more documents, or another share of validation text (TextFiles.val_by_position divides a single one)"
+                f"no document with text in it falls to the {split} split of {self._text_name()}: {found:,} found in "
+                "all; give the data part more documents, or another share of validation text (TextFiles.val_fraction; "
+                "TextFiles.val_by_position divides a single document)"
             )
         return count | {"sha256": digest.hexdigest()}
 
@@ -225,6 +235,15 @@ def reads_token_files(cls: type) -> type:
     cls.fingerprint = lambda self: self.files.fingerprint()
     cls.encoded_by = property(lambda self: self.files.encoded_by)
     return cls
+
+
+def _without_digests(value: object) -> object:
+    """A JSON value without the digests in it."""
+    if isinstance(value, dict):
+        return {key: _without_digests(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_digests(each) for each in value if not (isinstance(each, str) and _DIGEST.fullmatch(each))]
+    return value
 
 
 def _bounded(documents: Iterable[str], limit: int) -> Iterator[str]:

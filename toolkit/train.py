@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from toolkit import checkpoint, distributed
 from toolkit.allocator import keep_freed_memory
 from toolkit.journal import Journal
+from toolkit.neighbours import Neighbours
 from toolkit.objective import Objective
 from toolkit.prefetch import prefetch
 from toolkit.registry import able, register
@@ -41,6 +42,7 @@ class Experiment:
     clip            gradient norm above which gradients are scaled down; None leaves them
     seed            of initial weights, data order and dropout
     precision       "auto": bfloat16 autocast on CUDA where it is supported, else float32
+    threads         CPU threads; None is torch's own choice. Sums depend on it, so it never changes by itself
     compile         "auto": on CUDA; True compiles on a CPU as well, which takes a C++ compiler
     devices         processes to train with, on as many GPUs where there are any; "all" GPUs
     rank_timeout    seconds without a sign of life after which one of them counts as hanging, and all end
@@ -67,6 +69,7 @@ class Experiment:
     clip: Annotated[float, Gt(0)] | None = 1.0
     seed: Annotated[int, Ge(0), Le(2**63 - 1)] = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    threads: Count | None = None
     compile: Literal["auto"] | bool = "auto"
     devices: Literal["all"] | Count = 1
     rank_timeout: Annotated[int, Ge(5)] = 60
@@ -185,6 +188,7 @@ def train(
     micro_steps = range(start * experiment.accumulate, last * experiment.accumulate)
     batches = prefetch(lambda i: data.batch("train", i, micro_batch), (i * world + rank for i in micro_steps), device)
     since, since_step = time.perf_counter(), start
+    neighbours = Neighbours() if world == 1 and device.type == "cpu" else None
 
     tracing = traced(experiment.profile_steps if main else None, run_dir, device)
     with contextlib.closing(batches), contextlib.closing(journal), tracing as trace_step:
@@ -275,6 +279,8 @@ def train(
                     "time/step_ms": 1000 * seconds,
                     "time/tokens_per_s": tokens_per_step / seconds,
                 }
+                if neighbours:
+                    neighbours.look()
                 row |= {"time/mfu": row["time/tokens_per_s"] / peak_tokens_per_s} if peak_tokens_per_s else {}
                 journal.row(step, row | {name: float(value) for name, value in metrics.items()})
 

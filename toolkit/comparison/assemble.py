@@ -114,7 +114,11 @@ def compare(plan: Plan, runs: list[Run], exclude: Sequence[tuple[str, str]], eff
     kept = [run for run in runs if run.path not in out]
     judged = [run for run in kept if run.purpose == "judged"]
     selection = [run for run in kept if run.purpose == "selection"]
+    departures = list(plan.departures)
+    if plan.declared and effect is not None and effect != plan.effect:
+        departures.append(f"effect: declared {plan.effect:g}, judged at {effect:g}")
     metric, effect, notes = _metric(plan, judged, plan.effect if effect is None else effect)
+    notes = [*departures, *notes]
     if not plan.declared:
         notes.append(f"no plan: nothing was declared before these runs; the smallest effect of interest is {effect:g}")
 
@@ -145,6 +149,9 @@ def compare(plan: Plan, runs: list[Run], exclude: Sequence[tuple[str, str]], eff
         arms[name] = replace(
             arms[name], difference=difference, p_holm=p, p_equivalence=q, verdict=verdict, detectable=least
         )
+    for name, arm in arms.items():
+        if arm.verdict and arm.difference and (lost := _survivors(arm, base)):
+            arms[name] = replace(arm, verdict=Verdict("inconclusive", lost))
     tuned = {name: rates.tune(plan, name, judged, selection, metric) for name in arms}
     curve = metric.replace("val_full/", "val/") if metric.startswith("val_full/") else CURVE
     target = _mean_curve(base, curve)[1][-1:]
@@ -154,6 +161,12 @@ def compare(plan: Plan, runs: list[Run], exclude: Sequence[tuple[str, str]], eff
         if arm.conditional:
             rest = f"its mean is conditional on the {len(arm.values)} that finished" if arm.values else "it has no mean"
             notes.append(f"{name}: {arm.losses}; {rest}")
+    begun = [run for run in kept if run.facts]
+    if begun and not any(run.facts.get("commit") for run in begun):
+        notes.append("code: not known: no run has a commit")
+    unsealed = [run.name for run in begun if not run.is_sealed]
+    if unsealed:
+        notes.append(f"damage to the files of {guards.some(unsealed)} can't be noticed: they carry no seals")
     if any(len(arm.values) == 1 for arm in arms.values()):
         notes.append("one seed shows a difference, never a verdict: run at least 3")
     banners = guards.check(plan, judged, selection)
@@ -211,7 +224,7 @@ def _pairing(arm: Arm, base: Arm, metric: str) -> tuple[list[tuple[float, float]
     """Pairs of values by seed, and why; no pairs where the design gives none. The values have no say in it."""
 
     def order(run):
-        sizes = [run.config.get(f"Experiment.{name}") for name in ("batch_size", "seq_len")]
+        sizes = [guards.show(run.config.get(f"Experiment.{name}")) for name in ("batch_size", "seq_len")]
         return (run.facts.get("data"), *sizes)
 
     runs = [run for run in (*arm.runs, *base.runs) if run.value(metric) is not None]
@@ -225,10 +238,37 @@ def _pairing(arm: Arm, base: Arm, metric: str) -> tuple[list[tuple[float, float]
     if len(commits) > 1:
         differing = " and ".join(sorted(map(short, commits)))
         return [], f"not paired (Welch): the code differs ({differing}), so the initial values may too"
+    if differing := _initial_difference(arm, base, common):
+        return [], f"not paired (Welch): initial values differ ({differing})"
     asked = {run.seed for run in arm.runs} == {run.seed for run in base.runs}
     if not common or (len(common) < min(len(ours), len(theirs)) and not asked):
         return [], "not paired (Welch): the seeds are not the same"
     return [(ours[seed], theirs[seed]) for seed in common], "paired by seed: same batch order, same code"
+
+
+def _initial_difference(arm: Arm, base: Arm, seeds: Sequence[int]) -> str:
+    """A tensor that both arms have at a seed, in the same shape, and that began with other values; "" where none did.
+    Runs that do not tell their initial values are taken as drawn alike."""
+    ours, theirs = ({run.seed: run.facts.get("init", {}) for run in one.runs} for one in (arm, base))
+    for seed in seeds:
+        for name, told in ours[seed].items():
+            other = theirs[seed].get(name)
+            alike = isinstance(told, str) and isinstance(other, str) and told.split(" ")[0] == other.split(" ")[0]
+            if alike and told != other:
+                return f"{name} at seed {seed}"
+    return ""
+
+
+def _survivors(arm: Arm, base: Arm) -> str:
+    """Why a verdict is not given where runs diverged, which may have been the worse ones; "" where it is given."""
+    favoured = {"better": arm, "worse": base, "equivalent": arm if arm.diverged else base}.get(arm.verdict.word)
+    if favoured is None or not favoured.diverged:
+        return ""
+    low, high = favoured.diverged_interval
+    return (
+        f"{favoured.diverged} of {len(favoured.runs)} runs of {favoured.name} diverged (exact 95 % interval {low:.0%} "
+        f"to {high:.0%}), and those that finished may be the better ones: on them alone it would be {arm.verdict.word}."
+    )
 
 
 def _identical(plan: Plan, judged: list[Run], arm: Arm, base: Arm) -> bool:

@@ -3,6 +3,7 @@ found with the values that offend; together they find nothing on a clean plan.""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -11,6 +12,7 @@ import numpy as np
 
 from toolkit.comparison.runs import SEED, Plan, Run
 
+PACE = 1.5  # how many times as long one run's steps may take as another's of its arm, where the budget is time
 PARAMETERS, FLOPS = 0.01, 0.02  # relative difference from the baseline that is let pass
 SPIKE_SD, SPIKE_NATS, PAST = 8.0, 0.2, 5  # a spike: both of these above the median of so many points before it
 
@@ -29,10 +31,16 @@ def check(plan: Plan, judged: list[Run], selection: list[Run]) -> list[Banner]:
     both = begun + [run for run in selection if run.facts]
     found = [
         *edited(plan),
+        *damaged([*judged, *selection]),
+        *copies(both),
         *config(plan, both),
         *sizes(plan, begun),
         *tokens(plan, begun),
         *environment(both),
+        *implementations(plan, both),
+        *own_code(both),
+        *untuned(plan, both),
+        *overlapping(plan, begun),
         *no_op(plan, begun),
         *seeds(plan, judged, selection),
         *resumed(both),
@@ -42,9 +50,92 @@ def check(plan: Plan, judged: list[Run], selection: list[Run]) -> list[Banner]:
 
 
 def edited(plan: Plan) -> Iterable[Banner]:
-    """The plan is another than the one that was run."""
+    """The plan is another than the one that was run, or it does not speak of all runs."""
     if plan.edited:
         yield Banner("plan edited", plan.edited)
+    if plan.strays:
+        yield Banner("runs without a job", f"no job of the plan names {some(plan.strays)}, which lie in its folder")
+
+
+def damaged(runs: list[Run]) -> Iterable[Banner]:
+    """Files that are not what was written, or that contradict each other."""
+    for run in runs:
+        for sentence in run.damage:
+            yield Banner("damaged", f"{run.name}: {sentence}")
+        for sentence in run.edits:
+            yield Banner("edited", f"{run.name}: {sentence}")
+
+
+def copies(runs: list[Run]) -> Iterable[Banner]:
+    """Runs of different seeds that are one run: the same weights, or, where these are not known, the same rows."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        rows = json.dumps(run.history(), sort_keys=True) if run.rows else ""
+        if one := run.facts.get("weights_sha256") or rows:
+            groups.setdefault(one, []).append(run)
+    for members in groups.values():
+        seeds, places = {job_seed(run) for run in members}, {(run.arm, run.seed) for run in members}
+        if len(seeds) > 1 or len(places) < len(members):
+            names = some(run.name for run in members)
+            yield Banner("one run twice", f"{names} have the same weights or the same rows: they are one run")
+
+
+def job_seed(run: Run) -> int:
+    """The seed that a run was asked for, by its job, else by its own facts."""
+    return run.seed if run.asked is None else run.asked
+
+
+def implementations(plan: Plan, runs: list[Run]) -> Iterable[Banner]:
+    """Matrix products, or the attention of one name, that came from other code in some runs."""
+    if any(fnmatchcase("Experiment.precision", pattern) for pattern in plan.factor):
+        return
+    yield from _differ([run for run in runs if "products" in run.facts], "products", lambda run: run.facts["products"])
+    kernels: dict[str, list[tuple[Run, str]]] = {}
+    for run in runs:
+        for told in (run.facts.get("attention") or "").split(", "):
+            name, _, how = told.partition(": ")
+            kernels.setdefault(name, []).append((run, how))
+    for name, found in kernels.items():
+        ways = {run.path: how for run, how in found}
+        yield from _differ([run for run, _ in found], f"attention {name}", lambda run, ways=ways: ways[run.path])
+
+
+def own_code(runs: list[Run]) -> Iterable[Banner]:
+    """A part of somebody's own that is not the same in all runs that have it."""
+    names = {name for run in runs for name in run.facts.get("code", {})}
+    for name in sorted(names):
+        having = [run for run in runs if name in run.facts.get("code", {})]
+        yield from _differ(having, f"code/{name}", lambda run, name=name: short(run.facts["code"][name]))
+
+
+def untuned(plan: Plan, runs: list[Run]) -> Iterable[Banner]:
+    """The optimizer is what is compared, and each arm was given the baseline's learning rate."""
+    optimizers = {run.arm: show(run.config.get("Experiment.optimizer")) for run in runs}
+    if plan.declared and not plan.lr and len(set(optimizers.values())) > 1:
+        listed = ", ".join(f"{arm} {str(name).removeprefix('@')}" for arm, name in optimizers.items())
+        yield Banner(
+            "rates not tuned",
+            f"optimizers differ ({listed}), and no arm's learning rate was tuned: each is judged at the rate that the "
+            "plan happens to give; use Ablation.lr_grid",
+        )
+
+
+def overlapping(plan: Plan, runs: list[Run]) -> Iterable[Banner]:
+    """A budget of time, and runs that shared the machine."""
+    if plan.budget.get("of") != "seconds":
+        return
+    timed = sorted((r for r in runs if {"started", "ended"} <= r.facts.keys()), key=lambda run: run.facts["started"])
+    pairs = [(a.name, b.name) for a, b in zip(timed, timed[1:], strict=False) if b.facts["started"] < a.facts["ended"]]
+    if pairs:
+        yield Banner(
+            "jobs at once", f"the budget is time, and {some(name for pair in pairs for name in pair)} overlapped"
+        )
+    for arm in plan.arms:
+        paces = {run.name: pace for run in runs if run.arm == arm and (pace := run.seconds_per_step())}
+        if paces and max(paces.values()) > PACE * min(paces.values()):
+            slow, fast = max(paces, key=paces.get), min(paces, key=paces.get)
+            ratio = paces[slow] / paces[fast]
+            yield Banner("step times", f"the budget is time, and a step of {slow} took {ratio:.1f} times one of {fast}")
 
 
 def config(plan: Plan, runs: list[Run]) -> Iterable[Banner]:
@@ -114,18 +205,23 @@ def sizes(plan: Plan, runs: list[Run]) -> Iterable[Banner]:
 
 
 def _apart(plan: Plan, runs: list[Run], what: str, of: Callable, most: float) -> Iterable[Banner]:
-    by_arm = {run.arm: of(run) for run in runs if of(run)}
-    base = by_arm.get(plan.baseline)
-    for arm, value in by_arm.items():
-        if base and abs(value - base) > most * base:
-            text = f"{arm} has {value:,} {what}, {plan.baseline} {base:,}: {value / base - 1:+.1%}"
-            yield Banner(what, f"{text} (more than {most:.0%} apart)")
+    counts: dict[str, dict[int, list[Run]]] = {arm: {} for arm in plan.arms}
+    for run in runs:
+        if of(run):
+            counts[run.arm].setdefault(of(run), []).append(run)
+    base = max(counts[plan.baseline], key=lambda value: len(counts[plan.baseline][value]), default=None)
+    for arm, by_value in counts.items():
+        for value, members in by_value.items():
+            if base and abs(value - base) > most * base:
+                who = arm if len(by_value) == 1 else some(run.name for run in members)
+                text = f"{who} has {value:,} {what}, {plan.baseline} {base:,}: {value / base - 1:+.1%}"
+                yield Banner(what, f"{text} (more than {most:.0%} apart)")
 
 
 def tokens(plan: Plan, runs: list[Run]) -> Iterable[Banner]:
     """Training tokens that differ, unless the budget is one of time or FLOPs; steps that are not the plan's."""
     if plan.budget.get("of") not in ("flops", "seconds"):
-        yield from _differ(runs, "tokens", lambda run: run.facts.get("tokens"), lambda value: f"{value:,}")
+        yield from _differ(runs, "tokens", lambda run: run.facts.get("tokens"), _number)
     planned = plan.budget.get("steps") or {}
     off = [
         f"{run.name} {run.steps:,} for {planned[run.arm]:,}"
@@ -144,10 +240,10 @@ def environment(runs: list[Run]) -> Iterable[Banner]:
 
     def evaluation(run):
         val = run.facts.get("windows", {}).get("val")
-        return (run.config.get("Experiment.eval_windows"), val, short(run.facts.get("data")))
+        return (show(run.config.get("Experiment.eval_windows")), val, short(run.facts.get("data")))
 
     def order(run):
-        sizes = (run.config.get("Experiment.batch_size"), run.config.get("Experiment.seq_len"))
+        sizes = (show(run.config.get("Experiment.batch_size")), show(run.config.get("Experiment.seq_len")))
         return (short(run.facts.get("data")), *sizes)
 
     def versions(run):
@@ -170,6 +266,8 @@ def environment(runs: list[Run]) -> Iterable[Banner]:
         only = {tuple(pair for pair in key if pair not in common): names for key, names in groups.items()}
         yield Banner("versions", _list(only, lambda pairs: ", ".join(f"{n} {v}" for n, v in pairs) or "none of these"))
     yield from _differ(runs, "commit", lambda run: str(run.facts.get("commit"))[:12])
+    unknown = [run for run in runs if not run.facts.get("commit") and run.facts.get("package_sha256")]
+    yield from _differ(unknown, "code", lambda run: short(run.facts["package_sha256"]))
     dirty = _groups(runs, lambda run: bool(run.facts.get("dirty")))
     if True in dirty:
         yield Banner("dirty tree", f"the code had changes that no commit holds: {_names(dirty[True], dirty)}")
@@ -266,6 +364,10 @@ def _differ(runs: list[Run], what: str, of: Callable, words: Callable = str) -> 
     groups = _groups(runs, of)
     if len(groups) > 1:
         yield Banner(what, _list(groups, words))
+
+
+def _number(value: int | None) -> str:
+    return "not known" if value is None else f"{value:,}"
 
 
 def _groups(runs: list[Run], of: Callable) -> dict[object, list[Run]]:

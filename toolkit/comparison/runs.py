@@ -13,16 +13,21 @@ from pathlib import Path
 
 import numpy as np
 
-from toolkit import journal
+from toolkit import journal, seal
+from toolkit.comparison import schema
+from toolkit.disk import read_json
 
 METRIC, ALPHA, EFFECT = "val_full/loss_nats", 0.05, 0.02
 CURVE = "val/loss_nats"  # what is measured along the way; METRIC is measured once, at the end
 SEED = "Experiment.seed"
+LOWER_IS_BETTER = ("loss_nats", "bits_per_byte", "perplexity")  # what the toolkit writes; others have to be declared
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run as its folder tells it. A run that a plan asks for and that was never begun has no facts and no rows."""
+    """One run as its folder tells it. A run that a plan asks for and that was never begun has no facts and no rows.
+    ``damage`` says, a sentence each, what in the folder is not what was written; ``is_whole`` is False where that may
+    concern the result, and then the run has no value."""
 
     path: Path
     facts: dict
@@ -34,6 +39,11 @@ class Run:
     arm: str = ""
     lr: float | None = None
     purpose: str = "judged"
+    damage: tuple[str, ...] = ()
+    is_whole: bool = True
+    edits: tuple[str, ...] = ()
+    is_sealed: bool = False
+    asked: int | None = None  # the seed of the job that the run answers
 
     @property
     def name(self) -> str:
@@ -48,16 +58,19 @@ class Run:
         return self.facts.get("steps", 0)
 
     def value(self, metric: str) -> float | None:
-        """The metric at the end of the budget; None for a run that did not get there, or got there without one."""
-        if self.state != "done":
+        """The metric at the end of the budget; None for a run that did not get there, that got there without one, or
+        that is damaged."""
+        if self.state != "done" or not self.is_whole:
             return None
         found = [row[metric] for row in self.rows if row.get("step") == self.steps and metric in row]
         return found[-1] if found and _finite(found[-1]) else None
 
     def outcome(self, metric: str) -> str:
-        """finished, diverged, or unfinished. A run that ended without a finite value has diverged as well."""
+        """finished, diverged, damaged or unfinished. A run that ended without a finite value has diverged as well."""
         if self.value(metric) is not None:
             return "finished"
+        if not self.is_whole:
+            return "damaged"
         ends = [row[metric] for row in self.rows if metric in row and not _finite(row[metric])]
         return "diverged" if self.state == "diverged" or ends else "unfinished"
 
@@ -96,6 +109,18 @@ class Plan:
     lr: dict | None = None
     folder: Path | None = None
     edited: str = ""
+    departures: tuple[str, ...] = ()  # what the command line asks for in place of what was declared
+    strays: tuple[str, ...] = ()  # runs in the folder that no job names
+
+
+def direction(metric: str, higher_is_better: bool | None) -> None:
+    """Raise ValueError for a metric of which it is not known that lower is better: nothing is assumed."""
+    if higher_is_better is None and metric.rpartition("/")[2] not in LOWER_IS_BETTER:
+        raise ValueError(
+            f"the metric {metric!r}: is lower better, or higher? Write Ablation.higher_is_better = False where lower is"
+        )
+    if higher_is_better:
+        raise ValueError(f"the metric {metric!r}: higher is better, which comparisons can't judge yet; use a loss")
 
 
 def find(patterns: Sequence[str], plan_file: str | None, baseline: str | None) -> tuple[Plan, list[Run]]:
@@ -115,7 +140,7 @@ def find(patterns: Sequence[str], plan_file: str | None, baseline: str | None) -
         if not written.is_file():
             raise ValueError(f"--plan {plan_file}: {first} has no plan.json; name the folder that toolkit.ablate wrote")
         plan, runs = planned(written, first, baseline)
-        if _sha256(Path(plan_file)) != _read(written).get("sha256"):
+        if _sha256(Path(plan_file)) != _plan(written)[0].get("sha256"):
             plan = replace(plan, edited=plan.edited or f"{plan_file} is not the plan that was run")
         return plan, runs
     return gathered(patterns, baseline)
@@ -123,17 +148,14 @@ def find(patterns: Sequence[str], plan_file: str | None, baseline: str | None) -
 
 def planned(file: Path, folder: Path, baseline: str | None) -> tuple[Plan, list[Run]]:
     """What plan.json says, and the run of each of its jobs, begun or not."""
-    said = _read(file)
-    missing = [key for key in ("name", "baseline", "arms", "jobs") if key not in said]
-    if missing:
-        raise ValueError(f"{file}: this is no plan: {', '.join(missing)} is missing")
+    said, edited = _plan(file)
     arms = tuple(said["arms"])
     chosen = baseline or said["baseline"]
     if chosen not in arms:
         raise ValueError(f"--baseline {chosen}: the arms are {', '.join(arms)}")
+    direction(said.get("metric") or METRIC, said.get("higher_is_better"))
     copy = folder / "plan.gin"
-    edited = ""
-    if copy.is_file() and "sha256" in said and _sha256(copy) != said["sha256"]:
+    if not edited and copy.is_file() and "sha256" in said and _sha256(copy) != said["sha256"]:
         edited = f"{copy} is not the plan that was run: its SHA-256 is not the one in plan.json"
     plan = Plan(
         name=said["name"],
@@ -150,12 +172,23 @@ def planned(file: Path, folder: Path, baseline: str | None) -> tuple[Plan, list[
         lr=said.get("lr"),
         folder=folder,
         edited=edited,
+        departures=(f"baseline: declared {said['baseline']}, judged against {chosen}",) * (chosen != said["baseline"]),
+        strays=_strays(folder, {job["run"] for job in said["jobs"]}),
     )
     runs = []
     for job in said["jobs"]:
         run = read_run(folder / job["run"])
         seed = run.seed if run.facts else job["seed"]
-        runs.append(replace(run, arm=job["arm"], lr=job.get("lr"), purpose=job.get("purpose", "judged"), seed=seed))
+        runs.append(
+            replace(
+                run,
+                arm=job["arm"],
+                lr=job.get("lr"),
+                purpose=job.get("purpose", "judged"),
+                seed=seed,
+                asked=job["seed"],
+            )
+        )
     return plan, runs
 
 
@@ -202,9 +235,17 @@ def gathered(patterns: Sequence[str], baseline: str | None) -> tuple[Plan, list[
 
 
 def read_run(folder: Path) -> Run:
-    """A run's folder, whatever state it is in."""
-    facts, status = _read(folder / "facts.json"), _read(folder / "status.json")
-    rows = [row for row in journal.read(folder / "metrics.jsonl") if isinstance(row, dict) and "step" in row]
+    """A run's folder, whatever state it is in, and whatever somebody has put into it."""
+    damage: list[str] = []
+    facts, status = (_checked(folder / name, damage) for name in ("facts.json", "status.json"))
+    is_whole = not damage
+    journal_damage = _journal_damage(folder, status)
+    if journal_damage:
+        damage, is_whole = [*damage, journal_damage], False
+    elif lines := journal.corrupt(folder / "metrics.jsonl"):
+        numbers = ", ".join(map(str, lines[:6])) + (" ..." if len(lines) > 6 else "")
+        damage.append(f"{folder / 'metrics.jsonl'}: line {numbers} can't be read")
+    damage += [sentence for entry in facts.get("resumed") or [] for sentence in entry.get("damaged", [])]
     begun = (folder / "config.gin").is_file()
     return Run(
         path=folder,
@@ -212,19 +253,102 @@ def read_run(folder: Path) -> Run:
         state=status.get("state", "unknown") if begun else "not begun",
         step=status.get("step", 0),
         reason=str(status.get("reason", "")).split("\n")[0],
-        rows=rows,
+        rows=journal.read(folder / "metrics.jsonl"),
         seed=facts.get("seed", -1),
+        damage=tuple(damage),
+        is_whole=is_whole,
+        edits=tuple(_edits(folder, facts, status)),
+        is_sealed=seal.KEY in facts,
     )
 
 
-def _read(file: Path) -> dict:
+def _checked(file: Path, damage: list[str]) -> dict:
+    """A JSON file of a run; {} where it is damaged, and why goes into ``damage``."""
+    try:
+        said = read_json(file)
+        schema.check(file, said)
+    except ValueError as error:
+        damage.append(str(error))
+        return {}
+    return said
+
+
+def _journal_damage(folder: Path, status: dict) -> str | None:
+    """In what the rows are not those that were written: by status.json at the end of a run, else by its newest
+    checkpoint. None also where nothing vouches for them."""
+    covered, whole = status.get("journal"), True
+    for manifest in sorted(folder.glob("checkpoints/step-*/manifest.json"), reverse=True) if covered is None else ():
+        try:
+            said = json.loads(manifest.read_text(encoding="utf-8"))
+            if said.pop("sha256") == seal.digest(said):
+                covered, whole = schema.journal(said.get("journal")), False
+                break
+        except (OSError, ValueError, KeyError, AttributeError, RecursionError):
+            continue
+    rows = (covered or {}).get("metrics.jsonl")
+    return journal.damage(folder, {"metrics.jsonl": rows}, whole) if rows else None
+
+
+def _edits(folder: Path, facts: dict, status: dict) -> list[str]:
+    """Where files of a run contradict each other, a sentence each."""
+    found = []
+    try:
+        config = seal.unseal_text((folder / "config.gin").read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError):
+        config = seal.SealedText("")
+    expected = facts.get("config_sha256")
+    if config.problem or (expected and hashlib.sha256(config.text.encode()).hexdigest() != expected):
+        found.append("config.gin is not the config that the run was started with")
+    last = [row for row in journal.read(folder / "metrics.jsonl") if row["step"] == status.get("step")]
+    for metric, value in facts.get("final", {}).items():
+        shown = [row[metric] for row in last if metric in row]
+        if status.get("state") == "done" and shown and metric.startswith("val") and shown[-1] != value:
+            found.append(f"{metric} is {shown[-1]} in metrics.jsonl, but {value} in facts.json")
+    return found
+
+
+def _plan(file: Path) -> tuple[dict, str]:
+    """What a plan.json says, and why it is not what was written. Raises ValueError where it can't be read as a plan."""
+    edited = ""
+    try:
+        said = read_json(file)
+    except ValueError as error:
+        said = _unsealed(file, error)
+        edited = f"{file} does not fit its seal: it is not what toolkit.ablate wrote"
+    missing = [key for key in ("name", "baseline", "arms", "jobs") if key not in said]
+    if missing:
+        raise ValueError(f"{file}: this is no plan: {', '.join(missing)} is missing")
+    schema.check(file, said)
+    paths = [job["run"] for job in said["jobs"] if not _is_name(job["run"])]
+    if paths:
+        raise ValueError(f"{file}: {paths[0]!r} is no name of a run in this folder; restore the file from a copy")
+    if strangers := {job["arm"] for job in said["jobs"]} - set(said["arms"]):
+        raise ValueError(
+            f"{file}: the plan has no arm {min(strangers)!r}, of which there are jobs; restore it from a copy"
+        )
+    if said["baseline"] not in said["arms"]:
+        raise ValueError(f"{file}: the baseline {said['baseline']!r} is none of the arms; restore the file from a copy")
+    return said, edited
+
+
+def _unsealed(file: Path, error: ValueError) -> dict:
+    """The content of a JSON file whose seal does not fit; the error where there is none."""
     try:
         said = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise ValueError(f"{file}: this is not JSON: {error}") from error
-    return said if isinstance(said, dict) else {}
+    except (OSError, ValueError, RecursionError):
+        raise error from None
+    if not isinstance(said, dict):
+        raise error
+    return said
+
+
+def _is_name(text: str) -> bool:
+    """Whether a text names something that lies directly in a folder."""
+    return text not in ("", ".", "..") and not set(text) & set("/\\\0")
+
+
+def _strays(folder: Path, planned: set[str]) -> tuple[str, ...]:
+    return tuple(sorted({path.parent.name for path in folder.glob("*/config.gin")} - planned))
 
 
 def _sha256(file: Path) -> str:
@@ -234,4 +358,7 @@ def _sha256(file: Path) -> str:
 
 
 def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer that no float can hold
+        return False

@@ -6,14 +6,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Required
 
-from annotated_types import Gt, Len, Lt
+from annotated_types import Ge, Gt, Len, Lt
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from toolkit.escape import line, shorten
 
-Scalar = str | int | float | bool | None  # compared and shown, never computed with
-Number = int | float
+Integer = Annotated[int, Ge(-(2**63)), Lt(2**63)]  # json reads any
+Scalar = str | Integer | float | bool | None  # compared and shown, never computed with
+Number = Integer | Annotated[float, Ge(-1.7e308), Lt(1.7e308)]
 MOST = 3  # faults of a file that are listed
 
 
@@ -26,26 +27,32 @@ CONFIG = _object(
     "config",
     **dict.fromkeys(
         (f"Experiment.{knob}" for knob in ("steps", "batch_size", "seq_len", "accumulate", "eval_windows", "seed")),
-        int,
+        Integer,
     ),
 )
 FACTS = _object(
     "facts",
     name=str,
     config=Required[CONFIG],
-    steps=Required[int],
-    seed=Required[int],
-    tokens=Required[int],
+    steps=Required[Integer],
+    seed=Required[Integer],
+    tokens=Required[Integer],
+    final=dict[str, Any],
+    **dict.fromkeys(("code", "init"), dict[str, str]),
+    **dict.fromkeys(("started", "ended"), Number),
+    **dict.fromkeys(("config_sha256", "package_sha256", "products", "attention"), str | None),
     parameters=dict[str, Number | None],
     flops_per_token=Number | None,
     packages=dict[str, Scalar],
-    windows=dict[str, int],
-    resumed=list[_object("resumed", step=int, changed=dict[str, Annotated[list, Len(2, 2)]])] | None,
+    windows=dict[str, Integer],
+    resumed=list[_object("resumed", step=Integer, changed=dict[str, Annotated[list, Len(2, 2)]], damaged=list[str])]
+    | None,
     seconds=Number | None,
     **dict.fromkeys(("precision", "compiled", "device", "device_name", "threads", "python", "commit", "dirty"), Scalar),
     **dict.fromkeys(("data", "tokenizer", "weights_sha256", "from"), Scalar),
 )
-STATUS = _object("status", state=str, step=int, reason=Scalar)
+WRITTEN = _object("written", size=Required[Integer], sha256=Required[str])
+STATUS = _object("status", state=str, step=Integer, reason=Scalar, journal=dict[str, WRITTEN])
 SETTLED = _object("settled", knob=str | None, knobs=dict[str, str] | None)
 PLAN = _object(
     "plan",
@@ -55,12 +62,15 @@ PLAN = _object(
     arms=dict[str, Any],
     factor=list[str] | None,
     metric=str | None,
+    higher_is_better=bool | None,
     alpha=Annotated[Number, Gt(0), Lt(1)] | None,
     effect=Annotated[Number, Gt(0)] | None,
-    budget=_object("budget", of=str, amount=Number, steps=dict[str, int] | None) | None,
+    budget=_object("budget", of=str, amount=Number, steps=dict[str, Integer] | None) | None,
     match=SETTLED | None,
     lr=SETTLED | None,
-    jobs=list[_object("job", arm=Required[str], seed=Required[int], run=Required[str], lr=Number | None, purpose=str)],
+    jobs=list[
+        _object("job", arm=Required[str], seed=Required[Integer], run=Required[str], lr=Number | None, purpose=str)
+    ],
 )
 _KINDS = {"facts.json": FACTS, "status.json": STATUS}
 
@@ -79,3 +89,11 @@ def check(file: Path, value: dict) -> None:
         raise ValueError(
             f"{file}: a value is not of the kind that toolkit wrote there: {told}{more}; restore the file from a copy"
         ) from None
+
+
+def journal(value: object) -> dict:
+    """What a checkpoint's manifest vouches for; {} where that is nothing that toolkit wrote."""
+    try:
+        return TypeAdapter(dict[str, WRITTEN]).validate_python(value)
+    except ValidationError:
+        return {}

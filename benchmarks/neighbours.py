@@ -1,0 +1,125 @@
+"""``python -m benchmarks.neighbours``: the quick start's steps on a quiet machine, and beside other busy processes.
+
+Three ways take turns: the default, with its short spin; libgomp's own long spin, which was the default before; and one
+thread. Beside 0, 1, 2 and 4 busy processes. The tables hold tokens per second of training steps, evaluations and start
+not included. Two bars are judged: quiet, the default reaches 0.98 of the long spin; beside four busy processes, 0.8 of
+one thread. About a quarter of an hour; with --rounds 1 five minutes."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks import measure
+from toolkit.command import run_command
+
+ROOT = Path(__file__).parent.parent
+BUSY = (0, 1, 2, 4)
+WAYS = {
+    "default": {},
+    "long spin": {"GOMP_SPINCOUNT": "300000"},
+    "one thread": {"OMP_NUM_THREADS": "1"},
+}
+OURS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
+BINDINGS = ("Experiment.eval_every = 100000", "Experiment.sample_every = 100000", "Experiment.log_every = 1")
+BINDINGS += ("Experiment.eval_windows = 1", "SyntheticStories.val_stories = 20")
+WARM = 5  # steps that are left out: the first ones allocate
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command."""
+    arguments, started = _arguments(argv), time.perf_counter()
+    rates: dict[int, dict[str, list[float]]] = {busy: {way: [] for way in WAYS} for busy in BUSY}
+    with tempfile.TemporaryDirectory() as folder:
+        for way in WAYS:  # tokens into the cache, torch's files into memory
+            _tokens_per_s(way, folder, seconds=1)
+        for _ in range(arguments.rounds):
+            for busy, ways in rates.items():
+                for way, found in ways.items():
+                    with _busy(busy):
+                        found.append(_tokens_per_s(way, folder, arguments.seconds))
+    found = {"benchmark": "neighbours", "minutes": (time.perf_counter() - started) / 60, "tokens_per_s": rates}
+    found["bars"] = bars(rates)
+
+    def show():
+        rows = [[str(busy), *(measure.Spread.of(ways[way]).show() for way in WAYS)] for busy, ways in rates.items()]
+        caption = (
+            f"Tokens per second: median (lowest to highest), {arguments.rounds} rounds, {found['minutes']:.1f} min."
+        )
+        measure.table("beside other processes", ["busy processes", *WAYS], rows, caption)
+        rows = [
+            [what, f"{figure:.2f}", f"{wanted}", "met" if figure >= wanted else "MISSED"]
+            for what, figure, wanted in found["bars"]
+        ]
+        measure.table("bars", ["", "measured", "wanted", ""], rows, "Ratios of medians.")
+
+    measure.report(arguments.json, found, show)
+    return 0
+
+
+def bars(rates: dict[int, dict[str, list[float]]]) -> list[tuple[str, float, float]]:
+    """(what, measured, wanted) of each bar, from {busy processes: {way: tokens per second}}."""
+    medians = {busy: {way: statistics.median(found) for way, found in ways.items()} for busy, ways in rates.items()}
+    return [
+        ("quiet: the default over the long spin", medians[0]["default"] / medians[0]["long spin"], 0.98),
+        ("four busy processes: the default over one thread", medians[4]["default"] / medians[4]["one thread"], 0.8),
+    ]
+
+
+@contextlib.contextmanager
+def _busy(count: int) -> Iterator[None]:
+    """So many processes that compute and do nothing else."""
+    loop = [sys.executable, "-c", "while True: pass"]
+    with contextlib.ExitStack() as stack:
+        for _ in range(count):
+            process = stack.enter_context(subprocess.Popen(loop))
+            stack.callback(process.kill)
+        yield
+
+
+def _tokens_per_s(way: str, folder: str, seconds: float) -> float:
+    """The median over the steps that a run of the quick start makes in so many seconds, by its own clock."""
+    environment = {name: value for name, value in os.environ.items() if name not in OURS} | WAYS[way]
+    environment |= {"TOOLKIT_CACHE": f"{folder}/cache", "PYTHONPATH": str(ROOT)}
+    flags = [flag for binding in BINDINGS for flag in ("-p", binding)]
+    with tempfile.TemporaryDirectory(dir=folder) as runs:
+        line = ["-m", "toolkit.run", "gin/quickstart.gin", *flags, "--runs", runs, "--name", "n"]
+        process = subprocess.Popen([sys.executable, *line], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+        rows = Path(runs) / "n" / "metrics.jsonl"
+        while process.poll() is None and len(_steps(rows)) < 1:
+            time.sleep(0.1)
+        time.sleep(seconds)
+        while process.poll() is None and len(_steps(rows)) < WARM + 3:
+            time.sleep(0.1)
+        found = _steps(rows)
+        process.kill()
+        process.wait()
+    return 1000 * 8 * 128 / statistics.median(found[WARM:])
+
+
+def _steps(rows: Path) -> list[float]:
+    """Milliseconds of each step so far."""
+    lines = rows.read_text().splitlines(keepends=True) if rows.exists() else []
+    found = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [row["time/step_ms"] for row in found if "time/step_ms" in row]
+
+
+def _arguments(argv):
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.neighbours", description=__doc__.split(": ", 1)[1])
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each (default: 3)")
+    parser.add_argument("--seconds", type=float, default=8, help="of training per turn, at least (default: 8)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,61 @@
+"""What the command that generates takes from its user, and what it refuses in one line."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runs import small_run
+
+from toolkit import generate
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    runs = tmp_path_factory.mktemp("runs")
+    assert small_run(runs, "a", "--stop-at", "4") == 0
+    return runs / "a"
+
+
+def generated(run, *words, stdin=b""):
+    """The command in a process of its own; words may be bytes, as a shell passes them."""
+    command = [os.fsencode(sys.executable), b"-m", b"toolkit.generate", os.fsencode(run), b"--max-tokens", b"2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
+    return subprocess.run([*command, *words], cwd=ROOT, env=environment, input=stdin, capture_output=True)
+
+
+@pytest.mark.parametrize("words, stdin, told", [
+    ((b"--prompt", b"caf\xe9"), b"", b"--prompt is not UTF-8: byte 0xe9 at offset 3"),
+    ((b"--prompt", b"-"), b"caf\xe9", b"standard input is not UTF-8: byte 0xe9 at offset 3"),
+    ((b"--prompt", b"\xed\xa0\x80"), b"", b"--prompt is not UTF-8: byte 0xed at offset 0"),
+])  # fmt: skip
+def test_a_prompt_that_is_not_utf_8_is_refused_in_one_line(words, stdin, told, trained):
+    done = generated(trained, *words, stdin=stdin)
+    assert done.returncode == 2 and told in done.stderr and b"Traceback" not in done.stderr
+
+
+def test_a_prompt_may_be_any_text(trained):
+    for words, stdin in (((b"--prompt", "é\U0001f408".encode()), b""), ((b"--prompt", b"-"), "é\r\n".encode())):
+        done = generated(trained, *words, stdin=stdin)
+        assert done.returncode == 0 and "é".encode() in done.stdout
+
+
+@pytest.mark.parametrize("flag", ["--seed", "--num", "--max-tokens", "--top-k"])
+@pytest.mark.parametrize("value", ["99999999999999999999", "-1", "x", "1.5", "9" * 5000, ""])
+def test_a_number_out_of_range_is_refused_with_the_range(flag, value, capsys):
+    with pytest.raises(SystemExit) as ended:
+        generate.main(["runs/a", f"{flag}={value}"])
+    assert ended.value.code == 2
+    assert f"argument {flag}: " in (told := capsys.readouterr().err) and "is not an integer from" in told
+
+
+@pytest.mark.parametrize("more", [(), ("--top-p", "0.9"), ("--top-k", "5", "--top-p", "0.5")])
+def test_a_tiny_temperature_generates(more, trained, capsys):
+    texts = []
+    for temperature in ("0", "1e-40"):
+        assert generate.main([str(trained), "--max-tokens", "4", "--temperature", temperature, *more]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
