@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import shlex
 from html.parser import HTMLParser
 
 import pytest
@@ -13,7 +14,7 @@ from markdown_it import MarkdownIt
 from test_compare import METRIC, write_plan
 
 from toolkit import command, compare, curve, escape, report
-from toolkit.comparison import alike, assemble, board, figures, markdown, page, record, runs, screen
+from toolkit.comparison import alike, assemble, board, figures, markdown, page, record, runs, screen, text
 from toolkit.terminal import Terminal, fold, grid
 
 MARKS = (
@@ -303,6 +304,16 @@ def test_markdown_shows_a_text_as_it_is(text, template):
     expected, ours, _ = shape(escape.markdown(template, "x"))
     assert kinds == expected and inline <= ours | {"text_special"} and links == []
     assert escape.line(text).strip() in Elements(rendered).text
+
+
+def test_names_and_reasons_are_no_commands_where_the_report_says_what_to_type(said):
+    hostile = "x; $(touch planted) `y` 'z' \"w\""
+    excluded = [{"run": hostile, "arm": "rope", "reason": hostile}]
+    for folder in (hostile, None):
+        paths = [{"path": f"runs/{hostile}"}]
+        for line in text.commands(said | {"folder": folder, "excluded": excluded, "runs": paths}):
+            assert any(hostile in word for word in shlex.split(line))
+            assert re.search(r"[;$`]", "".join(re.split(r"'[^']*'|\"[^\"]*\"", line))) is None
 
 
 def test_a_block_of_code_ends_where_it_should():

@@ -26,7 +26,7 @@ class Terminal(Console):
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     def render_str(self, text: str, **options) -> Text:
-        return super().render_str(escape.block(text), **options | {"markup": False, "emoji": False})
+        return super().render_str(escape.block(text), **options)
 
 
 def styled(*parts: str | tuple[str, str]) -> Text:
