@@ -233,6 +233,12 @@ def test_a_final_value_that_is_no_number_has_diverged(tmp_path):
     assert [run["outcome"] for run in said["runs"] if run["run"] == "NoPE-s1"] == ["diverged"]
 
 
+@pytest.mark.parametrize("value", [1e308, -1e200])
+def test_a_value_that_is_no_measurement_has_diverged(value, tmp_path):
+    folder = write_plan(tmp_path, {"NoPE": 0.3}, seeds=range(3), broken={"NoPE-s1": {"value": value}})
+    assert [run["outcome"] for run in compared(folder)["runs"] if run["run"] == "NoPE-s1"] == ["diverged"]
+
+
 @pytest.mark.parametrize("shift, word", [(-0.3, "better"), (0.0, "equivalent")])
 def test_survivors_alone_get_no_verdict(shift, word, tmp_path):
     lost = {f"NoPE-s{seed}": {"state": "diverged"} for seed in (3, 4)}

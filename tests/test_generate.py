@@ -59,3 +59,12 @@ def test_a_tiny_temperature_generates(more, trained, capsys):
         assert generate.main([str(trained), "--max-tokens", "4", "--temperature", temperature, *more]) == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("num", ["1", "2"])
+@pytest.mark.parametrize("terminal", [True, False])
+def test_control_characters_of_a_model_do_not_reach_the_terminal(num, terminal, trained, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    assert generate.main([str(trained), "--prompt", "a\x1b[31m\tb\nc", "--max-tokens", "1", "--num", num]) == 0
+    out = capsys.readouterr().out
+    assert ("\\x1b[31m\tb\nc" if terminal else "\x1b[31m\tb\nc") in out and ("\x1b" in out) is not terminal

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 
+from toolkit import escape
 from toolkit.command import run_command, take_imports
 
 
@@ -20,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
 
     prompt = _prompt(arguments.prompt)
     run = open_run(arguments.run, imports=arguments.imports, code=not arguments.no_code)
-    print(f"{run.checkpoint} on {run.device.type}", file=sys.stderr)
+    print(escape.line(f"{run.checkpoint} on {run.device.type}"), file=sys.stderr)
 
     def on_slide():
         print(f"\n[past the context of {run.model.max_len} tokens: the window slides]", file=sys.stderr)
@@ -52,19 +53,24 @@ def _prompt(given: str) -> str:
     return text.rstrip("\r\n") if given == "-" else text
 
 
+def _shown(text: str) -> str:
+    """A model's text as it is printed: on a terminal without control characters, which could do anything there."""
+    return escape.block(text) if sys.stdout.isatty() else text
+
+
 def _print_as_sampled(tokens, ids, tokenizer):
     """Print what has become certain: a character of several tokens appears when its last byte is there."""
     shown = tokenizer.decode(ids)
-    print(shown, end="", flush=True)
+    print(_shown(shown), end="", flush=True)
     for chosen in tokens:
         if chosen.item() == tokenizer.eot:
             break
         ids.append(chosen.item())
         text = tokenizer.decode(ids)
         if text.startswith(shown) and not text.endswith("\ufffd"):
-            print(text[len(shown) :], end="", flush=True)
+            print(_shown(text[len(shown) :]), end="", flush=True)
             shown = text
-    print(tokenizer.decode(ids)[len(shown) :])
+    print(_shown(tokenizer.decode(ids)[len(shown) :]))
 
 
 def _print_all(tokens, ids, tokenizer, num):
@@ -79,7 +85,7 @@ def _print_all(tokens, ids, tokenizer, num):
         if not open_ones:
             break
     for i, sample in enumerate(samples, 1):
-        print(f"--- {i} of {num} ---\n{tokenizer.decode(sample)}\n")
+        print(f"--- {i} of {num} ---\n{_shown(tokenizer.decode(sample))}\n")
 
 
 def _arguments(argv):

@@ -9,6 +9,7 @@ import os
 import sys
 from pathlib import Path
 
+from toolkit import escape
 from toolkit.command import DIVERGED, PREEMPTED, clean, kind_of, refuse_code, run_command
 
 
@@ -121,13 +122,13 @@ def _train(arguments, config, code, experiment, blank, run) -> int:
         except Diverged as error:
             if main_process:
                 run.write_status("diverged", reason=str(error))
-                print(f"error: diverged at {error}", file=sys.stderr)
+                print(escape.block(f"error: diverged at {error}"), file=sys.stderr)
             return DIVERGED
         except BaseException as error:
             if main_process:
                 run.write_status("failed", reason=clean(error), kind=kind_of(error))
             if signals.caught and isinstance(error, OSError):
-                print(f"error: stopped by a signal, and not saved: {error}", file=sys.stderr)
+                print(escape.block(f"error: stopped by a signal, and not saved: {error}"), file=sys.stderr)
                 return 128 + signals.caught
             raise
         if main_process:

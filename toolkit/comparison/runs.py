@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from toolkit.disk import read_json
 METRIC, ALPHA, EFFECT = "val_full/loss_nats", 0.05, 0.02
 CURVE = "val/loss_nats"  # what is measured along the way; METRIC is measured once, at the end
 SEED = "Experiment.seed"
+LARGEST = 1e100  # a value beyond it is no measurement: its square would be none that a float holds
 LOWER_IS_BETTER = ("loss_nats", "bits_per_byte", "perplexity")  # what the toolkit writes; others have to be declared
 
 
@@ -359,6 +359,6 @@ def _sha256(file: Path) -> str:
 
 def _finite(value: object) -> bool:
     try:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(float(value)) < LARGEST
     except OverflowError:  # an integer that no float can hold
         return False
