@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from runs import small_run
 
-from toolkit import generate
+from toolkit import evaluate, generate
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,6 +42,31 @@ def test_a_prompt_may_be_any_text(trained):
     for words, stdin in (((b"--prompt", "é\U0001f408".encode()), b""), ((b"--prompt", b"-"), "é\r\n".encode())):
         done = generated(trained, *words, stdin=stdin)
         assert done.returncode == 0 and "é".encode() in done.stdout
+
+
+def test_line_ends_and_a_byte_order_mark_of_standard_input_are_no_part_of_the_prompt(trained):
+    plain = generated(trained, b"--prompt", b"Once\nupon")
+    piped = generated(trained, b"--prompt", b"-", stdin=b"\xef\xbb\xbfOnce\r\nupon\r\n")
+    assert piped.returncode == 0 and piped.stdout == plain.stdout
+
+
+def test_a_lone_surrogate_in_a_prompt_is_refused():
+    with pytest.raises(ValueError, match=r"--prompt is not text: '\\ud800' at character 2 is half of a character"):
+        generate.main(["runs/a", "--prompt", "ab\ud800"])
+
+
+def test_a_run_is_sampled_on_its_own_number_of_threads(trained, tmp_path):
+    before = torch.get_num_threads()
+    try:
+        assert small_run(tmp_path, "a", "--stop-at", "4", bindings=("Experiment.threads = 2",)) == 0
+        for command in (["--max-tokens", "1"], None):
+            torch.set_num_threads(1)
+            assert (
+                generate.main([str(tmp_path / "a"), *command]) if command else evaluate.main([str(tmp_path / "a")])
+            ) == 0
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("flag", ["--seed", "--num", "--max-tokens", "--top-k"])

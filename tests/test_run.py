@@ -46,6 +46,13 @@ def test_a_run_leaves_what_the_contract_names(finished):
     assert (status["state"], status["step"]) == ("done", 12)
 
 
+def test_weights_that_break_before_a_sample_end_as_diverged(tmp_path):
+    more = ("AdamW.lr = 1e36", "Experiment.clip = None", "Experiment.sample_every = 1")
+    assert small_run(tmp_path, "a", bindings=more) == 3
+    assert json.loads((tmp_path / "a" / "status.json").read_text())["state"] == "diverged"
+    assert "the model's logits are not finite" in (tmp_path / "a" / "samples.md").read_text()
+
+
 def test_metrics_have_the_names_that_others_read(finished):
     train_rows = [row for row in journal.read(finished / "metrics.jsonl") if "train/loss_nats" in row]
     keys = {"step", "tokens", "train/loss_nats", "lr", "grad_norm", "time/step_ms", "time/tokens_per_s"}

@@ -12,6 +12,7 @@ from toolkit.command import run_command, take_imports
 def main(argv: list[str] | None = None) -> int:
     """The command."""
     arguments = _arguments(argv)
+    from toolkit import openmp
     from toolkit.compose import open_run
     from toolkit.objective import Objective
     from toolkit.scoring import evaluate
@@ -22,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
         arguments.run, arguments.overlays, arguments.bindings, imports=arguments.imports, code=not arguments.no_code
     )
     experiment, device = run.experiment, run.device
+    openmp.use_threads(experiment.threads)
     data = experiment.data(run.tokenizer, experiment.seq_len, experiment.seed)
     data.prepare()
     objective = Objective(run.model, experiment.loss(), run.tokenizer.eot if experiment.mask_documents else None)

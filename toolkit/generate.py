@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
 from toolkit import escape
@@ -15,12 +14,14 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _arguments(argv)
     import torch
 
+    from toolkit import openmp
     from toolkit.compose import open_run
     from toolkit.sampling import stream
     from toolkit.train import autocast
 
     prompt = _prompt(arguments.prompt)
     run = open_run(arguments.run, imports=arguments.imports, code=not arguments.no_code)
+    openmp.use_threads(run.experiment.threads)
     print(escape.line(f"{run.checkpoint} on {run.device.type}"), file=sys.stderr)
 
     def on_slide():
@@ -42,15 +43,20 @@ def main(argv: list[str] | None = None) -> int:
 
 def _prompt(given: str) -> str:
     """The prompt, or what standard input holds for "-". Raises ValueError for text that is not UTF-8."""
-    data = sys.stdin.buffer.read() if given == "-" else os.fsencode(given)
     try:
+        data = sys.stdin.buffer.read() if given == "-" else given.encode("utf-8", "surrogateescape")
         text = data.decode("utf-8")
+    except UnicodeEncodeError as error:
+        character = given[error.start]
+        raise ValueError(
+            f"--prompt is not text: {ascii(character)} at character {error.start} is half of a character"
+        ) from error
     except UnicodeDecodeError as error:
         where = "standard input" if given == "-" else "--prompt"
         raise ValueError(
             f"{where} is not UTF-8: byte {data[error.start]:#04x} at offset {error.start}; convert the text"
         ) from error
-    return text.rstrip("\r\n") if given == "-" else text
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").rstrip("\n") if given == "-" else text
 
 
 def _shown(text: str) -> str:

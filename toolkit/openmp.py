@@ -1,24 +1,33 @@
 """How long threads spin where they wait for each other, bounded before torch is loaded.
 
-torch's OpenMP on Linux (libgomp) lets a thread that waits spin for milliseconds. Where other processes use the cores,
-the thread that is waited for can't run meanwhile, and a step takes a hundred times as long. A short spin costs nothing
-on a quiet machine. A setting of the user's own stays. No number of threads is changed, and no sum."""
+torch's OpenMP on Linux (libgomp) lets a thread that waits spin for milliseconds, that of its macOS and Windows builds
+(libomp, libiomp5) for 200. Where other processes use the cores, the thread that is waited for can't run meanwhile: on
+Linux a step took a hundred times as long; elsewhere nothing was measured. A setting of the user's own stays. No number
+of threads is changed, and no sum."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-SPINS = "1000"  # loops of a few nanoseconds; libgomp's own default is 300,000
-OWN = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+NAME, VALUE = ("GOMP_SPINCOUNT", "1000") if sys.platform == "linux" else ("KMP_BLOCKTIME", "1")  # loops; milliseconds
+OWN = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 _torch_was_loaded = "torch" in sys.modules
 _given = {name: os.environ[name] for name in OWN if name in os.environ}
 
 
 def bound_spin() -> None:
-    """Set GOMP_SPINCOUNT, unless the user says how threads wait. Processes that this one starts inherit it."""
+    """Bound the spin, unless the user says how threads wait. Processes that this one starts inherit it."""
     if not _given:
-        os.environ["GOMP_SPINCOUNT"] = SPINS
+        os.environ[NAME] = VALUE
+
+
+def use_threads(count: int | None) -> None:
+    """Compute with so many threads from here on; None leaves torch's own choice."""
+    import torch
+
+    if count is not None:
+        torch.set_num_threads(count)
 
 
 def in_force() -> str:
@@ -26,5 +35,5 @@ def in_force() -> str:
     if _given:
         return ", ".join(f"{name}={value}" for name, value in _given.items())
     if _torch_was_loaded:
-        return f"GOMP_SPINCOUNT={SPINS} without effect: torch was loaded before toolkit"
-    return f"GOMP_SPINCOUNT={SPINS}"
+        return f"{NAME}={VALUE} without effect: torch was loaded before toolkit"
+    return f"{NAME}={VALUE}"

@@ -78,16 +78,13 @@ def _tell(arguments) -> int:
 def _train(arguments, config, code, experiment, blank, run) -> int:
     """Open the run directory, train, and leave the truth about the end in status.json."""
 
-    import torch
-
-    from toolkit import checkpoint, distributed, facts, report
+    from toolkit import checkpoint, distributed, facts, openmp, report
     from toolkit.allocator import keeps_freed_memory
     from toolkit.signals import Interrupted, Signals
     from toolkit.train import Diverged, train
 
     main_process = distributed.rank() == 0
-    if experiment.threads:
-        torch.set_num_threads(experiment.threads)
+    openmp.use_threads(experiment.threads)
     alone = run.opened(config, arguments.allow_change) if main_process else contextlib.nullcontext()
 
     def lost(reason: str) -> None:

@@ -10,7 +10,12 @@ from torch import Tensor
 
 from toolkit.context import Context
 
+HOTTEST = 1e30  # a higher temperature draws evenly, as this does; infinity would give impossible tokens a chance
 COLDEST = 1e-30  # a lower temperature leaves all but the likeliest token without a chance, as 0 does
+
+
+class BrokenModel(ValueError):
+    """The model's logits are not finite, so no token can be drawn."""
 
 
 def stream(
@@ -34,7 +39,7 @@ def stream(
     is called the first time. ``temperature`` 0 takes the likeliest token; ``top_k`` keeps the k likeliest, ``top_p``
     the fewest whose probabilities reach p. ``compiled`` compiles the step of one token, which on a GPU is then replayed
     as one CUDA graph: for many tokens on a GPU, since it takes a minute and gains nothing on a CPU. Raises ValueError
-    where it is asked of a model that keeps no cache."""
+    where it is asked of a model that keeps no cache, and BrokenModel for logits that are not finite."""
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     tokens = torch.empty(num, len(ids) + count, dtype=torch.int64, device=device)
@@ -100,10 +105,10 @@ def _compiled(model, caches):
 
 
 def _choose(logits, temperature, top_k, top_p, generator):
-    """(num, V) -> (num,), one draw each. Raises ValueError for logits that are not finite, or all minus infinity."""
+    """(num, V) -> (num,), one draw each. Raises BrokenModel for logits that are not finite, or all minus infinity."""
     largest = logits.amax(-1, keepdim=True)
     if not largest.isfinite().all():
-        raise ValueError(
+        raise BrokenModel(
             "the model's logits are not finite: its weights are broken, or its training diverged; use an earlier "
             "checkpoint"
         )
@@ -112,6 +117,7 @@ def _choose(logits, temperature, top_k, top_p, generator):
     tokens = None  # of the columns; None where these are the vocabulary in its order
     if top_k is not None:
         logits, tokens = logits.topk(min(top_k, logits.shape[-1]))
+    temperature = min(temperature, HOTTEST)
     scaled = logits / temperature
     if temperature < 1:  # the quotient may be too large for a float; differences from the largest logit are not
         shifted = (logits - largest) / temperature

@@ -133,9 +133,9 @@ def measure(arms: list, threads: int, rounds: int = 1) -> dict[str, float]:
     from toolkit import distributed, report
 
     before, device, measured = torch.get_num_threads(), distributed.device(), {}
-    torch.set_num_threads(threads)
     for number in range(rounds):
         for arm in arms:
+            torch.set_num_threads(arm.config.flat["Experiment.threads"] or threads)
             report.say(f"measuring {arm.name}" + (f", round {number + 1} of {rounds}" if rounds > 1 else ""))
             seconds = _seconds_per_step(arm.config.build(), device)
             measured[arm.name] = min(seconds, measured.get(arm.name, math.inf))
@@ -171,7 +171,11 @@ def _seconds_per_step(experiment, device):
 
 
 def threads_for(jobs: int | None, plan) -> int:
-    """CPU threads of each job: an equal share. Recorded, since sums in another order are other sums."""
+    """CPU threads of each job: what the arms bind, the largest where they differ, else an equal share. Recorded, since
+    sums in another order are other sums."""
+    bound = [arm.config.flat["Experiment.threads"] for arm in plan.arms.values()]
+    if all(bound):
+        return max(bound)
     given = os.environ.get("OMP_NUM_THREADS", "")
     return int(given) if given.isdigit() and int(given) > 0 else max(1, (os.cpu_count() or 1) // (jobs or 1))
 

@@ -21,7 +21,7 @@ from toolkit.neighbours import Neighbours
 from toolkit.objective import Objective
 from toolkit.prefetch import prefetch
 from toolkit.registry import able, register
-from toolkit.sampling import generate
+from toolkit.sampling import BrokenModel, generate
 from toolkit.scoring import evaluate
 from toolkit.seeding import named_seed
 from toolkit.signals import Interrupted, Signals
@@ -302,9 +302,13 @@ def judge(
 
 
 def sample(experiment: Experiment, parts: Parts, step: int) -> str:
-    """Text from the model as it is, the same whenever this step is sampled."""
+    """Text from the model as it is, the same whenever this step is sampled; or why there is none: that the weights are
+    broken is for the next step's loss to tell, which ends the run as diverged."""
     options = {"temperature": experiment.sample_temperature, "seed": named_seed(experiment.seed, "sample", step)}
-    return generate(parts.model, parts.tokenizer, experiment.sample_prompt, experiment.sample_tokens, **options)
+    try:
+        return generate(parts.model, parts.tokenizer, experiment.sample_prompt, experiment.sample_tokens, **options)
+    except BrokenModel as error:
+        return f"(no sample: {error})"
 
 
 @contextlib.contextmanager

@@ -168,7 +168,8 @@ def independent(base: dict, other: dict) -> dict[str, str]:
     for key in {**base, **other}:
         was, now = base.get(key, "absent"), other.get(key, "absent")
         alone = key.rpartition(".")[0] in parts[0] ^ parts[1]
-        if key != SEED and was != now and not alone:
+        later = (was, now) in (("absent", None), (None, "absent"))  # an older toolkit did not have this knob
+        if key != SEED and was != now and not alone and not later:
             found[key] = f"{key} {show(was)} -> {show(now)}"
     return found
 
