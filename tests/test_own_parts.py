@@ -200,3 +200,22 @@ def test_parts_that_load_are_listed_beside_a_file_that_does_not(tmp_path):
     done = command("toolkit.components", "list", "--kind", "attention", *imports)
     assert done.returncode == 0 and "MeanAttention" in done.stdout and "FlashAttention" in done.stdout
     assert f"{tmp_path}/broken_part.py:1" in done.stderr and "ZeroDivisionError" in done.stderr
+
+
+@pytest.mark.parametrize("way", ["import in a file", "--import a module", "--import a file"])
+@pytest.mark.parametrize("raised", ["Panic('no such thing')", "SystemExit(0)"])
+def test_whatever_an_import_raises_is_told_with_its_line(way, raised, tmp_path):
+    """Modules compiled from Rust raise an exception that is no Exception."""
+    name = f"broken_{'panic' if 'Panic' in raised else 'exit'}"
+    (tmp_path / f"{name}.py").write_text(f"class Panic(BaseException):\n    pass\n\n\nraise {raised}\n")
+    (tmp_path / "x.gin").write_text(f"import {name}\n" if way == "import in a file" else "")
+    imports = {
+        "import in a file": [],
+        "--import a module": ["--import", name],
+        "--import a file": ["--import", f"{name}.py"],
+    }
+    words = [sys.executable, "-m", "toolkit.run", "gin/model/tiny.gin", "x.gin", *imports[way], "--dry-run"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert raised.split("(")[0] in done.stderr and f"{name}.py:5" in done.stderr, done.stderr

@@ -115,7 +115,9 @@ def load_module(name: str) -> None:
     """Import a module for the parts it registers. Raises ValueError with the reason when that fails."""
     try:
         importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # a script that ends by sys.exit is no reason to end here
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a script that calls sys.exit, a panic of a compiled module
         raise ValueError(f"can't import {name!r}: {_told(error)}") from error
 
 
@@ -175,8 +177,10 @@ def _execute(file: Path) -> None:
     sys.modules[file.stem] = module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         del sys.modules[file.stem]
+        if isinstance(error, KeyboardInterrupt):
+            raise
         raise ValueError(f"can't import {file}: {_told(error)}") from error
 
 
@@ -187,7 +191,9 @@ def load_entry_points() -> list[str]:
     for point in _points():
         try:
             point.load()
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             failures.append(f"entry point {point.name} = {point.value}: {_told(error)}")
     return failures
 

@@ -50,8 +50,8 @@ def footer(run: Path, ended: dict, prompt: str) -> None:
         console.print(f"sample at step {int(last[0]):,}:\n", style="dim")
         console.print(last[1].strip() + "\n")
     if ended["state"] != "done":
-        console.print(f"{ended['state']} at step {ended['step']:,}; continue with --name {run.name} --resume")
-    console.print(f"curve: {run / 'curve.png'}\nnext:")
+        say(f"{ended['state']} at step {ended['step']:,}; continue with --name {run.name} --resume")
+    say(f"curve: {run / 'curve.png'}\nnext:")
     for command in (
         f"python -m toolkit.generate {shlex.quote(str(run))} --prompt {shlex.quote(prompt)}",
         f"python -m toolkit.evaluate {shlex.quote(str(run))}",
