@@ -1,12 +1,15 @@
 """A folder from a stranger may hold links. Nothing is written or deleted through one, and code is announced."""
 
+import contextlib
 import os
 import shutil
 
 import pytest
+from plans import Inline, write_plan
 from runs import command, small_run
 
-from toolkit import disk, run
+from toolkit import ablate, compare, disk, run
+from toolkit.comparison import figures
 from toolkit.compose import open_run
 
 
@@ -83,6 +86,47 @@ def test_a_run_may_itself_be_a_link_and_hold_links_that_stay_inside(given, tmp_p
     folder.rename(elsewhere)
     folder.symlink_to(elsewhere)
     assert small_run(folder.parent, "a", "--resume") == 0
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A plan's folder with its jobs done, compared once; read, never written to."""
+    root = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ablate, "_launcher", lambda *_: Inline())
+        patch.setattr(figures, "draw", lambda comparison: {})
+        assert ablate.main([str(write_plan(root)), "--runs", str(root / "runs")]) == 0
+    return root
+
+
+PLAN_FILES = ("plan.json", "plan.gin", "common.gin", "plan.json.tmp", "plan.gin.tmp", "common.gin.tmp", ".lock")
+TABLES = tuple(f"compare/{name}" for name in ("compare.html", "report.md", "compare.csv", "compare.json"))
+PLAN_FOLDERS = ("compare", "compare/tensorboard")
+
+
+@pytest.mark.parametrize("name", PLAN_FILES + TABLES + PLAN_FOLDERS + ("compare/report.md.tmp", "rope-s0"))
+@pytest.mark.parametrize("module", [compare, ablate], ids=["compare", "ablate"])
+def test_nothing_is_written_through_a_link_in_a_folder_of_a_plan(name, module, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablate, "_launcher", lambda *_: Inline())
+    monkeypatch.setattr(figures, "draw", lambda comparison: {})
+    folder, outside = tmp_path / "runs" / "question", tmp_path / "outside"
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    outside.mkdir()
+    (outside / "precious").write_text("as it was")
+    there = folder / name
+    if there.is_dir():
+        shutil.rmtree(there)
+    there.unlink(missing_ok=True)
+    there.parent.mkdir(exist_ok=True)
+    there.symlink_to(outside if "." not in there.name and name != ".lock" else outside / "precious")
+    words = (
+        [str(folder)]
+        if module is compare
+        else [str(tmp_path / "question" / "plan.gin"), "--runs", str(tmp_path / "runs")]
+    )
+    with contextlib.suppress(ValueError):
+        module.main(words)
+    assert untouched(outside)
 
 
 def test_a_draft_that_is_a_link_is_replaced(tmp_path):

@@ -1,9 +1,5 @@
 """The frame: kinds of part, registry, guards, model, loop and commands. It knows no part by name."""
 
-from toolkit import openmp
-
-openmp.bound_spin()  # here, since it has no effect once torch is loaded
-
 
 def load(run: str, imports: tuple[str, ...] = ()):
     """(model, tokenizer) of a run or a checkpoint in one, the model in evaluation mode: for notebooks. ``imports`` are

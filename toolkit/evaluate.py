@@ -14,6 +14,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _arguments(argv)
     from toolkit import openmp
     from toolkit.compose import open_run
+    from toolkit.neighbours import watched
     from toolkit.objective import Objective
     from toolkit.scoring import evaluate
     from toolkit.terminal import Terminal
@@ -29,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     objective = Objective(run.model, experiment.loss(), run.tokenizer.eot if experiment.mask_documents else None)
     windows = data.windows(arguments.split)
     batch = max(1, experiment.batch_size // experiment.accumulate)
-    with autocast(experiment, device):
+    with autocast(experiment, device), watched(device):
         score = evaluate(objective, data, run.tokenizer, batch, windows, device, arguments.split)
     facts = {"checkpoint": str(run.checkpoint), "split": arguments.split, "windows": windows}
     if arguments.json:

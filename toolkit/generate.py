@@ -16,6 +16,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from toolkit import openmp
     from toolkit.compose import open_run
+    from toolkit.neighbours import watched
     from toolkit.sampling import stream
     from toolkit.train import autocast
 
@@ -30,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     ids = [int(i) for i in run.tokenizer.encode(prompt)] or [run.tokenizer.eot]
     options = {"temperature": arguments.temperature, "top_k": arguments.top_k, "top_p": arguments.top_p}
     options |= {"compiled": arguments.compile}
-    with autocast(run.experiment, run.device), torch.no_grad():
+    with autocast(run.experiment, run.device), torch.no_grad(), watched(run.device):
         tokens = stream(
             run.model, ids, arguments.max_tokens, num=arguments.num, seed=arguments.seed, on_slide=on_slide, **options
         )

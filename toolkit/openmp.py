@@ -1,25 +1,18 @@
-"""How long threads spin where they wait for each other, bounded before torch is loaded.
+"""Threads of torch's CPU kernels: how many, and how long one that waits for the others spins before it sleeps.
 
-torch's OpenMP on Linux (libgomp) lets a thread that waits spin for milliseconds, that of its macOS and Windows builds
-(libomp, libiomp5) for 200. Where other processes use the cores, the thread that is waited for can't run meanwhile: on
-Linux a step took a hundred times as long; elsewhere nothing was measured. A setting of the user's own stays. No number
-of threads is changed, and no sum."""
+torch's OpenMP on Linux (libgomp) spins for milliseconds. On a quiet machine that is fast: to put a thread to sleep and
+wake it takes longer than most kernels, in a virtual machine above all. Beside other processes it is ruinous: the thread
+that is waited for can't run on a core that spins. ``ShortSpin`` makes the spin short, which changes neither the number
+of threads nor any sum."""
 
 from __future__ import annotations
 
+import ctypes
 import os
-import sys
+import threading
+from pathlib import Path
 
-NAME, VALUE = ("GOMP_SPINCOUNT", "1000") if sys.platform == "linux" else ("KMP_BLOCKTIME", "1")  # loops; milliseconds
-OWN = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
-_torch_was_loaded = "torch" in sys.modules
-_given = {name: os.environ[name] for name in OWN if name in os.environ}
-
-
-def bound_spin() -> None:
-    """Bound the spin, unless the user says how threads wait. Processes that this one starts inherit it."""
-    if not _given:
-        os.environ[NAME] = VALUE
+OWN = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")  # variables by which a user says how threads wait
 
 
 def use_threads(count: int | None) -> None:
@@ -32,8 +25,60 @@ def use_threads(count: int | None) -> None:
 
 def in_force() -> str:
     """How threads wait, in words, for the facts of a run."""
-    if _given:
-        return ", ".join(f"{name}={value}" for name, value in _given.items())
-    if _torch_was_loaded:
-        return f"{NAME}={VALUE} without effect: torch was loaded before toolkit"
-    return f"{NAME}={VALUE}"
+    given = [f"{name}={os.environ[name]}" for name in OWN if name in os.environ]
+    adapted = "short while other processes fill the cores" if _parallel() else "as OpenMP's default is"
+    return ", ".join(given) or adapted
+
+
+class ShortSpin:
+    """While it is held, libgomp's threads spin for microseconds, then sleep.
+
+    libgomp does so by itself when a process has more OpenMP threads than cores. A second team of threads that sleep,
+    kept by a thread of its own, makes it so; when that thread ends, so does its team. Without effect where torch
+    computes with another OpenMP."""
+
+    def __init__(self):
+        self._release = threading.Event()
+        self._keeper: threading.Thread | None = None
+
+    @property
+    def held(self) -> bool:
+        return self._keeper is not None
+
+    def hold(self) -> None:
+        """Start the second team, unless it is there or the user says how threads wait."""
+        parallel = _parallel()
+        if self.held or parallel is None or any(name in os.environ for name in OWN):
+            return
+        self._release.clear()
+        started = threading.Event()
+        self._keeper = threading.Thread(target=_keep, args=(parallel, started, self._release), daemon=True)
+        self._keeper.start()
+        started.wait()
+
+    def release(self) -> None:
+        """End the second team, if it is there."""
+        if self._keeper is not None:
+            self._release.set()
+            self._keeper.join()
+            self._keeper = None
+
+
+def _keep(parallel, started: threading.Event, release: threading.Event) -> None:
+    """Run a function that does nothing on more threads than there are cores; they sleep until this thread ends."""
+    nothing = ctypes.cast(ctypes.CDLL(None).getpid, ctypes.c_void_p)
+    parallel(nothing, None, ctypes.c_uint((os.cpu_count() or 1) + 1), ctypes.c_uint(0))
+    started.set()
+    release.wait()
+
+
+def _parallel():
+    """libgomp's entry point of a parallel region, of the libgomp that torch uses; None if torch uses another OpenMP."""
+    import torch
+
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:
+        loaded = ctypes.CDLL(str(library))
+        return None if hasattr(loaded, "kmp_set_blocktime") else loaded.GOMP_parallel
+    except (OSError, AttributeError):
+        return None

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from toolkit import checkpoint, distributed
 from toolkit.allocator import keep_freed_memory
 from toolkit.journal import Journal
-from toolkit.neighbours import Neighbours
+from toolkit.neighbours import watched
 from toolkit.objective import Objective
 from toolkit.prefetch import prefetch
 from toolkit.registry import able, register
@@ -188,10 +188,10 @@ def train(
     micro_steps = range(start * experiment.accumulate, last * experiment.accumulate)
     batches = prefetch(lambda i: data.batch("train", i, micro_batch), (i * world + rank for i in micro_steps), device)
     since, since_step = time.perf_counter(), start
-    neighbours = Neighbours() if world == 1 and device.type == "cpu" else None
 
     tracing = traced(experiment.profile_steps if main else None, run_dir, device)
-    with contextlib.closing(batches), contextlib.closing(journal), tracing as trace_step:
+    watching = watched(device) if world == 1 else contextlib.nullcontext()
+    with contextlib.closing(batches), contextlib.closing(journal), tracing as trace_step, watching:
         for step in range(start, last + 1):
             # ---- once in a while: evaluate, sample, save ----------------------------------------------------------
             pause = time.perf_counter()
@@ -279,8 +279,6 @@ def train(
                     "time/step_ms": 1000 * seconds,
                     "time/tokens_per_s": tokens_per_step / seconds,
                 }
-                if neighbours:
-                    neighbours.look()
                 row |= {"time/mfu": row["time/tokens_per_s"] / peak_tokens_per_s} if peak_tokens_per_s else {}
                 journal.row(step, row | {name: float(value) for name, value in metrics.items()})
 
