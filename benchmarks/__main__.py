@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import measure
-from toolkit.disk import write_text
+from toolkit.store.disk import write_text
 
 RUNS = {  # name -> command
     "train": ["benchmarks.train"],

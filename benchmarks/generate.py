@@ -25,8 +25,8 @@ from components.mixer import SelfAttention
 from components.norm import LayerNorm
 from components.position import RoPE
 from toolkit.command import run_command
+from toolkit.loop.sampling import stream
 from toolkit.model import GPT
-from toolkit.sampling import stream
 
 PROMPT, LENGTHS = 32, 8
 SLOTS = {"block": PreNorm, "mixer": SelfAttention, "position": RoPE, "attention": FlashAttention}

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from toolkit.facts import environment
+from toolkit.rundir.facts import environment
 
 TOLERANCE = 0.1  # how far the probe may move within a round
 

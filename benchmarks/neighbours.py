@@ -1,8 +1,8 @@
 """``python -m benchmarks.neighbours``: the quick start's steps on a quiet machine, and beside other busy processes.
 
-Four ways take turns: the default, which adapts to a full machine (toolkit/neighbours.py); libgomp's own long spin; a
-spin bounded once and for all; and one thread. Beside 0, 1, 2 and 4 busy processes. The tables hold tokens per second of
-training steps, evaluations and start not included. Two bars are judged: quiet, the default reaches 0.98 of the long
+Four ways take turns: the default, which adapts to a full machine (toolkit/cpu/neighbours.py); libgomp's own long spin;
+a spin bounded once and for all; and one thread. Beside 0, 1, 2 and 4 busy processes. The tables hold tokens per second
+of training steps, evaluations and start not included. Two bars are judged: quiet, the default reaches 0.98 of the long
 spin; beside four busy processes, 0.8 of one thread. About a quarter of an hour; with --rounds 1 five minutes."""
 
 from __future__ import annotations

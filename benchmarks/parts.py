@@ -11,7 +11,7 @@ import numpy as np
 from annotated_types import Gt
 
 from toolkit.registry import register
-from toolkit.tokens import TokenFiles, reads_token_files
+from toolkit.text.tokens import TokenFiles, reads_token_files
 
 
 @register("tokenizer")

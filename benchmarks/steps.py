@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from benchmarks import measure
 from benchmarks.peers import PEERS, Sizes
-from toolkit.allocator import keep_freed_memory
 from toolkit.compose import compose
-from toolkit.prefetch import prefetch
-from toolkit.products import fits, product
+from toolkit.cpu.allocator import keep_freed_memory
+from toolkit.cpu.products import fits, product
+from toolkit.loop.prefetch import prefetch
 from toolkit.seeding import named_seed
 from toolkit.train import Experiment, Parts, autocast, build
 

@@ -30,7 +30,7 @@ import numpy as np
 
 from components.stories import story
 from components.tokenizer import Tiktoken
-from toolkit.tokens import TokenFiles
+from toolkit.text.tokens import TokenFiles
 
 BATCH = 1_000  # documents that the peers encode at a time
 VAL = "Once upon a time there was a small validation split. The end.\n"

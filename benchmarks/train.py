@@ -23,7 +23,7 @@ from benchmarks.measure import Spread
 from benchmarks.peers import Sizes
 from toolkit import run as run_command
 from toolkit.command import run_command as guarded
-from toolkit.facts import peak_flops
+from toolkit.rundir.facts import peak_flops
 
 ON_CPU, ON_GPU = Sizes(8192), Sizes(100_277, dim=768, layers=12, heads=12, context=1024, hidden=2048)
 VOCABULARIES = {"cpu": (8192, 100_277), "cuda": (100_277, 50_257)}

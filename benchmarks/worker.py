@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import measure, steps
 from benchmarks.peers import Sizes
-from toolkit.facts import peak_memory
+from toolkit.rundir.facts import peak_memory
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 

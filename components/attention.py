@@ -9,8 +9,8 @@ from annotated_types import Ge, Gt
 from torch import nn
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from toolkit import blockwise
 from toolkit.context import Mask
+from toolkit.cpu import blockwise
 from toolkit.registry import register
 
 

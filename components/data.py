@@ -15,10 +15,10 @@ from typing import Annotated
 
 from annotated_types import Gt, Lt, MinLen
 
-from toolkit import textfiles
-from toolkit.disk import sha256
 from toolkit.registry import register
-from toolkit.tokens import TokenFiles, reads_token_files
+from toolkit.store.disk import sha256
+from toolkit.text import textfiles
+from toolkit.text.tokens import TokenFiles, reads_token_files
 
 Share = Annotated[float, Gt(0), Lt(1)]
 PAUSES = (0, 1)  # seconds before each look for the Hub: a network may be away for a moment

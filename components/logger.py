@@ -26,8 +26,8 @@ from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
-from toolkit import journal
 from toolkit.registry import register
+from toolkit.store import journal
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor, nn
 
-from toolkit import products
-from toolkit.operation import operation
+from toolkit.cpu import products
+from toolkit.cpu.operation import operation
 from toolkit.registry import register
 
 ZLoss = Annotated[float, Ge(0)]

@@ -8,7 +8,7 @@ from annotated_types import Ge, Gt, Interval
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from toolkit.operation import operation
+from toolkit.cpu.operation import operation
 from toolkit.registry import register
 
 

@@ -17,7 +17,7 @@ from typing import Annotated
 from annotated_types import Ge, Gt
 
 from toolkit.registry import register
-from toolkit.tokens import TokenFiles, reads_token_files
+from toolkit.text.tokens import TokenFiles, reads_token_files
 
 # Grammar notation, for every table below: [a|b|] picks one alternative (maybe empty), <name> picks from that bank,
 # {slot} is a fact of the story's world, and ^ asks for a capital where the rule for sentence starts cannot know.

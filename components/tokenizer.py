@@ -31,8 +31,8 @@ from typing import Annotated, NamedTuple
 import numpy as np
 from annotated_types import Ge
 
-from toolkit.encoding import encode_all
 from toolkit.registry import register
+from toolkit.text.encoding import encode_all
 
 log = logging.getLogger("toolkit")
 

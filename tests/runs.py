@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from toolkit import journal, run
+from toolkit import run
+from toolkit.store import journal
 
 SMALL = (
     "GPT.dim = 32",

@@ -13,10 +13,11 @@ import pytest
 from plans import COMMON, Inline, write_plan
 from runs import command, facts, rows
 
-from toolkit import ablate, jobs
-from toolkit.config import ConfigError
-from toolkit.disk import write_json
-from toolkit.jobs import Standing, choose
+from toolkit import ablate
+from toolkit.ablation import jobs
+from toolkit.ablation.jobs import Standing, choose
+from toolkit.config.layers import ConfigError
+from toolkit.store.disk import write_json
 
 ROOT = Path(__file__).parent.parent
 
@@ -251,7 +252,7 @@ def test_a_stop_in_the_middle_loses_nothing(tmp_path, number, code, inline, monk
 @pytest.mark.slow
 def test_submitit_runs_jobs_and_requeues_one_that_is_preempted(tmp_path, monkeypatch):
     pytest.importorskip("submitit")
-    from toolkit import launch
+    from toolkit.ablation import launch
 
     submitted, preempted = [], []
 

@@ -12,7 +12,7 @@ TESTS = Path(__file__).parent
 FAULTS = """
 import resource, sys
 import numpy as np
-from toolkit.allocator import keep_freed_memory
+from toolkit.cpu.allocator import keep_freed_memory
 if sys.argv[1] == "train":
     from runs import facts, small_run
     from pathlib import Path

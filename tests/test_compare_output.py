@@ -11,9 +11,9 @@ from rich.cells import cell_len
 from test_compare import compared, output, with_rates, write_plan
 
 from toolkit import ablate, compare
+from toolkit.ablation.jobs import Schedule, Standing
 from toolkit.comparison import assemble, figures, page, record, runs, screen, text
-from toolkit.jobs import Schedule, Standing
-from toolkit.terminal import Column, Terminal, grid
+from toolkit.output.terminal import Column, Terminal, grid
 
 LONG = "post-layernorm-with-a-name-that-nobody-wants-to-read"
 
@@ -141,7 +141,7 @@ def test_a_long_banner_is_cut_where_nothing_more_is_asked_for(tmp_path):
 
 
 def test_ablate_ends_with_the_answer(many, capsys, monkeypatch, caplog):
-    monkeypatch.setattr("toolkit.report.console", Terminal(width=100))
+    monkeypatch.setattr("toolkit.rundir.report.console", Terminal(width=100))
     ablate._answer(many)
     out = capsys.readouterr().out
     assert "Of 39 arms: " in out and sum(line.startswith(("better", "worse")) for line in out.splitlines()) > 5
@@ -166,14 +166,14 @@ def test_the_live_table_keeps_a_line_for_a_job(monkeypatch):
     schedule.plan, schedule.jobs, schedule.launcher = Plan, [Job], type("Launcher", (), {"slots": 1})
     schedule.standing = {"x-s0": Standing("running", 5, 2.5)}
     console = Terminal(file=io.StringIO(), width=60, height=30)
-    monkeypatch.setattr("toolkit.report.console", console)
+    monkeypatch.setattr("toolkit.rundir.report.console", console)
     console.print(schedule.table())
     lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
     assert len(lines) == 3 and "post" in lines[1] and "5/100" in lines[1] and "2.5000" in lines[1]
 
 
 def test_a_job_whose_files_hold_other_kinds_of_value_stands_somehow(tmp_path):
-    from toolkit.jobs import standing
+    from toolkit.ablation.jobs import standing
 
     folder = write_plan(tmp_path, {}, seeds=[0]) / "rope-s0"
     for status in ({"state": ["done"], "step": "x"}, {"state": "running", "step": None}, {"state": {}, "step": 1.5}):

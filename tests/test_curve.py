@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from toolkit.curve import _limits, _rows, _series, _smooth, draw
+from toolkit.rundir.curve import _limits, _rows, _series, _smooth, draw
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -11,9 +11,9 @@ import pytest
 from components.tokenizer import Bytes, Tiktoken
 from toolkit.compose import load_shelf
 from toolkit.conformance import Bench, lines
-from toolkit.encoding import Disagreement, Unencodable, encode_all, has_batches, referee
 from toolkit.registry import entry_of
-from toolkit.tokens import TokenFiles
+from toolkit.text.encoding import Disagreement, Unencodable, encode_all, has_batches, referee
+from toolkit.text.tokens import TokenFiles
 
 load_shelf()
 STORIES = [f"Story {i}: Zoë saw {i} red balls — and one more." for i in range(300)]

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from test_compare import METRIC, STEPS, arm, compared, fired, plain, write_plan, write_run  # noqa: F401
 
-from toolkit import compare, disk, journal, seal
+from toolkit import compare
+from toolkit.ablation.plan import read
 from toolkit.comparison import runs
-from toolkit.config import ConfigError
-from toolkit.facts import initial_values, package_digest
-from toolkit.plan import read
+from toolkit.config.layers import ConfigError
+from toolkit.rundir.facts import initial_values, package_digest
+from toolkit.store import disk, journal, seal
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import mutants
 import pytest
 
 from toolkit.compose import compose, try_build
-from toolkit.config import ConfigError
-from toolkit.guard import nearest
+from toolkit.config.guard import nearest
+from toolkit.config.layers import ConfigError
 
 NOT_GIN = "(strings need quotes; True, False and None are capitalised; there is no arithmetic)"
 NORMS = "LayerNorm, RMSNorm, ScaleNorm, DynamicTanh, NoNorm"

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from toolkit import heartbeat
-from toolkit.heartbeat import Heartbeat
+from toolkit.parallel import heartbeat
+from toolkit.parallel.heartbeat import Heartbeat
 
 BROKEN = RuntimeError("Connection closed by peer")
 
@@ -103,7 +103,7 @@ def test_an_error_of_ones_own_is_blamed_on_nobody(pair):
 
 @pytest.mark.slow
 def test_ranks_that_start_from_different_steps_refuse_without_torchrun_as_well():
-    program = "from toolkit import distributed as d\nwith d.joined(9, print) as cpu:\n"
+    program = "from toolkit.parallel import distributed as d\nwith d.joined(9, print) as cpu:\n"
     program += "    d.agree('the step', 4 * d.rank(), cpu)"
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from toolkit import journal
-from toolkit.journal import Entries, Journal, LoggerThread, read
+from toolkit.store import journal
+from toolkit.store.journal import Entries, Journal, LoggerThread, read
 
 ROOT = Path(__file__).parent.parent
 ROW = {"train/loss_nats": 2.5, "lr": 3e-4}
@@ -160,7 +160,7 @@ def test_a_logger_that_is_left_out_is_told_no_more(tmp_path, caplog):
 HANGS = """
 import sys, threading
 from pathlib import Path
-from toolkit import journal
+from toolkit.store import journal
 class Hangs:
     def __init__(self, run_dir, start_step):
         threading.Event().wait()
@@ -186,7 +186,7 @@ def test_a_process_ends_although_a_logger_hangs(tmp_path):
 FULL = """
 import resource, sys
 from pathlib import Path
-from toolkit.journal import Journal, read
+from toolkit.store.journal import Journal, read
 folder = Path(sys.argv[1])
 _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
 def room(size):
@@ -303,7 +303,7 @@ def test_a_cut_that_finds_no_room_changes_nothing(tmp_path):
 KILLED = """
 import os, sys
 from pathlib import Path
-from toolkit.journal import Journal
+from toolkit.store.journal import Journal
 def trace(event, arguments):
     if event == sys.argv[2] and str(arguments[0]).endswith("metrics.jsonl.tmp"):
         os.kill(os.getpid(), 9)

@@ -8,9 +8,10 @@ import pytest
 from plans import Inline, write_plan
 from runs import command, small_run
 
-from toolkit import ablate, compare, disk, run
+from toolkit import ablate, compare, run
 from toolkit.comparison import figures
 from toolkit.compose import open_run
+from toolkit.store import disk
 
 
 @pytest.fixture(scope="module")

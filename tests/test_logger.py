@@ -18,8 +18,8 @@ import pytest
 
 import components.logger as shelf
 from components.logger import CSV, Console, TensorBoard, WandB
-from toolkit.journal import Journal, read
 from toolkit.registry import CATALOG
+from toolkit.store.journal import Journal, read
 
 ROOT = Path(shelf.__file__).parents[1]
 CONFIG = {

@@ -14,11 +14,13 @@ from plans import COMMON, write_plan
 from runs import facts, small_run
 
 from benchmarks.neighbours import bars
-from toolkit import changes, cores, openmp, settle
-from toolkit import neighbours as neighbours_module
+from toolkit.ablation import settle
+from toolkit.ablation.plan import read
 from toolkit.comparison.guards import independent
-from toolkit.neighbours import Neighbours
-from toolkit.plan import read
+from toolkit.config import changes
+from toolkit.cpu import cores, openmp
+from toolkit.cpu import neighbours as neighbours_module
+from toolkit.cpu.neighbours import Neighbours
 
 ROOT = Path(__file__).parent.parent
 
@@ -30,7 +32,7 @@ libgomp = pytest.mark.skipif(openmp._parallel() is None, reason="torch computes 
 def test_threads_that_wait_sleep_while_a_short_spin_is_held_and_spin_before_and_after():
     code = """
 import time, torch
-from toolkit.openmp import ShortSpin
+from toolkit.cpu.openmp import ShortSpin
 torch.set_num_threads(2)
 values, spin = torch.ones(1000, 1000), ShortSpin()
 def seconds_of_cpu():
@@ -190,7 +192,7 @@ def _after(seconds, each):
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or os.cpu_count() < 2, reason="takes a core of several")
 def test_only_the_cores_that_this_process_may_use_count():
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-    code += "from toolkit.neighbours import Neighbours; print(Neighbours()._before[3])"
+    code += "from toolkit.cpu.neighbours import Neighbours; print(Neighbours()._before[3])"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.stdout == "1\n", done.stderr

@@ -12,12 +12,12 @@ from torch import nn
 
 from components.optimizer import AdamW, Muon, ScheduleFreeAdamW
 from components.schedule import WarmupStableCosine, WarmupStableDecay, WarmupStableSqrt
-from toolkit import checkpoint
 from toolkit.compose import open_run
-from toolkit.facts import memory
 from toolkit.groups import parameter_groups
 from toolkit.objective import Objective
 from toolkit.registry import CATALOG
+from toolkit.rundir.facts import memory
+from toolkit.store import checkpoint
 
 
 def gpt(**overrides):

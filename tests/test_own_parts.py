@@ -118,7 +118,7 @@ BROKEN = {
 @pytest.mark.parametrize("source", BROKEN)
 def test_a_part_that_can_not_be_registered_is_refused_with_the_reason(source, tmp_path):
     from toolkit.compose import compose
-    from toolkit.config import ConfigError
+    from toolkit.config.layers import ConfigError
 
     head, body = source.split("class", 1)
     file = tmp_path / f"broken_part_{list(BROKEN).index(source)}.py"

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from plans import COMMON, PLAN, write_plan
 
-from toolkit import match
+from toolkit.ablation import match
+from toolkit.ablation.plan import beyond, differing, read
 from toolkit.compose import compose
-from toolkit.config import ConfigError
-from toolkit.plan import beyond, differing, read
+from toolkit.config.layers import ConfigError
 
 MULTI = {"arms": {"a": [], "b": ["GPT.position = @NoPE"], "c": ["GPT.position = @Learned"]}}
 

@@ -7,7 +7,7 @@ from runs import facts, rows, small_run
 from torch.profiler import ProfilerActivity, profile
 
 from components.loss import ChunkedCrossEntropy
-from toolkit import products
+from toolkit.cpu import products
 from toolkit.linear import Linear
 from toolkit.model import Head
 

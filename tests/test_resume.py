@@ -8,11 +8,13 @@ import pytest
 from plans import write_plan
 from runs import rows, small_run
 
-from toolkit import changes, checkpoint, plan
-from toolkit.config import ConfigError
-from toolkit.disk import read_json, write_json
-from toolkit.rundir import RunDir
-from toolkit.spikes import WINDOW, Spikes
+from toolkit.ablation import plan
+from toolkit.config import changes
+from toolkit.config.layers import ConfigError
+from toolkit.loop.spikes import WINDOW, Spikes
+from toolkit.rundir.folder import RunDir
+from toolkit.store import checkpoint
+from toolkit.store.disk import read_json, write_json
 from toolkit.train import Experiment
 
 
@@ -167,7 +169,7 @@ def test_a_status_that_finds_no_room_overwrites_the_old_one(tmp_path, monkeypatc
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("toolkit.rundir.write_json", full)
+    monkeypatch.setattr("toolkit.rundir.folder.write_json", full)
     RunDir(tmp_path, "a", resume=True).write_status("failed", reason="no room")
     assert read_json(tmp_path / "a" / "status.json")["state"] == "failed"
 
@@ -178,7 +180,7 @@ def test_facts_that_find_no_room_at_the_end_fail_the_run(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         write_json(path, value)
 
-    monkeypatch.setattr("toolkit.rundir.write_json", full)
+    monkeypatch.setattr("toolkit.rundir.folder.write_json", full)
     with pytest.raises(OSError, match="No space left"):
         small_run(tmp_path, "a")
     assert read_json(tmp_path / "a" / "status.json")["state"] == "failed"

@@ -16,9 +16,11 @@ from runs import arguments, command, facts, rows, small_run, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import toolkit
-from toolkit import checkpoint, evaluate, generate, journal, run, sampling
-from toolkit.facts import peak_flops
-from toolkit.seal import unseal_text
+from toolkit import evaluate, generate, run
+from toolkit.loop import sampling
+from toolkit.rundir.facts import peak_flops
+from toolkit.store import checkpoint, journal
+from toolkit.store.seal import unseal_text
 from toolkit.train import Diverged
 
 ROOT = Path(__file__).parent.parent
@@ -79,7 +81,7 @@ def test_the_facts_are_a_receipt(finished):
 
 
 def test_peak_memory_is_that_of_the_process_and_not_of_what_started_it():
-    told = "import torch; from toolkit.facts import peak_memory; print(peak_memory(torch.device('cpu')))"
+    told = "import torch; from toolkit.rundir.facts import peak_memory; print(peak_memory(torch.device('cpu')))"
     large = f"import subprocess, sys; kept = b'x' * 10**9; subprocess.run([sys.executable, '-c', {told!r}], check=True)"
     done = subprocess.run([sys.executable, "-c", large], cwd=ROOT, capture_output=True, text=True, check=True)
     assert 5e7 < int(done.stdout) < 8e8

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from runs import command, small_run
 
-from toolkit import run, safety
+from toolkit import run
 from toolkit.compose import compose, open_run
-from toolkit.config import ConfigError
-from toolkit.seal import unseal_text
+from toolkit.config import safety
+from toolkit.config.layers import ConfigError
+from toolkit.store.seal import unseal_text
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from conftest import tiny_gpt
 
 from components.attention import SDPA, FlashAttention, MathAttention
 from components.position import ALiBi, RoPE
-from toolkit import sampling
 from toolkit.context import Context
+from toolkit.loop import sampling
 from toolkit.model import Head
 
 

@@ -7,9 +7,10 @@ import shutil
 import pytest
 from runs import facts, rows, small_run
 
-from toolkit import disk, journal, run, seal
-from toolkit.checkpoint import read_manifest
+from toolkit import run
 from toolkit.compose import open_run
+from toolkit.store import disk, journal, seal
+from toolkit.store.checkpoint import read_manifest
 
 OWN = '''"""A norm of one's own."""
 from torch import nn

@@ -16,9 +16,9 @@ from pyarrow import parquet
 
 from components.data import HubDataset, TextFiles
 from components.tokenizer import Bytes
-from toolkit import textfiles as module
-from toolkit.config import parse_file
-from toolkit.textfiles import documents, find_files
+from toolkit.config.layers import parse_file
+from toolkit.text import textfiles as module
+from toolkit.text.textfiles import documents, find_files
 
 ROOT = Path(__file__).parents[1]
 MARK = b"\xef\xbb\xbf"
@@ -354,8 +354,8 @@ def test_a_data_set_is_named_without_sums(tmp_path, monkeypatch):
 READ = """
 import sys, time, pyarrow.parquet, torch
 from pathlib import Path
-from toolkit.facts import peak_memory
-from toolkit.textfiles import documents
+from toolkit.rundir.facts import peak_memory
+from toolkit.text.textfiles import documents
 before, began = peak_memory(torch.device("cpu")), time.perf_counter()
 size = sum(len(document) for document in documents(Path(sys.argv[1]), "<|sep|>", "text"))
 print(size, peak_memory(torch.device("cpu")) - before, time.perf_counter() - began)

@@ -25,8 +25,8 @@ from components.data import TextFiles
 from components.tokenizer import BPE, Bytes, Characters, CompactVocabulary, Tiktoken, TokenizerFile
 from tests.runs import facts, rows, small_run, weights
 from toolkit.compose import open_run
-from toolkit.encoding import encode_all, has_batches
-from toolkit.sampling import generate
+from toolkit.loop.sampling import generate
+from toolkit.text.encoding import encode_all, has_batches
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = [f"Once upon a time, {name} saw {i} red balls.\n" for i in range(30) for name in ("Tom", "Lily", "Zoë")]

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from components.tokenizer import BPE, Bytes, Characters
-from toolkit import order
-from toolkit import tokens as module
-from toolkit.tokens import TokenFiles
+from toolkit.text import order
+from toolkit.text import tokens as module
+from toolkit.text.tokens import TokenFiles
 
 ROOT = Path(__file__).parents[1]
 TEXT = {"train": [f"Story {i} of the sea, the ship and the storm." for i in range(40)], "val": ["A calm day. " * 20]}
@@ -195,7 +195,7 @@ def test_two_processes_tokenise_once(tmp_path):
     script = f"""
 import time
 from components.tokenizer import BPE
-from toolkit.tokens import TokenFiles
+from toolkit.text.tokens import TokenFiles
 def documents(split):
     with open({str(tmp_path / "reads")!r}, "a") as file:
         file.write(split + "\\n")

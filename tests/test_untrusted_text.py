@@ -13,9 +13,11 @@ import pytest
 from markdown_it import MarkdownIt
 from test_compare import METRIC, write_plan
 
-from toolkit import command, compare, curve, escape, report
+from toolkit import command, compare
 from toolkit.comparison import alike, assemble, board, figures, markdown, page, record, runs, screen, text
-from toolkit.terminal import Terminal, fold, grid
+from toolkit.output import escape
+from toolkit.output.terminal import Terminal, fold, grid
+from toolkit.rundir import curve, report
 
 MARKS = (
     '=1+2|"cmd" <script>planted()</script><img src=x onerror=planted()> "onload="planted() ![i](//planted) '

@@ -18,12 +18,12 @@ FEW_JOBS = 20  # a dry run lists so many jobs
 def main(argv: list[str] | None = None) -> int:
     """The command. Returns the exit code; raises ValueError for what the user can mend."""
     arguments = _arguments(argv)  # first, so that --help is quick
-    from toolkit import report
-    from toolkit.config import ConfigError
-    from toolkit.disk import refuse_links
-    from toolkit.jobs import Schedule
-    from toolkit.plan import read
-    from toolkit.settle import settle
+    from toolkit.ablation.jobs import Schedule
+    from toolkit.ablation.plan import read
+    from toolkit.ablation.settle import settle
+    from toolkit.config.layers import ConfigError
+    from toolkit.rundir import report
+    from toolkit.store.disk import refuse_links
 
     plan = read(arguments.plan)
     folder = Path(arguments.runs) / plan.name
@@ -50,8 +50,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _answer(folder: Path) -> None:
     """Show the verdicts so far, an arm a line. What fails here costs a warning: the jobs have ended as they have."""
-    from toolkit import report
     from toolkit.comparison import assemble, record, runs, screen
+    from toolkit.rundir import report
 
     try:
         plan, found = runs.find([str(folder)], None, None)
@@ -69,12 +69,12 @@ def _answer(folder: Path) -> None:
 def _dry_run(plan, folder: Path, arguments) -> None:
     """Print how long it would take here, an arm a line, what the arms differ in, and the jobs where they are few or
     ``--verbose`` asks for them."""
-    from toolkit import report
-    from toolkit.disk import read_json
-    from toolkit.escape import line
-    from toolkit.jobs import ENDED, duration, standing
-    from toolkit.plan import differing
-    from toolkit.settle import measure, threads_for
+    from toolkit.ablation.jobs import ENDED, duration, standing
+    from toolkit.ablation.plan import differing
+    from toolkit.ablation.settle import measure, threads_for
+    from toolkit.output.escape import line
+    from toolkit.rundir import report
+    from toolkit.store.disk import read_json
 
     before = read_json(folder / "plan.json")
     threads = before.get("threads") or threads_for(arguments.jobs, plan)
@@ -113,8 +113,8 @@ def _dry_run(plan, folder: Path, arguments) -> None:
 
 
 def _print_arms(plan, seconds: dict[str, float]) -> None:
-    from toolkit import report
-    from toolkit.terminal import Column, grid
+    from toolkit.output.terminal import Column, grid
+    from toolkit.rundir import report
 
     matched, base = plan.ablation.match is not None, plan.baseline
     order = {"FLOPs/token": 3, "s/step": 2, "residual": 1}  # in which columns give way
@@ -132,9 +132,9 @@ def _print_arms(plan, seconds: dict[str, float]) -> None:
 
 
 def _print_jobs(plan, found: dict, estimate: dict[str, float]) -> None:
-    from toolkit import report
-    from toolkit.jobs import ENDED, duration
-    from toolkit.terminal import Column, grid
+    from toolkit.ablation.jobs import ENDED, duration
+    from toolkit.output.terminal import Column, grid
+    from toolkit.rundir import report
 
     columns = [Column("job", name=True), Column("purpose", gives_way=2), Column("steps", True, 1), Column("time", True)]
     rows = []
@@ -170,7 +170,7 @@ def _devices(plan) -> int:
 def _launcher(arguments, folder: Path, threads: int, devices: int):
     import torch
 
-    from toolkit import launch
+    from toolkit.ablation import launch
 
     options = dict(_option(text) for text in arguments.options)
     gpus = torch.cuda.device_count()

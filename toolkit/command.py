@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from toolkit import escape
+from toolkit.output import escape
 
 BAD_INPUT, DIVERGED, STORAGE, PREEMPTED = 2, 3, 4, 75
 LESS_MEMORY = (

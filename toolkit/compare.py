@@ -13,8 +13,8 @@ def main(argv: list[str] | None = None) -> int:
     """The command. Returns the exit code; raises ValueError for what the user can mend."""
     arguments = _arguments(argv)
     from toolkit.comparison import assemble, board, figures, markdown, page, record, runs, screen
-    from toolkit.disk import refuse_links, write_bytes, write_text
-    from toolkit.terminal import Terminal, styled
+    from toolkit.output.terminal import Terminal, styled
+    from toolkit.store.disk import refuse_links, write_bytes, write_text
 
     plan, found = runs.find(arguments.runs, arguments.plan, arguments.baseline)
     exclude = list(zip(arguments.exclude, arguments.reason, strict=True))

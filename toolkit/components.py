@@ -48,9 +48,9 @@ def markdown() -> str:
 def main(argv: list[str] | None = None) -> int:
     """The command."""
     arguments = _arguments(argv)
-    from toolkit import report
     from toolkit.compose import load_shelf
     from toolkit.registry import CATALOG
+    from toolkit.rundir import report
 
     if arguments.action == "check":
         return _check(arguments)
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     from rich.table import Table
 
-    from toolkit.terminal import styled
+    from toolkit.output.terminal import styled
 
     for kind, count in Counter(row["kind"] for row in rows).items():
         table = Table(
@@ -96,9 +96,9 @@ def _check(arguments) -> int:
     """The conformance report of one part. 0: every line passes or does not apply; 1: a line fails."""
     import torch
 
-    from toolkit import report
     from toolkit.compose import load_shelf
     from toolkit.registry import CATALOG
+    from toolkit.rundir import report
 
     torch.set_num_threads(1)  # the tensors are too small to share out
     place, _, name = arguments.name.rpartition(":")
@@ -131,8 +131,8 @@ def _print_line(line) -> None:
     terminal, one line of text elsewhere."""
     from rich.table import Table
 
-    from toolkit import report
-    from toolkit.terminal import styled
+    from toolkit.output.terminal import styled
+    from toolkit.rundir import report
 
     colour = {"pass": "green", "fail": "bold red", "n/a": "dim"}[line.verdict]
     against = f" (tolerance {line.tolerance})" if line.tolerance else ""
@@ -149,8 +149,8 @@ def _print_line(line) -> None:
 
 
 def _show(entry, as_json) -> int:
-    from toolkit import report
     from toolkit.registry import CATALOG
+    from toolkit.rundir import report
 
     told = describe(entry)
     if as_json:
@@ -172,7 +172,7 @@ def _default(parameter):
 
 def _overlay(entry) -> str | None:
     """The overlay under gin/ that puts the part into its slot, if there is one."""
-    from toolkit.config import find
+    from toolkit.config.layers import find
 
     root = find("gin/default.gin").parent
     texts = {path: path.read_text(encoding="utf-8") for path in sorted(root.glob(f"{entry.kind}/*.gin"))}

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import torch
 
-from toolkit import checkpoint, safety, seal
 from toolkit.command import clean
-from toolkit.config import BASE, Config, ConfigError, Import, check_statements, parse_bindings, parse_file
-from toolkit.disk import read_json_or_warn
-from toolkit.guard import resolve
+from toolkit.config import safety
+from toolkit.config.guard import resolve
+from toolkit.config.layers import BASE, Config, ConfigError, Import, check_statements, parse_bindings, parse_file
 from toolkit.registry import CATALOG, load_entry_points, load_file, load_module, own_file
+from toolkit.store import checkpoint, seal
+from toolkit.store.disk import read_json_or_warn
 from toolkit.train import Experiment, Parts, build
 
 log = logging.getLogger("toolkit")

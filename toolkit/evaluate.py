@@ -12,12 +12,12 @@ from toolkit.command import run_command, take_imports
 def main(argv: list[str] | None = None) -> int:
     """The command."""
     arguments = _arguments(argv)
-    from toolkit import openmp
     from toolkit.compose import open_run
-    from toolkit.neighbours import watched
+    from toolkit.cpu import openmp
+    from toolkit.cpu.neighbours import watched
+    from toolkit.loop.scoring import evaluate
     from toolkit.objective import Objective
-    from toolkit.scoring import evaluate
-    from toolkit.terminal import Terminal
+    from toolkit.output.terminal import Terminal
     from toolkit.train import autocast
 
     run = open_run(

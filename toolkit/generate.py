@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from toolkit import escape
 from toolkit.command import run_command, take_imports
+from toolkit.output import escape
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -14,10 +14,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _arguments(argv)
     import torch
 
-    from toolkit import openmp
     from toolkit.compose import open_run
-    from toolkit.neighbours import watched
-    from toolkit.sampling import stream
+    from toolkit.cpu import openmp
+    from toolkit.cpu.neighbours import watched
+    from toolkit.loop.sampling import stream
     from toolkit.train import autocast
 
     prompt = _prompt(arguments.prompt)

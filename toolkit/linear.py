@@ -2,11 +2,11 @@
 
 from torch import Tensor, nn
 
-from toolkit import products
+from toolkit.cpu import products
 
 
 class Linear(nn.Linear):
-    """torch's own, but for how some CPUs multiply (toolkit.products)."""
+    """torch's own, but for how some CPUs multiply (toolkit.cpu.products)."""
 
     def forward(self, x: Tensor) -> Tensor:
         out = products.linear(x, self.weight, self.bias)

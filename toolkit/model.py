@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from toolkit.context import Context
+from toolkit.cpu.products import linear
 from toolkit.linear import Linear
-from toolkit.products import linear
 from toolkit.registry import able, register
 from toolkit.seeding import initialize, seeded
 

@@ -10,8 +10,8 @@ from toolkit.command import run_command
 def main(argv: list[str] | None = None) -> int:
     """The command."""
     arguments = _arguments(argv)
-    from toolkit import report
     from toolkit.compose import compose
+    from toolkit.rundir import report
 
     config, _ = compose(arguments.overlays, arguments.bindings, imports=arguments.imports)
     experiment = config.build()

@@ -17,6 +17,7 @@ from pathlib import Path
 import gin
 
 from toolkit.protocols import KINDS
+from toolkit.root import ROOT
 
 ENTRY_POINTS = "toolkit.components"  # the group under which an installed package names its modules
 
@@ -206,7 +207,7 @@ def _points() -> tuple[importlib.metadata.EntryPoint, ...]:
 def _told(error: BaseException) -> str:
     """An error with the line that raised it, unless that is ours, where the message says all."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    ours = Path(frame.filename).parent == Path(__file__).parent or "importlib" in frame.filename
+    ours = Path(frame.filename).is_relative_to(ROOT / "toolkit") or "importlib" in frame.filename
     return f"{type(error).__name__}: {error}" + ("" if ours else f" ({frame.filename}:{frame.lineno})")
 
 

@@ -9,8 +9,8 @@ import os
 import sys
 from pathlib import Path
 
-from toolkit import escape
 from toolkit.command import DIVERGED, PREEMPTED, clean, kind_of, refuse_code, run_command
+from toolkit.output import escape
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,10 +18,11 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _arguments(argv)  # first, so that --help is quick
     if arguments.safe_config:
         return _tell(arguments)
-    from toolkit import distributed, report
     from toolkit.compose import compose, try_build
-    from toolkit.config import BASE
-    from toolkit.rundir import RunDir, run_name
+    from toolkit.config.layers import BASE
+    from toolkit.parallel import distributed
+    from toolkit.rundir import report
+    from toolkit.rundir.folder import RunDir, run_name
 
     name = run_name(arguments.overlays) if arguments.name is None else arguments.name
     run = RunDir(Path(arguments.runs), name, arguments.resume)
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _check_horizon(arguments, steps: int, run) -> None:
     """Raise ValueError where no step is left to train, before anything is read or written."""
-    from toolkit import checkpoint
+    from toolkit.store import checkpoint
 
     horizon = min(arguments.stop_at or steps, steps)
     end = f"--stop-at {horizon}" if horizon == arguments.stop_at else f"Experiment.steps = {horizon}"
@@ -64,8 +65,9 @@ def _check_horizon(arguments, steps: int, run) -> None:
 
 def _tell(arguments) -> int:
     """List what the files would do. Raises ConfigError where they do what a stranger's file should not."""
-    from toolkit import report, safety
-    from toolkit.config import BASE, ConfigError
+    from toolkit.config import safety
+    from toolkit.config.layers import BASE, ConfigError
+    from toolkit.rundir import report
 
     told, refused = safety.scan(arguments.overlays, arguments.bindings, arguments.base or BASE, arguments.imports)
     report.say("\n".join(told))
@@ -78,9 +80,12 @@ def _tell(arguments) -> int:
 def _train(arguments, config, code, experiment, blank, run) -> int:
     """Open the run directory, train, and leave the truth about the end in status.json."""
 
-    from toolkit import checkpoint, distributed, facts, openmp, report
-    from toolkit.allocator import keeps_freed_memory
-    from toolkit.signals import Interrupted, Signals
+    from toolkit.cpu import openmp
+    from toolkit.cpu.allocator import keeps_freed_memory
+    from toolkit.loop.signals import Interrupted, Signals
+    from toolkit.parallel import distributed
+    from toolkit.rundir import facts, report
+    from toolkit.store import checkpoint
     from toolkit.train import Diverged, train
 
     main_process = distributed.rank() == 0
@@ -135,7 +140,7 @@ def _train(arguments, config, code, experiment, blank, run) -> int:
 
 def _show_end(folder: Path, ended: dict, prompt: str) -> None:
     """Draw the curve and print the results. Whatever fails here costs a warning: the run has ended as it has."""
-    from toolkit import curve, report
+    from toolkit.rundir import curve, report
 
     shown = {"curve.png": lambda: curve.draw(folder), "the results": lambda: report.footer(folder, ended, prompt)}
     for what, show in shown.items():
@@ -148,7 +153,9 @@ def _show_end(folder: Path, ended: dict, prompt: str) -> None:
 
 def _prepare(arguments, config, experiment, blank, run, device):
     """Text as tokens, parts with their weights, where to begin, and the checkpoint that this came from."""
-    from toolkit import checkpoint, distributed, report
+    from toolkit.parallel import distributed
+    from toolkit.rundir import report
+    from toolkit.store import checkpoint
     from toolkit.train import build
 
     blank.data.prepare()
@@ -179,8 +186,10 @@ def _prepare(arguments, config, experiment, blank, run, device):
 
 def facts_before(arguments, run, config, experiment, blank, parts, device, source) -> dict[str, object]:
     """What facts.json says when training starts."""
-    from toolkit import distributed, facts, products
-    from toolkit.disk import sha256
+    from toolkit.cpu import products
+    from toolkit.parallel import distributed
+    from toolkit.rundir import facts
+    from toolkit.store.disk import sha256
     from toolkit.train import dtype_of, is_compiled
 
     dtype, around = dtype_of(experiment, device), facts.environment(device)

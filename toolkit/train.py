@@ -14,19 +14,20 @@ from annotated_types import Ge, Gt, Le
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from toolkit import checkpoint, distributed
-from toolkit.allocator import keep_freed_memory
-from toolkit.journal import Journal
-from toolkit.neighbours import watched
+from toolkit.cpu.allocator import keep_freed_memory
+from toolkit.cpu.neighbours import watched
+from toolkit.loop.prefetch import prefetch
+from toolkit.loop.sampling import BrokenModel, generate
+from toolkit.loop.scoring import evaluate
+from toolkit.loop.signals import Interrupted, Signals
+from toolkit.loop.spikes import Spikes
+from toolkit.loop.trace import traced
 from toolkit.objective import Objective
-from toolkit.prefetch import prefetch
+from toolkit.parallel import distributed
 from toolkit.registry import able, register
-from toolkit.sampling import BrokenModel, generate
-from toolkit.scoring import evaluate
 from toolkit.seeding import named_seed
-from toolkit.signals import Interrupted, Signals
-from toolkit.spikes import Spikes
-from toolkit.trace import traced
+from toolkit.store import checkpoint
+from toolkit.store.journal import Journal
 
 Count = Annotated[int, Gt(0)]
 

@@ -22,13 +22,20 @@ from plans import write_plan
 from runs import small_run
 
 from faults.world import ROOT, _forkserver
-from toolkit import ablate, seal
+from toolkit import ablate
 from toolkit.command import run_command
+from toolkit.store import seal
 
 LATER = (  # what commands import on their way, imported once instead
     *(f"toolkit.{name}" for name in ("generate", "evaluate", "run", "compare", "ablate", "components", "prepare")),
     *(f"toolkit.comparison.{name}" for name in ("assemble", "board", "figures", "markdown", "page", "record", "runs")),
-    *("toolkit.comparison.screen", "toolkit.sampling", "toolkit.objective", "toolkit.jobs", "torch.utils.tensorboard"),
+    *(
+        "toolkit.comparison.screen",
+        "toolkit.loop.sampling",
+        "toolkit.objective",
+        "toolkit.ablation.jobs",
+        "torch.utils.tensorboard",
+    ),
     *("matplotlib.backends.backend_agg", "scipy.stats", "tokenizers", "datasets", "torch._dynamo"),
 )
 CODES = (0, 1, 2, 3, 4, 75)  # of the contract; 1 is compare --strict's, ablate's and components check's alone

@@ -39,9 +39,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 import components  # noqa: F401  (the shelf, so that a forked process finds all that is costly imported)
 from toolkit import run
 from toolkit.command import run_command
-from toolkit.facts import peak_memory
 from toolkit.model import GPT
 from toolkit.objective import Objective
+from toolkit.rundir.facts import peak_memory
 
 CHANGES = {"os.mkdir": 2, "os.rmdir": 1, "os.remove": 1, "os.rename": 2}  # audit event: where its dir_fd stands
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC

@@ -13,7 +13,7 @@ import pytest
 from runs import arguments, command
 
 from toolkit import run
-from toolkit.config import ConfigError
+from toolkit.config.layers import ConfigError
 
 ROOT = Path(__file__).parent.parent.parent
 

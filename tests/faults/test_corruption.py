@@ -7,7 +7,7 @@ import pytest
 from runs import facts, rows, small_run
 
 from faults.world import assert_same, completed, content, go, straight
-from toolkit import checkpoint
+from toolkit.store import checkpoint
 
 FILES = ("model.safetensors", "state.pt", "manifest.json")
 CUTS = {"to nothing": lambda size: 0, "to 1 byte": lambda size: 1, "to half": lambda size: size // 2}

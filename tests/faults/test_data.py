@@ -20,9 +20,11 @@ from runs import arguments, assert_exact, command, small_run
 
 from components.data import TextFiles
 from components.tokenizer import Bytes
-from toolkit import checkpoint, run, tokencache
-from toolkit.seal import seal
-from toolkit.tokencache import BLOCK
+from toolkit import run
+from toolkit.store import checkpoint
+from toolkit.store.seal import seal
+from toolkit.text import tokencache
+from toolkit.text.tokencache import BLOCK
 
 ROOT = Path(__file__).parents[2]
 STORIES = "\n<|endoftext|>\n".join(f"Story {i}: the ship, {i * i} sailors and the storm." for i in range(300))
@@ -303,7 +305,7 @@ HUGE = """
 import json, sys, time, torch
 from components.data import TextFiles
 from components.tokenizer import Bytes
-from toolkit.facts import peak_memory
+from toolkit.rundir.facts import peak_memory
 before, began = peak_memory(torch.device("cpu")), time.perf_counter()
 data = TextFiles(Bytes(), 1024, 0, [sys.argv[1]])
 first = data.batch("train", 0, 8)

@@ -7,8 +7,8 @@ import pytest
 from runs import small_run
 
 from faults.world import assert_same, assert_sound, completed, content, finish, go, mounted, saves, straight
-from toolkit import checkpoint
-from toolkit.rundir import RunDir
+from toolkit.rundir.folder import RunDir
+from toolkit.store import checkpoint
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ import pytest
 from runs import facts, small_run
 
 from faults.world import LONG, assert_same, assert_sound, completed, content, finish, go, points, saves, straight
-from toolkit.rundir import RunDir
+from toolkit.rundir.folder import RunDir
 
 pytestmark = pytest.mark.slow
 

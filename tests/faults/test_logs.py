@@ -16,7 +16,7 @@ import pytest
 from runs import arguments, assert_exact, facts, rows, small_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from toolkit import checkpoint, journal
+from toolkit.store import checkpoint, journal
 
 ROOT = Path(__file__).parents[2]
 # Long enough to be met half-way; nothing but logs is written between the first step and the last.

@@ -8,9 +8,9 @@ from runs import assert_exact, rows, small_run, weights
 from components.stories import SyntheticStories
 from components.tokenizer import Bytes
 from faults.world import assert_same, assert_sound, completed, content, finish, go, straight
-from toolkit import checkpoint
-from toolkit.rundir import RunDir
-from toolkit.spikes import WINDOW
+from toolkit.loop.spikes import WINDOW
+from toolkit.rundir.folder import RunDir
+from toolkit.store import checkpoint
 
 pytestmark = pytest.mark.slow
 

@@ -19,7 +19,7 @@ import torch
 from runs import arguments, assert_exact, facts, rows, small_run
 from safetensors.torch import load_file
 
-from toolkit import checkpoint, journal
+from toolkit.store import checkpoint, journal
 
 pytestmark = [
     pytest.mark.slow,
@@ -157,8 +157,8 @@ def test_a_rank_that_hangs_is_named(fault, torchrun):
 STUCK = """
 import os, threading
 from datetime import timedelta
-from toolkit import distributed
-from toolkit.tokens import TokenFiles
+from toolkit.parallel import distributed
+from toolkit.text.tokens import TokenFiles
 
 distributed.PATIENCE = timedelta(seconds=15)
 plain = TokenFiles.batch
@@ -205,8 +205,8 @@ def test_a_signal_to_one_rank_stops_all_at_one_step(fault, torchrun, straight):
 
 RECORD = """
 import hashlib, json, os
-from toolkit import distributed
-from toolkit.tokens import TokenFiles
+from toolkit.parallel import distributed
+from toolkit.text.tokens import TokenFiles
 
 plain = TokenFiles.batch
 

@@ -10,9 +10,9 @@ import time
 import pytest
 
 from faults.world import LONG, assert_same, assert_sound, completed, finish, go, saves, straight
-from toolkit.journal import read
-from toolkit.rundir import RunDir
-from toolkit.signals import AGAIN, Interrupted, Signals
+from toolkit.loop.signals import AGAIN, Interrupted, Signals
+from toolkit.rundir.folder import RunDir
+from toolkit.store.journal import read
 
 pytestmark = pytest.mark.slow
 

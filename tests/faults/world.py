@@ -18,7 +18,7 @@ import pytest
 from runs import arguments, assert_exact, facts
 
 from faults import inject
-from toolkit import checkpoint
+from toolkit.store import checkpoint
 
 ROOT = Path(__file__).parent.parent.parent
 LONG = (
@@ -36,10 +36,10 @@ LATER = (  # what a run imports on its way, and what costs most of a short one's
     "rich.progress",
     "tensorboard.summary.writer.event_file_writer",
     "toolkit.compose",
-    "toolkit.report",
-    "toolkit.curve",
-    "toolkit.facts",
-    "toolkit.rundir",
+    "toolkit.rundir.report",
+    "toolkit.rundir.curve",
+    "toolkit.rundir.facts",
+    "toolkit.rundir.folder",
     "toolkit.train",
 )
 

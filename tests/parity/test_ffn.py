@@ -14,7 +14,7 @@ from transformers.models.mixtral import modeling_mixtral as mixtral
 from components.ffn import GEGLU, GELU, GLU, Bilinear, MixtureOfExperts, ReGLU, ReLU, SiLU, SquaredReLU, SwiGLU
 from parity.reference import llama_config, randomize
 from toolkit.context import Context
-from toolkit.facts import flops_per_token, parameters
+from toolkit.rundir.facts import flops_per_token, parameters
 
 PLAIN = {
     ReLU: (lambda x: max(x, 0.0), "relu"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from toolkit.comparison.assemble import Comparison
 from toolkit.comparison.guards import independent
-from toolkit.escape import line, markdown
+from toolkit.output.escape import line, markdown
 
 
 def write(comparison: Comparison, folder: Path) -> None:

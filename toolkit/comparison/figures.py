@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from toolkit.comparison.assemble import IDENTICAL, Arm, Comparison
 from toolkit.comparison.runs import Run
-from toolkit.escape import label, line, shorten
+from toolkit.output.escape import label, line, shorten
 
 log = logging.getLogger("toolkit")
 INK, GREY = "#333333", "#888888"  # the page shows INK in its own text colour, light or dark

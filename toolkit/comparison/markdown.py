@@ -1,10 +1,10 @@
-"""The record as report.md. Values go through ``toolkit.escape.markdown``: no name becomes a heading or a link."""
+"""The record as report.md. Values go through ``escape.markdown``: no name becomes a heading or a link."""
 
 from __future__ import annotations
 
 from toolkit.comparison import alike, text
-from toolkit.escape import Markdown, code_block
-from toolkit.escape import markdown as md
+from toolkit.output.escape import Markdown, code_block
+from toolkit.output.escape import markdown as md
 
 
 def report(said: dict, pictures: dict[str, str]) -> str:

@@ -1,6 +1,6 @@
 """The record and its pictures as one HTML page that loads nothing: style and figures are inside.
 
-Every value goes through ``toolkit.escape.html``, which takes whatever is no finished HTML for text."""
+Every value goes through ``toolkit.output.escape.html``, which takes whatever is no finished HTML for text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 
 from toolkit.comparison import alike, text
-from toolkit.escape import Html, html, join_html
+from toolkit.output.escape import Html, html, join_html
 
 WORDS = ("better", "worse", "equivalent", "inconclusive")  # verdicts that have a colour
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # no scripts, and nothing from elsewhere

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from toolkit.comparison.assemble import Arm, Comparison
 from toolkit.comparison.runs import Run
-from toolkit.escape import cell, uncell
+from toolkit.output.escape import cell, uncell
 
 FEW_ARMS, FEW_NAMES = 6, 3  # arms that the first sentence names; of a group, where there are more
 

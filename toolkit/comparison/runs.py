@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from toolkit import journal, seal
 from toolkit.comparison import schema
-from toolkit.disk import read_json
+from toolkit.store import journal, seal
+from toolkit.store.disk import read_json
 
 METRIC, ALPHA, EFFECT = "val_full/loss_nats", 0.05, 0.02
 CURVE = "val/loss_nats"  # what is measured along the way; METRIC is measured once, at the end

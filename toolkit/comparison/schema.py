@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Len, Lt
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
-from toolkit.escape import line, shorten
+from toolkit.output.escape import line, shorten
 
 Integer = Annotated[int, Ge(-(2**63)), Lt(2**63)]  # json reads any
 Scalar = str | Integer | float | bool | None  # compared and shown, never computed with

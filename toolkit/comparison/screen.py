@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from toolkit.comparison import alike, text
-from toolkit.escape import shorten
-from toolkit.terminal import Column, Terminal, grid, styled
+from toolkit.output.escape import shorten
+from toolkit.output.terminal import Column, Terminal, grid, styled
 
 STYLES = {"better": "bold blue", "worse": "bold red", "equivalent": "bold green", "inconclusive": "bold yellow"}
 LONG = 320  # characters of a banner that are shown where nothing more is asked for

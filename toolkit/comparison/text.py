@@ -1,6 +1,6 @@
 """What the outputs say of a record, in plain words and numbers: the same sentence on the terminal and on paper.
 
-Nothing here is escaped: each output does that for its own medium, with ``toolkit.escape``."""
+Nothing here is escaped: each output does that for its own medium, with ``toolkit.output.escape``."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.compose import compose
-from toolkit.config import Reference
+from toolkit.config.layers import Reference
 from toolkit.conformance.report import Broken, Gauge
 from toolkit.context import Context
 from toolkit.registry import CATALOG, Entry

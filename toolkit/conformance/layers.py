@@ -7,7 +7,6 @@ import io
 import torch
 from torch import nn
 
-from toolkit import facts
 from toolkit.conformance.bench import (
     DIM,
     HEAD_DIM,
@@ -26,6 +25,7 @@ from toolkit.conformance.bench import (
 )
 from toolkit.conformance.report import Broken, Gauge, NotApplicable, check
 from toolkit.context import Context
+from toolkit.rundir import facts
 
 MODELS = (*LAYERS, "model")
 NO_METHOD = "it has none of rotate, embed and score_bias: it does nothing"

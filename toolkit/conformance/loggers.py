@@ -62,7 +62,7 @@ def _fill(bench, run):
     import resource
     import signal
 
-    from toolkit.journal import LoggerThread
+    from toolkit.store.journal import LoggerThread
 
     logging.getLogger("toolkit").setLevel(logging.CRITICAL)
     sys.stdout = sys.stderr = open("/dev/null", "w")

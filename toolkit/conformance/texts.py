@@ -9,7 +9,7 @@ import numpy as np
 
 from toolkit.conformance.bench import Bench, plain_part
 from toolkit.conformance.report import Broken, Gauge, NotApplicable, check
-from toolkit.encoding import encode_all, has_batches
+from toolkit.text.encoding import encode_all, has_batches
 
 SAMPLES = (
     "Once upon a time, there was a little girl named Lily.",

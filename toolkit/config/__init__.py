@@ -1,0 +1,1 @@
+"""gin files as layers, and every check of what they say."""

@@ -1,0 +1,357 @@
+"""Every check of a config before data is read: names, kinds, types, ranges, and that each binding changes something.
+
+A binding has to matter in the config as it stood when its layer was laid on; a later layer may displace it. What
+matters is found by walking from Experiment through references, scopes (children inherit them), lists and macros, the
+way gin will."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import re
+import typing
+from collections.abc import Iterable
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from toolkit.config.layers import Binding, Config, ConfigError, Layer, Macro, Reference, references, show
+from toolkit.protocols import KINDS
+from toolkit.registry import CATALOG, Entry, supplied
+
+STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
+ROOT = ("", "Experiment")
+LARGEST = 2**63 - 1
+TOO_LARGE = f"an integer lies between {-LARGEST} and {LARGEST}, which is what torch and numpy can hold"
+UNBOUND = object()  # stands for a knob that has neither binding nor default
+
+
+def resolve(layers: list[Layer]) -> Config:
+    """Check the layers, base first, and lay them over each other. Raises ConfigError, a line for each problem."""
+    problems = [problem for layer in layers for problem in _check_layer(layer, layers)]
+    _raise(problems)
+    final = _Walk({_key(b): b for layer in layers for b in layer.bindings})
+    merged: dict[str, Binding] = {}
+    for layer in layers:
+        merged |= {_key(binding): binding for binding in layer.bindings}
+        walk = _Walk(merged)
+        for binding in layer.bindings:
+            required = layer is layers[0] and _key(binding) in walk.ignored and _is_required(binding)
+            if _key(binding) not in walk.used and not required:
+                problems.append(f"{binding.where}: {walk.why_unused(binding)}{_order_hint(binding, final)}")
+    places = {}
+    for (scope, name), knobs in final.parts.items():
+        for knob, value in knobs.items():
+            source = final._effective(scope, name, knob)
+            if value is UNBOUND:
+                problems.append(f"{name}.{knob} is not bound, and has no default; bind it in {layers[0].title}")
+            elif source:
+                told = "".join(f"; {macro} is at {final.merged[macro].where}" for macro in _macros(source.value))
+                places["/".join(filter(None, [scope, f"{name}.{knob}"]))] = source.where + told
+                if told:
+                    found = _check_value(CATALOG[name], knob, value)
+                    problems += [f"{source.where}: {problem}{told}" for problem in found]
+    _raise(problems)
+    written = [b for layer in layers[1:] for b in layer.bindings if merged[_key(b)] is b]
+    modules = [each.module for layer in layers for each in layer.imports]
+    modules += [CATALOG[name].module for _, name in final.parts]
+    foreign = [m for m in dict.fromkeys(modules) if m.split(".")[0] not in ("components", "toolkit")]
+    return Config(final.parts, written, foreign, places)
+
+
+class _Walk:
+    """All that is built from a merged config: ``parts`` with their knobs, and the keys of the bindings ``used``."""
+
+    def __init__(self, merged: dict[str, Binding]):
+        self.merged, self.used, self.parts = merged, set(), {}
+        self.ignored: dict[str, str] = {}  # slot key -> the part that does not use it
+        self.entered: dict[str, str] = {}  # scope -> where a reference opens it
+        self._visit(*ROOT)
+
+    def _visit(self, scope: str, name: str) -> None:
+        if (scope, name) in self.parts:
+            return
+        knobs = self.parts[scope, name] = {}
+        bound = {knob: self._effective(scope, name, knob) for knob in CATALOG[name].knobs}
+        ignored = self._ignored_slots(bound)
+        for knob, parameter in CATALOG[name].knobs.items():
+            binding = bound[knob]
+            if binding is None:
+                default = parameter.default
+                if default is inspect.Parameter.empty:
+                    knobs[knob] = UNBOUND
+                elif _literal(default):
+                    knobs[knob] = default
+                continue
+            knobs[knob] = value = self._expand(binding.value)
+            if knob in ignored:
+                self.ignored[_key(binding)] = ignored[knob]
+            else:
+                self.used.add(_key(binding))
+            for reference in references(value):
+                if knob not in ignored:
+                    self.entered.setdefault(reference.scope, binding.where)
+                    self._visit(reference.scope or scope, _entry(reference.name).name)
+
+    def _effective(self, scope, name, knob) -> Binding | None:
+        """The binding that wins in a scope: gin lets the bindings of a/b override those of a, and those of no scope."""
+        levels = scope.split("/") if scope else []
+        keys = ["/".join([*levels[:depth], f"{name}.{knob}"]) for depth in range(len(levels), -1, -1)]
+        return next((self.merged[key] for key in keys if key in self.merged), None)
+
+    def _ignored_slots(self, bound) -> dict[str, str]:
+        """Slots that no part in some sibling slot uses, as those parts declare in ``ignores``."""
+        ignored = {}
+        for slot, binding in bound.items():
+            names = (
+                [_entry(r.name) for r in references(self._expand(binding.value))] if slot in KINDS and binding else []
+            )
+            for sibling in bound:
+                if names and all(sibling in getattr(entry.cls, "ignores", ()) for entry in names):
+                    ignored[sibling] = names[0].name
+        return ignored
+
+    def _expand(self, value, seen=()):
+        """The value with its macros replaced; they count as used."""
+        if isinstance(value, Macro):
+            if value.name in seen:
+                raise ConfigError(f"{self.merged[value.name].where}: macro {value.name} is defined by itself")
+            if value.name not in self.merged:  # a later layer defines it
+                return value
+            self.used.add(value.name)
+            return self._expand(self.merged[value.name].value, (*seen, value.name))
+        if isinstance(value, list | tuple):
+            return type(value)(self._expand(item, seen) for item in value)
+        if isinstance(value, dict):
+            return {key: self._expand(item, seen) for key, item in value.items()}
+        return value
+
+    def why_unused(self, binding: Binding) -> str:
+        if not binding.parameter:
+            return f"macro {binding.name} is used nowhere"
+        name = _entry(binding.name).name
+        if _key(binding) in self.ignored:
+            return f"{binding.key} changes nothing: {self.ignored[_key(binding)]} does not use it"
+        scopes = [scope for scope, part in self.parts if part == name]
+        if not scopes:
+            kind = CATALOG[name].kind
+            slots = {
+                f"{s}/{p}.{k}".lstrip("/"): v for (s, p), ks in self.parts.items() for k, v in ks.items() if k == kind
+            }
+            held = ", ".join(f"{slot} is {show(value)}" for slot, value in slots.items())
+            return f"{binding.key} changes nothing: no {name} is built" + (f" ({held})" if held else "")
+        if not any(
+            scope == binding.scope or scope.startswith(binding.scope + "/") or not binding.scope for scope in scopes
+        ):
+            near = nearest(binding.scope, scopes)
+            place = f"; did you mean {near!r}, as at {self.entered.get(near)}?" if near else ""
+            return f"no {name} is built in the scope {binding.scope!r}{place}"
+        return f"{binding.key} changes nothing: a binding in a closer scope wins wherever {name} is built"
+
+
+def _check_layer(layer: Layer, layers: list[Layer]) -> Iterable[str]:
+    """Problems that a binding has by itself: duplicate, unknown name, parameter or macro, wrong kind, type or range."""
+    macros = {b.name: b.where for each in layers for b in each.bindings if not b.parameter}
+    first: dict[str, Binding] = {}
+    for binding in layer.bindings:
+        key, where = _key(binding), binding.where
+        if key in first:
+            yield f"{where}: {binding.key} is bound twice in {layer.title}; the first is at {first[key].where}"
+        first.setdefault(key, binding)
+        undefined = [m for m in _macros(binding.value) if m not in macros]
+        if undefined:
+            near = nearest(undefined[0], macros)
+            place = f"; did you mean {near!r}, as at {macros[near]}?" if near else ""
+            yield f"{where}: there is no macro {undefined[0]!r}{place}"
+        elif not binding.parameter:
+            if binding.name in CATALOG:
+                yield f"{where}: {binding.name} = binds no parameter of {binding.name}; write {binding.name}.X = "
+            yield from (f"{where}: {problem}" for problem in _check_references(binding))
+        elif _entry(binding.name) is None:
+            place = binding.header or where
+            yield f"{place}: there is no part {binding.name!r}{suggest(binding.name, CATALOG)}"
+        else:
+            yield from (f"{where}: {problem}" for problem in _check_binding(binding, _entry(binding.name)))
+
+
+def _check_binding(binding: Binding, entry: Entry) -> Iterable[str]:
+    if binding.parameter in supplied(entry.kind):
+        knobs = f"; its knobs are {', '.join(entry.knobs)}" if entry.knobs else "; it has no knobs"
+        yield f"{entry.name}.{binding.parameter} can't be bound: the toolkit supplies it{knobs}"
+        return
+    if binding.parameter not in entry.knobs:
+        near = suggest(binding.parameter, entry.knobs)
+        known = "" if near else f"; its knobs are {', '.join(entry.knobs)}" if entry.knobs else "; it has no knobs"
+        yield f"{entry.name} has no parameter {binding.parameter!r}{near}{known}"
+        return
+    problems = list(_check_references(binding))
+    if not problems and not list(_macros(binding.value)):
+        problems = list(_check_value(entry, binding.parameter, binding.value))
+    yield from problems
+
+
+def _check_references(binding: Binding) -> Iterable[str]:
+    for reference in references(binding.value):
+        if _entry(reference.name) is None:
+            owner = _entry(binding.name) if binding.parameter else None
+            kind = _kind(owner, binding.parameter) if owner else None
+            yield f"there is no part {reference.name!r}{suggest(reference.name, _named(kind) or CATALOG)}"
+        elif reference.called:
+            yield f"{binding.key} takes the class itself: write {str(reference)}, without parentheses"
+
+
+def _check_value(entry: Entry, knob: str, value: object) -> Iterable[str]:
+    """Kinds by the slot's name, everything else by the annotation, strictly."""
+    kind, name = _kind(entry, knob), f"{entry.name}.{knob}"
+    if too_large(value):
+        yield f"{name} = {show(value)[:40]}: {TOO_LARGE}"
+        return
+    if not _is_text(value):
+        yield f"{name} = {show(value)[:40]}: the text holds half a surrogate pair, which no file can; leave it out"
+        return
+    if kind and not (value is None and _fits(entry, knob, None)):
+        example = next(iter(_named(kind)), "Name")
+        wrong = None
+        for item in value if isinstance(value, list) else [value]:
+            if not isinstance(item, Reference):
+                wrong = f"{name} takes a reference to a {kind}, such as @{example}, not {show(item)}"
+            elif _entry(item.name).kind != kind:
+                other = _entry(item.name).kind
+                wrong = f"{name} = {item}: that is of kind {other}; of kind {kind} are {', '.join(_named(kind))}"
+        if wrong is None and value == []:
+            wrong = f"{name} = [] is empty; it needs at least one {kind}"
+        elif wrong is None and not _fits(entry, knob, value):
+            wants = f"one {kind}, not a list" if isinstance(value, list) else f"a list: write [{show(value)}]"
+            wrong = f"{name} = {show(value)}: it takes {wants}"
+        if wrong:
+            yield wrong
+        return
+    try:
+        _adapter(entry, knob).validate_python(_classes(value))
+    except ValidationError as error:
+        reasons = dict.fromkeys(e["msg"].removeprefix("Input ").removeprefix("Value ") for e in error.errors())
+        yield f"{name} = {show(value)}: it {', or '.join(reasons)}"
+
+
+def too_large(value: object) -> bool:
+    """Whether an integer in a value, lists, tuples and dicts searched, is one that torch and numpy can't hold."""
+    if isinstance(value, list | tuple):
+        return any(map(too_large, value))
+    if isinstance(value, dict):
+        return any(map(too_large, [*value, *value.values()]))
+    return isinstance(value, int) and not -LARGEST <= value <= LARGEST
+
+
+def _is_text(value: object) -> bool:
+    """Whether all text in a value, lists, tuples and dicts searched, can be written as UTF-8."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_text, value))
+    if isinstance(value, dict):
+        return all(map(_is_text, [*value, *value.values()]))
+    return not (isinstance(value, str) and re.search("[\ud800-\udfff]", value))
+
+
+def _fits(entry: Entry, knob: str, value: object) -> bool:
+    try:
+        _adapter(entry, knob).validate_python(_classes(value))
+    except ValidationError:
+        return False
+    return True
+
+
+@functools.cache
+def _adapter(entry: Entry, knob: str) -> TypeAdapter:
+    return TypeAdapter(entry.hints.get(knob, object), config=STRICT)
+
+
+def _kind(entry: Entry, knob: str) -> str | None:
+    """The kind that a knob holds: one named after a kind is a slot, one named after several a list of them, and one
+    whose name ends in a kind a slot if it takes a class (qk_norm)."""
+    for name in (knob, knob.removesuffix("s")):
+        if name in KINDS:
+            return name
+    kind = knob.rpartition("_")[2]
+    return kind if kind in KINDS and type in typing.get_args(entry.hints.get(knob)) else None
+
+
+def _named(kind: str | None) -> list[str]:
+    return [entry.name for entry in CATALOG.values() if entry.kind == kind]
+
+
+def _entry(name: str) -> Entry | None:
+    """The part of that name, alone or with as much of its module in front as one likes."""
+    entry = CATALOG.get(name.rpartition(".")[2])
+    return entry if entry and f".{entry.module}.{entry.name}".endswith(f".{name}") else None
+
+
+def _key(binding: Binding) -> str:
+    """The binding's key with the part's bare name, so that two spellings of one part are one."""
+    entry = _entry(binding.name) if binding.parameter else None
+    return "/".join(filter(None, [binding.scope, f"{entry.name}.{binding.parameter}"])) if entry else binding.key
+
+
+def _is_required(binding: Binding) -> bool:
+    """A slot without a default has to be bound, so the base binds it whether or not its siblings use it."""
+    entry = _entry(binding.name) if binding.parameter else None
+    return entry is not None and entry.knobs[binding.parameter].default is inspect.Parameter.empty
+
+
+def _order_hint(binding: Binding, final: _Walk) -> str:
+    return "; a later file names it, so put this one after that" if _key(binding) in final.used else ""
+
+
+def _macros(value: object) -> Iterable[str]:
+    if isinstance(value, Macro):
+        yield value.name
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _macros(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _macros(item)
+
+
+def _classes(value: object) -> object:
+    if isinstance(value, Reference):
+        return _entry(value.name).cls
+    return [_classes(item) for item in value] if isinstance(value, list) else value
+
+
+def _literal(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_literal, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """ "; did you mean X?" for the nearest known word; empty where none is near."""
+    near = nearest(word, known)
+    return f"; did you mean {near!r}?" if near else ""
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that one slip of the fingers turns into this one, or else the most alike; case aside. Letters
+    that changed places come before one too many or too few, and these before a replaced one."""
+    by_lower = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
+    slips = [name for name in by_lower if _one_slip(word.lower(), name)]
+    slips.sort(key=lambda name: (sorted(name) != sorted(word.lower()), len(name) == len(word), name not in near))
+    alike = next(iter([*slips, *near]), None)
+    return by_lower[alike] if alike else None
+
+
+def _one_slip(one: str, other: str) -> bool:
+    """Whether two words differ by one letter too many, too few, replaced, or changed places with the next."""
+    start = 0
+    while start < min(len(one), len(other)) and one[start] == other[start]:
+        start += 1
+    end = 0
+    while end < min(len(one), len(other)) - start and one[-1 - end] == other[-1 - end]:
+        end += 1
+    middle, others = one[start : len(one) - end], other[start : len(other) - end]
+    return max(len(middle), len(others)) <= 1 or (len(middle) == 2 and middle[::-1] == others)
+
+
+def _raise(problems: list[str]) -> None:
+    if problems:
+        raise ConfigError("\n".join(dict.fromkeys(problems)))

@@ -1,0 +1,92 @@
+"""The console on which the commands show text: rich, without any of its own languages.
+
+A string is printed as it is: no markup, no emoji codes, no highlighting, and control characters are shown by their
+code. Style comes from ``styled`` alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from toolkit.output import escape
+
+COMFORT = 24  # columns of a terminal that a name gets before a column of numbers is dropped
+
+
+class Terminal(Console):
+    """A console for text that came from files."""
+
+    def __init__(self, **options):
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options) -> Text:
+        return super().render_str(escape.block(text), **options)
+
+
+def styled(*parts: str | tuple[str, str]) -> Text:
+    """One line of text from parts: a string, or a string with a style of rich's."""
+    pairs = (part if isinstance(part, tuple) else (part, "") for part in parts)
+    return Text.assemble(*((escape.line(text), style) for text, style in pairs))
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a grid. Where there is no room, columns are dropped in the order of ``gives_way``; 0 stays."""
+
+    title: str
+    right: bool = False
+    gives_way: int = 0
+    name: bool = False  # a name, which may be folded or cut; what is no name is never broken
+
+
+def grid(columns: Sequence[Column], rows: Iterable[Sequence], width: int, lines: int = 2) -> tuple[Table, list[str]]:
+    """A table without borders, at most ``width`` wide, and the titles of the columns that were dropped for that.
+    A cell is a string, or a string with a style. Names take at most ``lines`` lines."""
+    rows = [[cell if isinstance(cell, tuple) else (cell, "") for cell in row] for row in rows]
+    rows = [[(escape.line(text), style) for text, style in row] for row in rows]
+    widths = [max(cell_len(text) for text in (c.title, *(row[i][0] for row in rows))) for i, c in enumerate(columns)]
+    wanted = [min(w, COMFORT) if column.name else w for column, w in zip(columns, widths, strict=True)]
+    kept = list(range(len(columns)))
+
+    def room() -> int:
+        return width - sum(wanted[i] for i in kept) - 2 * (len(kept) - 1)
+
+    while room() < 0 and any(columns[i].gives_way for i in kept):
+        kept.remove(min((i for i in kept if columns[i].gives_way), key=lambda i: columns[i].gives_way))
+    names = [i for i in kept if columns[i].name]
+    for i in names:
+        wanted[i] = max(min(8, widths[i]), min(widths[i], wanted[i] + room() // len(names)))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for i in kept:
+        justify = "right" if columns[i].right else "left"
+        table.add_column(columns[i].title, justify=justify, no_wrap=True, min_width=wanted[i])
+    for row in rows:
+        table.add_row(*(_cell(*row[i], wanted[i] if i in names else None, lines) for i in kept))
+    return table, [column.title for i, column in enumerate(columns) if i not in kept]
+
+
+def _cell(text: str, style: str, width: int | None, lines: int) -> Text:
+    return Text(text if width is None else "\n".join(fold(text, width, lines)), style)
+
+
+def fold(name: str, width: int, lines: int = 2) -> list[str]:
+    """A name in at most ``lines`` lines, broken after a space or a sign within it, or cut in its middle."""
+    folded = [""]
+    for piece in re.findall(r"[^\s\-_/.,+=:]*[\s\-_/.,+=:]*", name):
+        if cell_len(folded[-1] + piece.rstrip()) <= width:
+            folded[-1] += piece
+        else:
+            folded.append(piece)
+    folded = [line.rstrip() for line in folded if line.strip()]
+    if len(folded) <= lines and all(cell_len(line) <= width for line in folded):
+        return folded
+    most = width
+    while cell_len(escape.shorten(name, most)) > width:  # letters that take two columns
+        most -= 1
+    return [escape.shorten(name, most)]

@@ -1,0 +1,110 @@
+"""``draw(run_dir)`` turns metrics.jsonl into curve.png: the losses of one run at a glance."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from toolkit.output.escape import label
+
+TRAIN, VAL = "#3b6fa0", "#c8553d"
+MANY = 150  # points from which on a smoothed line is easier to read than the values themselves
+
+
+def draw(run_dir: Path) -> Path:
+    """Draw training and validation loss against steps. Values that aren't finite and lines that can't be read are
+    left out; a run without any value gives an empty frame that says so."""
+    from matplotlib.figure import Figure  # here: half a second that commands without a picture need not spend
+    from matplotlib.ticker import MaxNLocator
+
+    run_dir = Path(run_dir).resolve()
+    rows = _rows(run_dir / "metrics.jsonl")
+    steps, loss = _series(rows, "train/loss_nats")
+    val_steps, val_loss = _series(rows, "val/loss_nats")
+
+    figure = Figure(figsize=(1000 / 150, 560 / 150), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(label(run_dir.name, 80), loc="left", fontsize=10, fontweight="bold", parse_math=False)
+    axes.set_xlabel("step")
+    axes.set_ylabel("nats per token")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3, linewidth=0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+
+    if len(steps) >= MANY:
+        axes.plot(steps, loss, color=TRAIN, alpha=0.3, linewidth=0.7)
+        axes.plot(steps, _smooth(loss, len(steps) // 50), color=TRAIN, linewidth=1.5, label="training, smoothed")
+    elif len(steps):
+        axes.plot(steps, loss, color=TRAIN, linewidth=1.3, label="training")
+    if len(val_steps):
+        size = 4.5 if len(val_steps) <= 60 else 2.5
+        marker = {"markersize": size, "markeredgecolor": "white", "markeredgewidth": 0.6}
+        axes.plot(val_steps, val_loss, "o", color=VAL, label="validation", zorder=3, **marker)
+        # Beside the last point rather than above it, where the training loss passes.
+        beside = {"xytext": (7, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
+        last = val_steps[-1], val_loss[-1]
+        axes.annotate(f"{val_loss[-1]:.4f}", last, color=VAL, fontsize=9, fontweight="bold", **beside)
+
+    if len(steps) or len(val_steps):
+        axes.set_ylim(*_limits([(steps, loss), (val_steps, val_loss)]))
+        end = max(1, *steps[-1:], *val_steps[-1:])
+        axes.set_xlim(-0.02 * end, 1.02 * end)
+        axes.legend(frameon=False, loc="upper right", fontsize=9)
+    else:
+        axes.set(xticks=[], yticks=[])
+        axes.text(0.5, 0.5, "nothing logged yet", transform=axes.transAxes, ha="center", color="0.5")
+    # Tokens as a note: a second axis for them took a tenth of the picture and told no more.
+    if tokens := max((row["tokens"] for row in rows if isinstance(row.get("tokens"), int)), default=0):
+        size, unit = next(s for s in ((1e9, " billion"), (1e6, " million"), (1, "")) if tokens >= s[0])
+        count = f"{tokens / size:.3g}{unit} tokens" if unit else f"{tokens:,} tokens"
+        axes.set_title(count, loc="right", fontsize=8.5, color="0.4")
+
+    draft = run_dir / "curve.png.tmp"
+    figure.savefig(draft, format="png")
+    os.replace(draft, run_dir / "curve.png")
+    return run_dir / "curve.png"
+
+
+def _rows(path: Path) -> list[dict]:
+    """The objects in the file that have a step; a killed process may have left half a line."""
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+    return rows
+
+
+def _series(rows: list[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and finite values of one metric, by step; of two values for a step the later counts."""
+    found = {row["step"]: row[name] for row in rows if isinstance(row.get(name), (int, float))}
+    points = sorted((step, value) for step, value in found.items() if np.isfinite(value))
+    return np.array([step for step, _ in points], dtype=float), np.array([value for _, value in points], dtype=float)
+
+
+def _smooth(values: np.ndarray, reach: int) -> np.ndarray:
+    """Mean over ``reach`` neighbours on either side, fewer near the ends: centred, so it neither lags nor leads."""
+    reach = np.minimum(np.minimum(np.arange(len(values)), np.arange(len(values))[::-1]), reach)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    at = np.arange(len(values))
+    return (sums[at + reach + 1] - sums[at - reach]) / (2 * reach + 1)
+
+
+def _limits(series: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
+    """The y range. The first steps fall from ln(vocabulary) and would leave the rest a flat line, so the top is the
+    loss after a fiftieth of the run, and the curve enters from above."""
+    last = max(steps[-1] for steps, _ in series if len(steps))
+    every = np.concatenate([values for _, values in series])
+    later = np.concatenate([values[steps >= last / 50] for steps, values in series])
+    # Nor may a spike or the last steps of a divergence: one value in a hundred may leave the frame.
+    final = series[-1][1][-1:]  # of the validation, the last of the series
+    low, high = every.min(), max([np.quantile(later, 0.99, method="higher"), *final])
+    space = 0.06 * (high - low) or 0.5
+    return float(low - space), float(high + space)

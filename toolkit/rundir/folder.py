@@ -1,0 +1,211 @@
+"""A run's folder: who may write to it, what it says of the run, and when it may be continued."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import filelock
+
+from toolkit.command import DIVERGED, PREEMPTED, STORAGE
+from toolkit.config import changes
+from toolkit.config.layers import Config
+from toolkit.parallel import distributed
+from toolkit.store import checkpoint, journal, seal
+from toolkit.store.disk import read_json_or_warn, refuse_links, sha256, write_bytes, write_json, write_text
+
+log = logging.getLogger("toolkit")
+EXIT_CODES = {"done": 0, "stopped": 0, "diverged": DIVERGED, "preempted": PREEMPTED}
+
+
+def run_name(overlays: list[str]) -> str:
+    """The name of a run that was given none: its overlays', such as quickstart or tiny-alibi."""
+    return "-".join(Path(overlay).stem for overlay in overlays) or "default"
+
+
+class RunDir:
+    """``runs/NAME``. Raises ValueError for a name that is no folder's name, and for a run that is there already."""
+
+    def __init__(self, root: Path, name: str, resume: bool):
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+=,@-]{0,119}", name):
+            raise ValueError(f"--name {name!r}: a run's name is 1 to 120 letters, digits and _.+=,@- (no slash)")
+        self.path, self.resume, self.changes, self.damage = root / name, resume, {}, []
+        inside = Path(os.path.realpath(self.path)).is_relative_to(root.resolve()) and self.path.is_dir()
+        if self.path.is_symlink() and not inside:
+            raise ValueError(f"{self.path} is a link out of {root}: take another --name, or choose a place with --runs")
+        self.opened_at = time.time()
+        if self.begun() and not resume and distributed.rank() == 0:
+            others = (root / f"{name}-{i}" for i in range(2, 1000))
+            free = next(path.name for path in others if not path.exists())
+            raise ValueError(
+                f"{self.path} is there already: continue it with --resume, or name this one: --name {free}"
+            )
+        if resume and not self.exists():
+            raise ValueError(f"--resume: there is no run {self.path}; leave out --resume to start it")
+
+    def exists(self) -> bool:
+        """Whether a run was ever started here, or at least configured."""
+        return (self.path / "config.gin").is_file()
+
+    def begun(self) -> bool:
+        """Whether a run got as far as its first step: its folder holds what can't be had again for nothing."""
+        return (self.path / "facts.json").is_file() or (self.path / "checkpoints").is_dir()
+
+    def finished(self, steps: int) -> bool:
+        """Whether the run that is to be resumed has come to its end at ``steps``."""
+        status = self.read("status.json")
+        return self.resume and status.get("state") == "done" and status.get("step", 0) >= steps
+
+    @contextlib.contextmanager
+    def opened(self, config: Config, allow_change: bool) -> Iterator[None]:
+        """Hold the folder alone, with the config in it. Raises ValueError when another process does, when a resumed
+        run's config differs and that was not allowed, or when a link in it leads elsewhere; OSError when it can't be
+        written. A folder that was created here is deleted if the run never started, unless it was preempted."""
+        new = not self.path.exists()
+        refuse_links(self.path)
+        lock = filelock.FileLock(self.path / ".lock")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise ValueError(f"another process is at work in {self.path}; wait, or take another --name") from None
+        except OSError as error:
+            raise OSError(f"can't write to {self.path}: {error}; choose another place with --runs") from error
+        try:
+            self._compare(config, allow_change)
+            self._sweep()
+            yield
+        finally:
+            preempted = self.read("status.json").get("state") == "preempted"
+            lock.release()
+            if new and not preempted and not self.begun():
+                shutil.rmtree(self.path, ignore_errors=True)
+
+    def write_config(self, config: Config, code: list[Path]) -> None:
+        """Write what was asked for: from here on the run can be resumed."""
+        digests = {}
+        for file in code:
+            (self.path / "code").mkdir(exist_ok=True)
+            copy = self.path / "code" / file.name
+            if file != copy.resolve():
+                write_bytes(copy, file.read_bytes())
+            digests[f"code/{file.name}"] = sha256(copy)
+        written = [f"import {module}" for module in config.imports] + [str(binding) for binding in config.written]
+        write_text(self.path / "bindings.gin", "".join(line + "\n" for line in written))
+        digests["bindings.gin"] = sha256(self.path / "bindings.gin")
+        write_text(self.path / "config.gin", seal.seal_text(config.text, digests))  # last: it makes the folder a run
+        self.write_status("preparing", 0)
+
+    def write_start(self, tokenizer, facts: dict[str, object], step: int) -> None:
+        """Write all else that has to be in the folder before the first step."""
+        before = self.read("facts.json")
+        entry = {"step": step, "changed": self.changes} | ({"damaged": self.damage} if self.damage else {})
+        resumed = [*before.get("resumed", []), entry] if self.resume else []
+        if facts["device"] == "cpu" and before.get("threads", facts["threads"]) != facts["threads"]:
+            log.warning(
+                "%s was trained with %s threads and goes on with %s: sums round differently, so the run is not bit for "
+                "bit what it would have been; bind Experiment.threads = %s for that",
+                *(self.path, before["threads"], facts["threads"], before["threads"]),
+            )
+        files = before.get("tokenizer_files") or {}
+        if not files or seal.compare(self.path / "tokenizer", files):
+            (self.path / "tokenizer").mkdir(exist_ok=True)
+            tokenizer.save(self.path / "tokenizer")
+            files = {path.name: sha256(path) for path in sorted((self.path / "tokenizer").iterdir()) if path.is_file()}
+        more = {"tokenizer_files": files, "resumed": resumed, "seconds_before": before.get("seconds", 0.0)}
+        write_json(self.path / "facts.json", facts | more)
+
+    def check_journal(self, source: Path | None) -> None:
+        """Name, in a warning and in facts.json, what is damaged in the rows and samples before a checkpoint."""
+        covered = checkpoint.read_manifest(source).get("journal") if source else None
+        damage = journal.damage(self.path, covered) if covered else None
+        if damage:
+            step = checkpoint.read_manifest(source)["step"]
+            log.warning("%s; the run goes on, and its curve before step %d is not whole", damage, step)
+            self.damage = [damage]
+
+    def check_sources(self, found: dict[str, str], before: dict[str, object]) -> None:
+        """Raises ValueError where a resumed run would go on with other text or another vocabulary than ``before``."""
+        other = {"data": "on other text", "tokenizer": "with another tokenizer", "config": "under another config"}
+        for what, fingerprint in found.items():
+            if before.get(what, fingerprint) != fingerprint:
+                raise ValueError(
+                    f"{self.path} was trained {other[what]}: its fingerprint was {str(before[what])[:12]}, here it is "
+                    f"{fingerprint[:12]}; restore what it was, or begin a new run with --from {self.path}"
+                )
+
+    def write_status(self, state: str, step: int | None = None, **more: object) -> None:
+        """Say in status.json how things stand; nothing where no run was started. A disk that refuses costs a warning:
+        what it would hide is told by the exit code."""
+        if not self.exists():
+            return
+        if step is None:  # where a resumed run would begin
+            saved = [int(folder.name[5:]) for folder in (self.path / "checkpoints").glob(checkpoint.STEPS)]
+            step = max([self.read("status.json").get("step", 0), *saved])
+        ended = {} if state in ("preparing", "running") else {"journal": journal.measure(self.path)}
+        status = {"state": state, "step": step, "time": time.time()} | ended | more
+        try:
+            write_json(self.path / "status.json", status)
+        except OSError as error:
+            if not self._overwrite_status(status):
+                log.warning("status.json does not say that the run is %s: %s", state, error)
+
+    def _overwrite_status(self, status: dict) -> bool:
+        """Put a status into the file that is there already, which takes no room on a full disk."""
+        try:
+            with open(self.path / "status.json", "r+b") as file:
+                file.write(json.dumps(seal.seal(status)).encode())
+                file.truncate()
+        except OSError:
+            return False
+        return True
+
+    def write_end(self, ended: dict[str, object], peak_memory: int, digest: str | None) -> None:
+        """Add to the facts what is known at the end, and close the status. Raises OSError."""
+        not_saved = {key: ended[key] for key in ("not_saved",) if key in ended}
+        final = {key: value for key, value in ended.items() if key not in not_saved}
+        facts = self.read("facts.json")
+        facts["seconds"] = facts.pop("seconds_before", 0.0) + time.time() - self.opened_at
+        facts |= {"peak_memory_bytes": peak_memory, "weights_sha256": digest, "final": final, "ended": time.time()}
+        write_json(self.path / "facts.json", facts)
+        self.write_status(ended["state"], ended["step"], **not_saved)
+
+    def exit_code(self) -> int:
+        """The exit code that the run's own process would have had, for a launcher that hides it."""
+        status = self.read("status.json")
+        if status.get("time", 0.0) < self.opened_at:  # nothing was written this time: it failed before it began
+            return 2
+        if status["state"] in ("preparing", "running"):  # killed, all of them: nobody was left to say so
+            self.write_status("failed", reason="its processes exited without writing a status", kind="Killed")
+        failed = {"OSError": STORAGE, "OutOfMemoryError": STORAGE, "ValueError": 2, "ConfigError": 2}.get(
+            status.get("kind"), 1
+        )
+        return EXIT_CODES.get(status["state"], failed)
+
+    def read(self, name: str) -> dict:
+        """A JSON file of the run; {} where there is none, and, with a warning, where it is damaged."""
+        return read_json_or_warn(self.path / name)
+
+    def _sweep(self):
+        """Delete drafts that a killed process left."""
+        for draft in self.path.glob("*.tmp"):
+            if draft.is_file() or draft.is_symlink():
+                draft.unlink(missing_ok=True)
+
+    def _compare(self, config, allow_change):
+        before, now = self.read("facts.json").get("config"), config.flat
+        if not (self.resume and before):
+            return
+        self.changes = changes.difference(before, now)
+        harmless = all(changes.shapes(key) == "harmless" for key in self.changes)
+        if not harmless and not allow_change:
+            remedy = "resume with the same files and bindings, or with none; --allow-change accepts the difference"
+            lines = [f"{self.path} was started with another config; {remedy}:", *changes.told(self.changes)]
+            raise ValueError("\n".join(lines))

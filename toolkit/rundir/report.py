@@ -1,0 +1,124 @@
+"""What a command shows of a run: the header before the first step, the end, and the dry run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import torch
+from rich.table import Table
+
+from toolkit.output.terminal import Terminal, styled
+from toolkit.rundir import facts
+
+console = Terminal()
+
+
+def say(text: str) -> None:
+    """Text as it is, never folded."""
+    console.print(text, soft_wrap=True)
+
+
+def header(run: Path, known: dict, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Architecture, parameters, what the optimizer treats alike, and what it all runs on."""
+    count = known["parameters"]
+    console.print(styled((str(run), "bold"), f"  {_architecture(known['config'])}"), soft_wrap=True)
+    console.print(parameter_table(model, count))
+    for group in optimizer.param_groups:
+        size = sum(parameter.numel() for parameter in group["params"])
+        tensors = f"{len(group['params'])} tensors, {size:,} parameters"
+        console.print(f"{type(optimizer).__name__}, {group['name']}: {tensors}, weight decay {group['weight_decay']:g}")
+    threads = f", {known['threads']} threads" if known["device"] == "cpu" else ""
+    several = f", {known['processes']} processes" if known["processes"] > 1 else ""
+    compiled = "compiled" if known["compiled"] else "not compiled"
+    console.print(f"{known['device_name']} ({known['device']}{threads}{several}), {known['precision']}, {compiled}")
+    console.print(f"attention: {known['attention']}")
+    console.print(f"data: {known['windows']['train']:,} training windows, {known['windows']['val']:,} for validation\n")
+
+
+def footer(run: Path, ended: dict, prompt: str) -> None:
+    """Final values, the curve, the last sample, and what to try next."""
+    whole = ended.get("val_full/loss_nats")
+    if whole is not None:
+        bits = ended["val_full/bits_per_byte"]
+        console.print(f"\nvalidation, whole split: {whole:.4f} nats per token, {bits:.4f} bits per byte", style="bold")
+    samples = run / "samples.md"
+    if samples.exists():
+        last = re.split(r"(?m)^## step (\d+)$", samples.read_text(encoding="utf-8"))[-2:]
+        console.print(f"sample at step {int(last[0]):,}:\n", style="dim")
+        console.print(last[1].strip() + "\n")
+    if ended["state"] != "done":
+        say(f"{ended['state']} at step {ended['step']:,}; continue with --name {run.name} --resume")
+    say(f"curve: {run / 'curve.png'}\nnext:")
+    for command in (
+        f"python -m toolkit.generate {shlex.quote(str(run))} --prompt {shlex.quote(prompt)}",
+        f"python -m toolkit.evaluate {shlex.quote(str(run))}",
+        f"tensorboard --logdir {shlex.quote(str(run.parent))}",
+    ):
+        console.print(f"  {command}", soft_wrap=True)
+
+
+def dry_run(config, experiment, blank, as_json: bool) -> int:
+    """Print the resolved config, parameters, FLOPs and memory of an experiment that was built on the meta device."""
+    from toolkit.train import dtype_of
+
+    count = facts.parameters(blank.model)
+    flops = facts.on_meta(facts.flops_per_token, blank.model, experiment.seq_len)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    half = dtype_of(experiment, device) == torch.bfloat16
+    micro_batch = experiment.batch_size // experiment.accumulate
+    shape = (micro_batch, experiment.seq_len)
+    size = facts.on_meta(facts.memory, blank.objective, blank.optimizer, *shape, half)
+    if as_json:
+        record = {
+            "parameters": count["total"],
+            "parameters_non_embedding": count["non_embedding"],
+            "parameters_active": count["active"],
+            "parameters_padding": count["padding"],
+            "flops_per_token": flops,
+            "memory_bytes": size,
+            "config": config.flat,
+        }
+        say(json.dumps(record))
+        return 0
+    say(config.text)
+    console.print(parameter_table(blank.model, count))
+    if flops is not None:
+        console.print(f"training FLOPs per token: {flops:,} (forward and backward, causal)")
+    if size is not None:
+        parts = ", ".join(f"{name} {value / 2**30:.2f}" for name, value in size.items())
+        whole = f"{sum(size.values()) / 2**30:.1f} GiB"
+        say(f"memory, estimated for a micro-batch of {micro_batch}: {whole} ({parts})")
+    return 0
+
+
+def parameter_table(model: torch.nn.Module, count: dict[str, int]) -> Table:
+    """Parameters by name, the layers of a stack in one row."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for title, justify in (("parameters", "left"), ("shape", "left"), ("count", "right"), ("share", "right")):
+        table.add_column(title, justify=justify)
+    everything = count["total"] + count["padding"]
+    for name, shape, size in facts.parameter_table(model):
+        table.add_row(name, shape, f"{size:,}", f"{size / everything:.1%}")
+    if count["padding"]:
+        table.add_row("rows that pad the vocabulary", "", f"-{count['padding']:,}", "")
+    table.add_row(styled(("total", "bold")), "", styled((f"{count['total']:,}", "bold")), "")
+    table.add_row("without embeddings", "", f"{count['non_embedding']:,}", "")
+    if count["active"] != count["total"]:
+        table.add_row("active per token", "", f"{count['active']:,}", "")
+    return table
+
+
+def _architecture(config):
+    model = config["Experiment.model"].removeprefix("@")
+    get = {key.removeprefix(f"{model}."): value for key, value in config.items() if key.startswith(f"{model}.")}
+    sizes = [
+        f"{get[key]:,} {word}"
+        for key, word in (("dim", "wide"), ("n_layer", "layers"), ("n_head", "heads"))
+        if key in get
+    ]
+    slots = [str(get[s]).replace("@", "") for s in ("block", "norm", "position", "attention", "ffn") if s in get]
+    context = f"context {config['Experiment.seq_len']:,}"
+    return f"{model}: {', '.join([*sizes, context])}; {', '.join(slots)}"

@@ -1,0 +1,1 @@
+"""Files that survive a crash, and that prove that they are what was written."""

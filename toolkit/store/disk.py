@@ -1,0 +1,129 @@
+"""Reading and writing files safely: whole or not at all, never through a link, never from a damaged JSON file.
+
+Every file that a command writes into the folder of a run or of a plan is written by ``write_text`` or ``write_bytes``,
+and every command calls ``refuse_links`` on such a folder before it writes there."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import stat
+from pathlib import Path
+
+from toolkit.store import seal
+
+log = logging.getLogger("toolkit")
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
+BINARY = getattr(os, "O_BINARY", 0)  # Windows alone has one
+
+
+def fsync(path: Path) -> None:
+    """Return once a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's content, hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> dict:
+    """The object in a JSON file; {} where there is no such file. Raises ValueError, with the file's name, for a file
+    that is damaged: one that holds no JSON object, or whose seal does not fit its content."""
+    if not path.is_file():
+        return {}
+    remedy = "restore it from a copy"
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = "a value is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ValueError(f"{path} is damaged: it can't be read as JSON ({reason}); {remedy}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is damaged: it holds a {type(value).__name__}, not a JSON object; {remedy}")
+    if seal.KEY in value and seal.seal(value)[seal.KEY] != value[seal.KEY]:
+        raise ValueError(
+            f"{path} is damaged: its content does not fit its seal; {remedy}, or, if you edited it on purpose, delete "
+            f'its entry "{seal.KEY}"'
+        )
+    return value
+
+
+def read_json_or_warn(path: Path) -> dict:
+    """As ``read_json``; a damaged file costs a warning that names it, and counts as missing."""
+    try:
+        return read_json(path)
+    except ValueError as error:
+        log.warning("%s; going on without it", error)
+        return {}
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Write a JSON file, sealed, whole or not at all. Raises OSError."""
+    write_text(path, json.dumps(seal.seal(value), indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Put a text in a file's place; see ``write_bytes``."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Put a content in a file's place, on the disk: a process that is killed on the way leaves the old or the new. A
+    link in its place is replaced, and not followed. Raises OSError, with the old content untouched."""
+    draft = path.with_name(f"{path.name}.tmp")
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            draft.unlink()  # left by a process that was killed, or a link that somebody put there
+        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_FOLLOW | BINARY, 0o666)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise
+
+
+def refuse_links(folder: Path, below: Path | None = None) -> None:
+    """Raise ValueError where writing into a folder could change a file elsewhere: for a symbolic link in it that leads
+    out of it, and for anything that is neither a file, a folder nor a link. The folder itself may be a link, but no
+    folder between it and ``below``, which contains it. A folder that does not exist passes."""
+    if below is not None:
+        names = folder.absolute().relative_to(below.absolute()).parts
+        for depth in range(1, len(names) + 1):
+            _refuse_link(below.joinpath(*names[:depth]), below)
+    root = folder.resolve()
+    for parent, folders, files in os.walk(folder):
+        for name in [*folders, *files]:
+            path = Path(parent, name)
+            mode = path.lstat().st_mode
+            if stat.S_ISLNK(mode) and not _target(path).is_relative_to(root):
+                _refuse_link(path, folder)
+            elif not (stat.S_ISLNK(mode) or stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise ValueError(f"{path} is neither a file nor a folder; delete it: nothing is written in {folder}")
+
+
+def _refuse_link(path: Path, folder: Path) -> None:
+    if path.is_symlink():
+        raise ValueError(
+            f"{path} is a link to {os.readlink(path)}, and nothing is written through a link that lies in {folder}: "
+            "delete the link, or put what it leads to in its place"
+        )
+
+
+def _target(link: Path) -> Path:
+    """Where a link leads, whether or not anything is there; a link that leads to itself leads nowhere."""
+    try:
+        return link.resolve()
+    except (OSError, RuntimeError):
+        return Path(os.path.abspath(os.sep))

@@ -1,0 +1,1 @@
+"""From text files to files of tokens, and from those to batches."""

@@ -1,0 +1,113 @@
+"""Folders of the cache: built once, by one process, put in place whole, and proved each time they are opened."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from platformdirs import user_cache_dir
+
+from toolkit.store.disk import fsync, sha256
+from toolkit.store.seal import seal
+
+log = logging.getLogger("toolkit")
+
+FORMAT = 2  # raise it when the files, or what goes into them, change: old folders are then left alone
+WHOLE = 2**32  # bytes: a file up to this size is hashed from end to end each time its folder is opened
+BLOCK = 2**16  # bytes: a larger one has a digest for each block, and whoever reads a block compares it
+
+
+def cached(kind: str, about: dict, build: Callable[[Path], dict]) -> tuple[Path, dict]:
+    """The folder that ``build`` filled for ``about``, and its manifest. Built by one process at a time, if at all.
+
+    Every file that is at most WHOLE bytes long is the one that was written, to the last bit, and so is the manifest:
+    a folder of which that is not true is built again, with a warning. Hashing runs at 1 to 2 GB/s. A longer file NAME
+    is proved block by block by its reader, from the digests in NAME.blocks: the start stays quick at any size."""
+    key = hashlib.sha256(json.dumps({"format": FORMAT, **about}, sort_keys=True).encode()).hexdigest()
+    root = Path(os.environ.get("TOOLKIT_CACHE") or user_cache_dir("gpt-ablation-toolkit"))
+    folder = root / f"{kind}-{key}"
+    manifest = _read_manifest(folder)  # without the lock: a folder appears whole, and a shared cache may be read-only
+    if manifest is None:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{folder}.lock")
+        try:
+            lock.acquire(timeout=1)
+        except Timeout:
+            log.warning("waiting for another process that prepares the same text in %s", folder)
+            lock.acquire()
+        try:
+            manifest = _read_manifest(folder, damage="built again") or _build(folder, about, build)
+        finally:
+            lock.release()
+    return folder, manifest
+
+
+def _read_manifest(folder: Path, damage: str | None = None) -> dict | None:
+    """The manifest of a folder whose files are those it speaks of, else None. ``damage`` says what comes of it."""
+    if not folder.exists():
+        return None
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        reason = None if seal(manifest)["seal"] == manifest["seal"] else "the manifest is not as it was written"
+        reason = reason or _differing(folder, manifest["files"])
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    if reason is None:
+        return manifest
+    if damage:
+        log.warning("the cache folder %s is damaged and is %s: %s", folder, damage, reason)
+    return None
+
+
+def _differing(folder: Path, files: dict[str, list]) -> str | None:
+    """What is wrong with the files, or None."""
+    for name, (size, digest) in files.items():
+        if (folder / name).stat().st_size != size:
+            return f"the size of {name} is not what the manifest says"
+        if digest is not None and sha256(folder / name) != digest:
+            return f"the content of {name} is not what was written"
+    return None
+
+
+def _build(folder: Path, about: dict, build: Callable[[Path], dict]) -> dict:
+    """Fill a temporary sibling, write its manifest last, and put it in place in one step. The caller holds the lock,
+    so a temporary that is there already belongs to a process that died."""
+    for stale in folder.parent.glob(f"{folder.name}.tmp-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
+    try:
+        temporary.mkdir()
+        manifest = {"format": FORMAT, **about, **build(temporary)}
+        for path in [path for path in temporary.rglob("*") if path.is_file() and path.stat().st_size > WHOLE]:
+            _write_blocks(path)
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        manifest["files"] = {path.relative_to(temporary).as_posix(): _measure(path) for path in files}
+        (temporary / "manifest.json").write_text(json.dumps(seal(manifest), indent=2))
+        for path in (*files, temporary / "manifest.json", temporary):
+            fsync(path)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+        fsync(folder.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return manifest
+
+
+def _measure(path: Path) -> list:
+    """[bytes, SHA-256], or [bytes, None] for a file that is proved by its blocks."""
+    size = path.stat().st_size
+    return [size, sha256(path) if size <= WHOLE else None]
+
+
+def _write_blocks(path: Path) -> None:
+    with path.open("rb") as file, path.with_name(f"{path.name}.blocks").open("wb") as digests:
+        while block := file.read(BLOCK):
+            digests.write(hashlib.sha256(block).digest())
