@@ -14,9 +14,9 @@ from benchmarks.peers import PEERS, Sizes
 from toolkit.compose import compose
 from toolkit.cpu.allocator import keep_freed_memory
 from toolkit.cpu.products import fits, product
+from toolkit.experiment import Experiment, Parts, autocast, build
 from toolkit.loop.prefetch import prefetch
 from toolkit.seeding import named_seed
-from toolkit.train import Experiment, Parts, autocast, build
 
 NAMES = [f"{name} {way}" for way in ("eager", "compiled") for name in ("toolkit", *(p.package for p in PEERS))]
 LR, BETAS, DECAY, CLIP = 3e-4, (0.9, 0.95), 0.1, 1.0

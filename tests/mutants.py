@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.command import clean
 from toolkit.compose import compose, load_shelf, try_build
+from toolkit.output.errors import clean
 from toolkit.protocols import KINDS
 from toolkit.registry import CATALOG
 

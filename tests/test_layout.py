@@ -48,6 +48,51 @@ def test_nothing_registers_in_a_module_that_runs_as_main(path):
     assert not ('__name__ == "__main__"' in text and re.search(r"^@register\(", text, re.MULTILINE))
 
 
+FLOORS = (  # from the ground up: a room, or a file beside the rooms, imports from floors below its own
+    "root protocols context seeding",
+    "output cpu",
+    "registry linear groups objective",
+    "parallel store text",
+    "config model",
+    "experiment tokens",
+    "loop",
+    "train compose",
+    "rundir comparison",
+    "ablation conformance",
+    "__init__ command",
+    "run generate evaluate components prepare ablate compare",
+)
+FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms.split()}
+
+
+def room_of(module: str) -> str:
+    """The second word of a dotted name within the toolkit: a room, or a file beside the rooms."""
+    return module.split(".")[1]
+
+
+def breaches(path: Path, known: set[str]) -> list[str]:
+    """Imports of a file of the toolkit that go up, or across to another room of the same floor."""
+    rooms = {room_of(name) for name in imports(path) if name.startswith("toolkit.") and room_of(name) in known}
+    own = path.relative_to(ROOT / "toolkit").with_suffix("").parts[0]
+    return [room for room in rooms if room != own and FLOOR[room] >= FLOOR[own]]
+
+
+@pytest.mark.parametrize("path", files("toolkit"))
+def test_imports_go_down_from_floor_to_floor(path):
+    known = {each.stem for each in (ROOT / "toolkit").iterdir() if each.suffix == ".py" or (each / "__init__.py").is_file()}
+    assert known == FLOOR.keys()
+    assert breaches(path, known) == []
+
+
+def test_an_import_that_goes_up_is_found(tmp_path):
+    path = ROOT / "toolkit" / "cpu" / "imagined.py"
+    code = tmp_path / "toolkit" / "cpu" / "imagined.py"
+    code.parent.mkdir(parents=True)
+    code.write_text("def f():\n    from toolkit.config import guard\n")
+    found = {room_of(name) for name in imports(code)}
+    assert found == {"config"} and FLOOR["config"] > FLOOR[path.parent.name]
+
+
 SHELF = [pytest.param(entry, id=entry.name) for entry in CATALOG.values() if entry.module.startswith("components.")]
 
 

@@ -11,11 +11,11 @@ from runs import rows, small_run
 from toolkit.ablation import plan
 from toolkit.config import changes
 from toolkit.config.layers import ConfigError
+from toolkit.experiment import Experiment
 from toolkit.loop.spikes import WINDOW, Spikes
 from toolkit.rundir.folder import RunDir
 from toolkit.store import checkpoint
 from toolkit.store.disk import read_json, write_json
-from toolkit.train import Experiment
 
 
 def test_every_knob_of_the_experiment_is_in_one_class_of_change():

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable
 
 from toolkit.output import escape
+from toolkit.output.errors import BAD_INPUT, STORAGE, clean, kind_of
 
-BAD_INPUT, DIVERGED, STORAGE, PREEMPTED = 2, 3, 4, 75
 LESS_MEMORY = (
     "use a smaller Experiment.batch_size, or raise Experiment.accumulate, which keeps the batch and takes its parts in "
     "turn; checkpoints are as they were: --resume goes on from the newest"
@@ -63,19 +62,6 @@ def refuse_code(parser: argparse.ArgumentParser) -> None:
     """The flag that refuses to run what a run keeps in its ``code/``, ``arguments.no_code``."""
     told = "refuse to run the Python files that a run keeps in its code/ folder"
     parser.add_argument("--no-code", action="store_true", help=told)
-
-
-def kind_of(error: BaseException) -> str:
-    """The name of an error's class; "OutOfMemoryError" also for what PyTorch's CPU allocator raises instead."""
-    memory = isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
-    return "OutOfMemoryError" if memory else type(error).__name__
-
-
-def clean(error: BaseException) -> str:
-    """An error's message without what gin adds to it on the way up."""
-    return re.sub(r"\n\s*In call to configurable '.*", "", str(error)).strip()
 
 
 def _culprit(error: BaseException) -> str | None:

@@ -12,14 +12,15 @@ from pathlib import Path
 
 import torch
 
-from toolkit.command import clean
 from toolkit.config import safety
 from toolkit.config.guard import resolve
+from toolkit.config.imports import load_entry_points, load_file, load_module, own_file
 from toolkit.config.layers import BASE, Config, ConfigError, Import, check_statements, parse_bindings, parse_file
-from toolkit.registry import CATALOG, load_entry_points, load_file, load_module, own_file
+from toolkit.experiment import Experiment, Parts, build_blank
+from toolkit.output.errors import clean
+from toolkit.registry import CATALOG
 from toolkit.store import checkpoint, seal
 from toolkit.store.disk import read_json_or_warn
-from toolkit.train import Experiment, Parts, build
 
 log = logging.getLogger("toolkit")
 
@@ -75,10 +76,7 @@ def try_build(config: Config) -> tuple[Experiment, Parts]:
     bindings that an error names."""
     try:
         experiment = config.build()
-        try:
-            return experiment, build(experiment, torch.device("meta"))
-        except (NotImplementedError, RuntimeError):
-            return experiment, build(experiment, torch.device("cpu"))
+        return experiment, build_blank(experiment)
     except ValueError as error:
         places = _places(config, error)
         if not places:

@@ -15,10 +15,10 @@ def main(argv: list[str] | None = None) -> int:
     from toolkit.compose import open_run
     from toolkit.cpu import openmp
     from toolkit.cpu.neighbours import watched
+    from toolkit.experiment import autocast, micro_batch_size
     from toolkit.loop.scoring import evaluate
     from toolkit.objective import Objective
     from toolkit.output.terminal import Terminal
-    from toolkit.train import autocast
 
     run = open_run(
         arguments.run, arguments.overlays, arguments.bindings, imports=arguments.imports, code=not arguments.no_code
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     data.prepare()
     objective = Objective(run.model, experiment.loss(), run.tokenizer.eot if experiment.mask_documents else None)
     windows = data.windows(arguments.split)
-    batch = max(1, experiment.batch_size // experiment.accumulate)
+    batch = micro_batch_size(experiment, 1)
     with autocast(experiment, device), watched(device):
         score = evaluate(objective, data, run.tokenizer, batch, windows, device, arguments.split)
     facts = {"checkpoint": str(run.checkpoint), "split": arguments.split, "windows": windows}

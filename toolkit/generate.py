@@ -17,8 +17,8 @@ def main(argv: list[str] | None = None) -> int:
     from toolkit.compose import open_run
     from toolkit.cpu import openmp
     from toolkit.cpu.neighbours import watched
+    from toolkit.experiment import autocast
     from toolkit.loop.sampling import stream
-    from toolkit.train import autocast
 
     prompt = _prompt(arguments.prompt)
     run = open_run(arguments.run, imports=arguments.imports, code=not arguments.no_code)

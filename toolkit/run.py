@@ -9,8 +9,9 @@ import os
 import sys
 from pathlib import Path
 
-from toolkit.command import DIVERGED, PREEMPTED, clean, kind_of, refuse_code, run_command
+from toolkit.command import refuse_code, run_command
 from toolkit.output import escape
+from toolkit.output.errors import DIVERGED, PREEMPTED, clean, kind_of
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -153,10 +154,10 @@ def _show_end(folder: Path, ended: dict, prompt: str) -> None:
 
 def _prepare(arguments, config, experiment, blank, run, device):
     """Text as tokens, parts with their weights, where to begin, and the checkpoint that this came from."""
+    from toolkit.experiment import build
     from toolkit.parallel import distributed
     from toolkit.rundir import report
     from toolkit.store import checkpoint
-    from toolkit.train import build
 
     blank.data.prepare()
     parts = build(experiment, device, blank.tokenizer, blank.data)
@@ -187,15 +188,15 @@ def _prepare(arguments, config, experiment, blank, run, device):
 def facts_before(arguments, run, config, experiment, blank, parts, device, source) -> dict[str, object]:
     """What facts.json says when training starts."""
     from toolkit.cpu import products
+    from toolkit.experiment import dtype_of, is_compiled, micro_batch_size
     from toolkit.parallel import distributed
     from toolkit.rundir import facts
     from toolkit.store.disk import sha256
-    from toolkit.train import dtype_of, is_compiled
 
     dtype, around = dtype_of(experiment, device), facts.environment(device)
     flops = facts.on_meta(facts.flops_per_token, blank.model, experiment.seq_len)
     peak = facts.peak_flops(around["device_name"], dtype)
-    inputs = experiment.batch_size // (experiment.accumulate * distributed.world_size()), experiment.seq_len
+    inputs = micro_batch_size(experiment, distributed.world_size()), experiment.seq_len
     return {
         "name": run.path.name,
         "steps": experiment.steps,

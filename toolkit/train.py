@@ -1,154 +1,33 @@
-"""The experiment, and the loop that trains it, read from top to bottom."""
+"""The loop that trains an experiment, read from top to bottom."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, Gt, Le
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from toolkit.cpu.allocator import keep_freed_memory
 from toolkit.cpu.neighbours import watched
+from toolkit.experiment import Experiment, Parts, autocast, is_compiled, micro_batch_size
+from toolkit.loop import step as one_step
 from toolkit.loop.prefetch import prefetch
 from toolkit.loop.sampling import BrokenModel, generate
 from toolkit.loop.scoring import evaluate
 from toolkit.loop.signals import Interrupted, Signals
 from toolkit.loop.spikes import Spikes
 from toolkit.loop.trace import traced
-from toolkit.objective import Objective
 from toolkit.parallel import distributed
-from toolkit.registry import able, register
 from toolkit.seeding import named_seed
 from toolkit.store import checkpoint
 from toolkit.store.journal import Journal
 
-Count = Annotated[int, Gt(0)]
-
-
-@register("experiment")
-@dataclass(frozen=True, kw_only=True)
-class Experiment:
-    """Which parts to train, and how: the whole config. Counts are in optimizer steps unless they say otherwise.
-
-    batch_size      sequences per optimizer step, over all devices; devices x accumulate has to divide it
-    accumulate      micro-batches per step
-    seq_len         tokens per sequence, the model's context
-    clip            gradient norm above which gradients are scaled down; None leaves them
-    seed            of initial weights, data order and dropout
-    precision       "auto": bfloat16 autocast on CUDA where it is supported, else float32
-    threads         CPU threads; None is torch's own choice. Sums depend on it, so it never changes by itself
-    compile         "auto": on CUDA; True compiles on a CPU as well, which takes a C++ compiler
-    devices         processes to train with, on as many GPUs where there are any; "all" GPUs
-    rank_timeout    seconds without a sign of life after which one of them counts as hanging, and all end
-    eval_windows    validation windows per evaluation, the same every time; the whole split is read once at the end
-    sample_prompt   continued by ``sample_tokens`` tokens at ``sample_temperature`` every ``sample_every`` steps
-    keep_checkpoints  step checkpoints kept, besides the best
-    mask_documents  attention inside documents alone, positions from each document's start
-    spike_sigmas    a step whose loss or gradient norm lies so many standard deviations above the mean of the last 128
-                    is left out, and recorded; None applies every step that is finite
-    profile_steps   traced by torch.profiler, after ten others, into the run's folder; None traces none
-    """
-
-    model: type
-    data: type
-    tokenizer: type
-    optimizer: type
-    schedule: type
-    loss: type
-    loggers: list[type]
-    steps: Annotated[int, Gt(0), Le(99_999_999)] = 100_000  # a checkpoint's name has eight digits
-    batch_size: Count = 8
-    accumulate: Count = 1
-    seq_len: Count = 1024
-    clip: Annotated[float, Gt(0)] | None = 1.0
-    seed: Annotated[int, Ge(0), Le(2**63 - 1)] = 0
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    threads: Count | None = None
-    compile: Literal["auto"] | bool = "auto"
-    devices: Literal["all"] | Count = 1
-    rank_timeout: Annotated[int, Ge(5)] = 60
-    log_every: Count = 10
-    eval_every: Count = 1000
-    eval_windows: Count = 256
-    sample_every: Count = 1000
-    sample_prompt: str = "Once upon a time"
-    sample_tokens: Count = 200
-    sample_temperature: Annotated[float, Ge(0)] = 0.8
-    checkpoint_every: Count = 1000
-    keep_checkpoints: Annotated[int, Ge(2)] = 2
-    mask_documents: bool = False
-    spike_sigmas: Annotated[float, Gt(0)] | None = None
-    profile_steps: Count | None = None
-
 
 class Diverged(Exception):
     """Loss or gradient is not finite; the weights are still those before that step."""
-
-
-@dataclass
-class Parts:
-    """What an experiment is made of, built."""
-
-    tokenizer: object
-    data: object
-    model: nn.Module
-    objective: Objective
-    optimizer: torch.optim.Optimizer
-    schedule: object
-
-
-def build(experiment: Experiment, device: torch.device, tokenizer=None, data=None) -> Parts:
-    """Build every part. On the meta device this costs neither time nor memory, and finds what can't work. Initial
-    values are drawn on the CPU in float32, whatever the device. Raises ValueError."""
-    micro = experiment.accumulate * distributed.world_size()
-    if experiment.batch_size % micro:
-        raise ValueError(
-            f"Experiment.batch_size = {experiment.batch_size} is not a multiple of Experiment.accumulate x devices = "
-            f"{micro}"
-        )
-    tokenizer = tokenizer or experiment.tokenizer()
-    data = data or experiment.data(tokenizer, experiment.seq_len, experiment.seed)
-    torch.manual_seed(experiment.seed)
-    with torch.device("meta" if device.type == "meta" else "cpu"):
-        model = experiment.model(tokenizer.vocab_size, experiment.seq_len)
-    if next(model.parameters()).device.type != device.type:
-        model.to(device)
-    if experiment.mask_documents:
-        for mixer in getattr(model, "mixers", []):
-            if "documents" not in getattr(mixer, "supports", ()):
-                part = getattr(mixer, "attention", mixer)
-                kind = "mixer" if part is mixer else "attention"
-                raise ValueError(
-                    f"Experiment.mask_documents: {type(part).__name__} can't keep documents apart; use another "
-                    f"GPT.{kind}, such as {able(kind, 'documents') or '@SelfAttention'}"
-                )
-    objective = Objective(model, experiment.loss(), tokenizer.eot if experiment.mask_documents else None)
-    return Parts(tokenizer, data, model, objective, experiment.optimizer(model), experiment.schedule(experiment.steps))
-
-
-def autocast(experiment: Experiment, device: torch.device):
-    """The precision that the experiment trains, evaluates and samples in, as a context manager."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=dtype_of(experiment, device) == torch.bfloat16)
-
-
-def dtype_of(experiment: Experiment, device: torch.device) -> torch.dtype:
-    """bfloat16 or float32, as ``Experiment.precision`` and the device say."""
-    half = experiment.precision == "bfloat16"
-    if experiment.precision == "auto":
-        half = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.bfloat16 if half else torch.float32
-
-
-def is_compiled(experiment: Experiment, device: torch.device) -> bool:
-    """Whether ``Experiment.compile`` means yes on this device."""
-    return experiment.compile is True or (experiment.compile == "auto" and device.type == "cuda")
 
 
 def train(
@@ -170,7 +49,7 @@ def train(
     disk refuses three saves in a row, or the last one."""
     data, model, optimizer = parts.data, parts.model, parts.optimizer
     world, rank, main = distributed.world_size(), distributed.rank(), distributed.rank() == 0
-    micro_batch = experiment.batch_size // (experiment.accumulate * world)
+    micro_batch = micro_batch_size(experiment, world)
     tokens_per_step = experiment.batch_size * experiment.seq_len
     start, best = progress["step"], progress["best"]
     best_before = best
@@ -229,41 +108,26 @@ def train(
             since += time.perf_counter() - pause
 
             # ---- one step -----------------------------------------------------------------------------------------
-            multiple = parts.schedule(step)
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * multiple
+            one_step.set_learning_rate(optimizer, parts.schedule(step))
             micro_batches = [next(batches) for _ in range(experiment.accumulate)]
-            count = distributed.total(sum((targets != -100).sum() for _, targets in micro_batches))
-            nats = torch.zeros((), device=device)
             with signals.droppable(step == start and world == 1):  # the first step compiles: that may take a minute
-                for micro, (ids, targets) in enumerate(micro_batches):
-                    torch.manual_seed(named_seed(experiment.seed, "noise", step, micro, rank))
-                    silent = world > 1 and micro < experiment.accumulate - 1
-                    with module.no_sync() if silent else contextlib.nullcontext():
-                        with autocast(experiment, device):
-                            objective, summed, _, metrics = module(ids, targets)
-                        (objective * (world / count)).backward()  # data parallelism averages over the processes
-                    nats += summed
-            norm = nn.utils.clip_grad_norm_(model.parameters(), experiment.clip or math.inf).item()
-            loss = (distributed.total(nats) / count).item()
-            if not (math.isfinite(loss) and math.isfinite(norm)):
+                gradient = one_step.gradient(experiment, module, micro_batches, step, device)
+            if not gradient.finite:
                 if main and step > start:
                     journal.sync()
                     written = journal.covered(step)
                     keeper.save(f"step-{step:08d}", model, optimizer, progress, written)  # and the older ones stay
                 first = step * experiment.batch_size
                 raise Diverged(
-                    f"step {step}: loss {loss}, gradient norm {norm}, in training samples {first} to "
+                    f"step {step}: loss {gradient.loss}, gradient norm {gradient.norm}, in training samples {first} to "
                     f"{first + experiment.batch_size - 1}; weights and checkpoints are those before it"
                 )
-            if spikes.is_spike(loss, norm):
-                count_skipped = spikes.state["count"]
-                journal.row(
-                    step, {"skipped/loss_nats": loss, "skipped/grad_norm": norm, "skipped/count": count_skipped}
-                )
+            if spikes.is_spike(gradient.loss, gradient.norm):
+                skipped = {"loss_nats": gradient.loss, "grad_norm": gradient.norm, "count": spikes.state["count"]}
+                journal.row(step, {f"skipped/{name}": value for name, value in skipped.items()})
+                optimizer.zero_grad(set_to_none=True)
             else:
-                optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+                one_step.update(optimizer)
             if step == start and device.type == "cpu":
                 keep_freed_memory()  # weights and optimizer state have their places now
             trace_step()
@@ -274,14 +138,14 @@ def train(
                 since, since_step = time.perf_counter(), step + 1
                 row = {
                     "tokens": step * tokens_per_step,
-                    "train/loss_nats": loss,
+                    "train/loss_nats": gradient.loss,
                     "lr": max(group["lr"] for group in optimizer.param_groups),
-                    "grad_norm": norm,
+                    "grad_norm": gradient.norm,
                     "time/step_ms": 1000 * seconds,
                     "time/tokens_per_s": tokens_per_step / seconds,
                 }
                 row |= {"time/mfu": row["time/tokens_per_s"] / peak_tokens_per_s} if peak_tokens_per_s else {}
-                journal.row(step, row | {name: float(value) for name, value in metrics.items()})
+                journal.row(step, row | {name: float(value) for name, value in gradient.metrics.items()})
 
     state = "preempted" if signalled else "done" if ending else "stopped"
     not_saved = {"not_saved": f"checkpoints/best: {keeper.lost}"} if keeper.lost else {}

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.command import PREEMPTED
+from toolkit.output.errors import PREEMPTED
 from toolkit.store.disk import read_json_or_warn, write_json
 
 ENDED = ("done", "diverged")

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 
 from toolkit.config.layers import Config
+from toolkit.experiment import build
 from toolkit.rundir import facts
-from toolkit.train import build
 
 LIMIT = 2**24  # wider than any layer; a count that has not reached the target by then does not grow
 

@@ -10,18 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from toolkit.ablation import match
 from toolkit.ablation.planfile import BUDGETS, Ablation, Arm, parse, refuse, refuse_settled, split_entries, unfold
-from toolkit.command import clean
 from toolkit.compose import load_shelf
 from toolkit.config.guard import resolve, suggest
 from toolkit.config.layers import BASE, ConfigError, Layer, find, show
 from toolkit.config.safety import read_bindings, read_file
+from toolkit.experiment import build_blank
+from toolkit.output.errors import clean
 from toolkit.registry import CATALOG
 from toolkit.rundir import facts
-from toolkit.train import build
 
 
 @dataclass(frozen=True)
@@ -175,9 +173,7 @@ def _compose(arms: dict[str, Arm], overlays: list[str], common: Layer, where: di
         try:
             own = [_layer(f"arm {arm.name!r}", arm.bindings, where["arms"])] if arm.bindings else []
             arm.config = resolve([*below, *map(read_file, arm.overlays), *own])
-            build(arm.config.build(), torch.device("meta"))
-        except (NotImplementedError, RuntimeError):
-            pass  # a part that computes with values while it is built; the run builds it in full
+            build_blank(arm.config.build())
         except ValueError as error:
             for line in clean(error).splitlines():
                 found.setdefault(line, []).append(arm.name)
@@ -313,10 +309,7 @@ def _match(plan: Plan, where: dict[str, str], problems: list[str]) -> None:
 def _count(arm: Arm) -> None:
     """What the arm's config comes to."""
     experiment = arm.config.build()
-    try:
-        model = build(experiment, torch.device("meta")).model
-    except (NotImplementedError, RuntimeError):
-        model = build(experiment, torch.device("cpu")).model
+    model = build_blank(experiment).model
     arm.parameters = facts.parameters(model)["total"]
     arm.flops_per_token = facts.on_meta(facts.flops_per_token, model, experiment.seq_len)
     arm.tokens_per_step = experiment.batch_size * experiment.seq_len

@@ -147,24 +147,19 @@ def measure(arms: list, threads: int, rounds: int = 1) -> dict[str, float]:
 def _seconds_per_step(experiment, device):
     import torch
 
-    from toolkit.train import autocast, build, is_compiled
+    from toolkit.experiment import build, is_compiled, micro_batch_size, process_count
+    from toolkit.loop import step as one_step
 
     parts = build(experiment, device)
     if is_compiled(experiment, device):
         parts.objective.compile(fullgraph=True, dynamic=False)
-    processes = experiment.devices if isinstance(experiment.devices, int) else max(1, torch.cuda.device_count())
-    shape = (max(1, experiment.batch_size // (experiment.accumulate * processes)), experiment.seq_len)
+    shape = (micro_batch_size(experiment, process_count(experiment)), experiment.seq_len)
     ids = torch.randint(parts.tokenizer.vocab_size, shape, device=device)
     times = []
     while len(times) < 7 or (sum(times[2:]) < 0.5 and len(times) < 100):  # the first two allocate, and compile
         begun = time.perf_counter()
-        for _ in range(experiment.accumulate):
-            with autocast(experiment, device):
-                objective = parts.objective(ids, ids)[0]
-            objective.backward()
-        torch.nn.utils.clip_grad_norm_(parts.model.parameters(), 1.0).item()
-        parts.optimizer.step()
-        parts.optimizer.zero_grad(set_to_none=True)
+        one_step.gradient(experiment, parts.objective, [(ids, ids)] * experiment.accumulate, len(times), device)
+        one_step.update(parts.optimizer)
         if device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - begun)

@@ -20,7 +20,8 @@ from pathlib import Path
 import gin
 from gin import config_parser
 
-from toolkit.registry import CATALOG, load_module
+from toolkit.config.imports import load_module
+from toolkit.registry import CATALOG
 from toolkit.root import ROOT
 from toolkit.store import seal
 

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from toolkit.config.imports import load_copy, offered
 from toolkit.config.layers import (
     BASE,
     Binding,
@@ -24,7 +25,7 @@ from toolkit.config.layers import (
     parse_file,
     references,
 )
-from toolkit.registry import CATALOG, load_copy, offered
+from toolkit.registry import CATALOG
 from toolkit.root import ROOT
 from toolkit.store import seal
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import filelock
 
-from toolkit.command import DIVERGED, PREEMPTED, STORAGE
 from toolkit.config import changes
 from toolkit.config.layers import Config
+from toolkit.output.errors import DIVERGED, PREEMPTED, STORAGE
 from toolkit.parallel import distributed
 from toolkit.store import checkpoint, journal, seal
 from toolkit.store.disk import read_json_or_warn, refuse_links, sha256, write_bytes, write_json, write_text

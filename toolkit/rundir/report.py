@@ -62,13 +62,13 @@ def footer(run: Path, ended: dict, prompt: str) -> None:
 
 def dry_run(config, experiment, blank, as_json: bool) -> int:
     """Print the resolved config, parameters, FLOPs and memory of an experiment that was built on the meta device."""
-    from toolkit.train import dtype_of
+    from toolkit.experiment import dtype_of, micro_batch_size, process_count
 
     count = facts.parameters(blank.model)
     flops = facts.on_meta(facts.flops_per_token, blank.model, experiment.seq_len)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     half = dtype_of(experiment, device) == torch.bfloat16
-    micro_batch = experiment.batch_size // experiment.accumulate
+    micro_batch = micro_batch_size(experiment, process_count(experiment))
     shape = (micro_batch, experiment.seq_len)
     size = facts.on_meta(facts.memory, blank.objective, blank.optimizer, *shape, half)
     if as_json:

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-from toolkit.command import clean
+from toolkit.output.errors import clean
 from toolkit.store.disk import BINARY, NO_FOLLOW, fsync, write_bytes
 
 QUEUE = 1000  # entries that wait for one logger, at most: what comes on top of them is dropped for it
