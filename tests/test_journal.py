@@ -84,11 +84,14 @@ class HangsAtOnce(Heard):
 
 @pytest.fixture
 def hanging(monkeypatch):
-    """Loggers may hang, and have a second to end in."""
+    """Loggers may hang, and have a second to end in. Those left behind have ended when the next test begins."""
+    before = set(threading.enumerate())
     gate.clear()
     monkeypatch.setattr(journal, "PATIENCE", 1.0)
     yield
     gate.set()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
 
 
 def _write(run_dir, loggers, rows=5):
