@@ -84,7 +84,7 @@ class HangsAtOnce(Heard):
 
 @pytest.fixture
 def hanging(monkeypatch):
-    """Loggers may hang, and have a second to end in. Those that are left behind have ended when the next test begins."""
+    """Loggers may hang, and have a second to end in. Those left behind have ended when the next test begins."""
     before = set(threading.enumerate())
     gate.clear()
     monkeypatch.setattr(journal, "PATIENCE", 1.0)

@@ -79,7 +79,9 @@ def breaches(path: Path, known: set[str]) -> list[str]:
 
 @pytest.mark.parametrize("path", files("toolkit"))
 def test_imports_go_down_from_floor_to_floor(path):
-    known = {each.stem for each in (ROOT / "toolkit").iterdir() if each.suffix == ".py" or (each / "__init__.py").is_file()}
+    known = {
+        each.stem for each in (ROOT / "toolkit").iterdir() if each.suffix == ".py" or (each / "__init__.py").is_file()
+    }
     assert known == FLOOR.keys()
     assert breaches(path, known) == []
 
