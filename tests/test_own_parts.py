@@ -219,3 +219,14 @@ def test_whatever_an_import_raises_is_told_with_its_line(way, raised, tmp_path):
     done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert raised.split("(")[0] in done.stderr and f"{name}.py:5" in done.stderr, done.stderr
+
+
+def test_register_can_be_imported_from_the_top_and_costs_nothing_until_then():
+    code = "import sys, toolkit; before = 'gin' in sys.modules; from toolkit import register; "
+    code += "import toolkit.registry as r; print(before, register is r.register, 'gin' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
+    assert done.stdout == b"False True True\n", done.stderr
+    import toolkit
+
+    with pytest.raises(AttributeError, match="no attribute 'registre'"):
+        toolkit.registre  # noqa: B018

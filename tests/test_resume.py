@@ -117,7 +117,7 @@ def scalars(file):
     return EventAccumulator(str(file)).Reload().Tags()["scalars"]
 
 
-@pytest.mark.parametrize("broken", ["curve.draw", "report.footer"])
+@pytest.mark.parametrize("broken", ["rundir.curve.draw", "rundir.report.footer"])
 def test_what_comes_after_training_changes_nothing(broken, tmp_path, monkeypatch, caplog):
     def fails(*_):
         raise RuntimeError("no font")

@@ -8,3 +8,12 @@ def load(run: str, imports: tuple[str, ...] = ()):
 
     opened = open_run(run, imports=imports)
     return opened.model, opened.tokenizer
+
+
+def __getattr__(name: str):
+    """``from toolkit import register``, without importing the registry for those who don't: --help stays fast."""
+    if name == "register":
+        from toolkit.registry import register
+
+        return register
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

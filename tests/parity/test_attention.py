@@ -108,8 +108,8 @@ def test_blocks_of_queries_compile_into_one_call_each_way(length, heads):
     )
     assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
     plain = [x.detach() for x in inputs]
-    torch.library.opcheck(torch.ops.toolkit.cpu.blockwise, plain)
-    _, *kept = torch.ops.toolkit.cpu.blockwise(*plain)
+    torch.library.opcheck(torch.ops.toolkit.blockwise, plain)
+    _, *kept = torch.ops.toolkit.blockwise(*plain)
     torch.library.opcheck(torch.ops.toolkit.blockwise_backward, (torch.randn(2, length, heads, 8), *kept))
 
 
