@@ -1,17 +1,28 @@
-"""The frame: kinds of part, registry, guards, model, loop and commands. It knows no part by name."""
+"""The frame: the kinds of part, the registry, checks of configs, the model, the training loop and the commands.
+
+No file of the frame names a single part of the shelf."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from toolkit.protocols import Tokenizer
 
 
-def load(run: str, imports: tuple[str, ...] = ()):
-    """(model, tokenizer) of a run or a checkpoint in one, the model in evaluation mode: for notebooks. ``imports`` are
-    modules or files with parts that the run does not keep itself."""
+def load(run: str, imports: tuple[str, ...] = ()) -> tuple[nn.Module, Tokenizer]:
+    """Load a run, or one checkpoint of a run, for use in a notebook. Returns (model, tokenizer), with the model in
+    evaluation mode. ``imports`` names modules or files with parts of which the run keeps no copy."""
     from toolkit.compose import open_run
 
     opened = open_run(run, imports=imports)
     return opened.model, opened.tokenizer
 
 
-def __getattr__(name: str):
-    """``from toolkit import register``, without importing the registry for those who don't: --help stays fast."""
+def __getattr__(name: str) -> object:
+    """Import the registry only for ``from toolkit import register``, so that --help stays fast."""
     if name == "register":
         from toolkit.registry import register
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from toolkit.command import run_command
 
 log = logging.getLogger("toolkit")
-FEW_JOBS = 20  # a dry run lists so many jobs
+FEW_JOBS = 20  # a dry run lists up to this many jobs without --verbose
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command. Returns the exit code; raises ValueError for what the user can mend."""
-    arguments = _arguments(argv)  # first, so that --help is quick
+    """Run the command. Returns the exit code; raises ValueError for an error that the user can correct."""
+    arguments = _arguments(argv)  # before the slow imports, so that --help is quick
     from toolkit.ablation.jobs import Schedule
     from toolkit.ablation.plan import read
     from toolkit.ablation.settle import settle
@@ -35,9 +35,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     folder.mkdir(parents=True, exist_ok=True)
     refuse_links(folder)
-    with _alone(folder):
+    with _locked(folder):
         record = settle(plan, folder, arguments)
-        launcher = _launcher(arguments, folder, record["threads"], _devices(plan))
+        launcher = _launcher(arguments, folder, record["threads"], _devices_per_job(plan))
         try:
             code = Schedule(plan, folder, record, launcher).run()
         finally:
@@ -49,26 +49,26 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _answer(folder: Path) -> None:
-    """Show the verdicts so far, an arm a line. What fails here costs a warning: the jobs have ended as they have."""
+    """Print the verdicts so far, one arm per line. An error only gives a warning, since the jobs have ended already."""
     from toolkit.comparison import assemble, record, runs, screen
     from toolkit.rundir import report
 
     try:
-        plan, found = runs.find([str(folder)], None, None)
-        said = record.record(assemble.compare(plan, found, (), None))
+        plan, found_runs = runs.find([str(folder)], None, None)
+        results = record.record(assemble.compare(plan, found_runs, (), None))
     except Exception as error:  # a folder that can't be compared, or a fault of the comparison
         log.warning("the runs can't be compared: %s: %s", type(error).__name__, error)
         return
     report.say("")
-    screen.answer(said, report.console)
-    if fired := {banner["guard"] for banner in said["banners"]}:
-        report.say(f"guards fired: {', '.join(sorted(fired))}; compare says what they saw")
+    screen.answer(results, report.console)
+    if fired_guards := {banner["guard"] for banner in results["banners"]}:
+        report.say(f"guards fired: {', '.join(sorted(fired_guards))}; compare says what they saw")
     report.say("")
 
 
 def _dry_run(plan, folder: Path, arguments) -> None:
-    """Print how long it would take here, an arm a line, what the arms differ in, and the jobs where they are few or
-    ``--verbose`` asks for them."""
+    """Print the estimated time, one line per arm, and what each arm changes. Print the jobs too if there are at most
+    ``FEW_JOBS`` or ``--verbose`` is given."""
     from toolkit.ablation.jobs import ENDED, duration, standing
     from toolkit.ablation.plan import differing
     from toolkit.ablation.settle import measure, threads_for
@@ -76,15 +76,15 @@ def _dry_run(plan, folder: Path, arguments) -> None:
     from toolkit.rundir import report
     from toolkit.store.disk import read_json
 
-    before = read_json(folder / "plan.json")
-    threads = before.get("threads") or threads_for(arguments.jobs, plan)
+    saved_plan = read_json(folder / "plan.json")
+    threads = saved_plan.get("threads") or threads_for(arguments.jobs, plan)
     seconds = measure(list(plan.arms.values()), threads)
-    known = before.get("budget", {})
-    plan.set_steps({**seconds, **(known.get("seconds_per_step") or {})}, known.get("steps"))
+    saved_budget = saved_plan.get("budget", {})
+    plan.set_steps({**seconds, **(saved_budget.get("seconds_per_step") or {})}, saved_budget.get("steps"))
     say, base, jobs = report.say, plan.baseline, arguments.jobs or 1
-    estimate = {arm.name: arm.steps * seconds[arm.name] * (1 + _evaluations(arm)) for arm in plan.arms.values()}
-    found = {job.run: standing(folder / job.run, plan.ablation.metric) for job in plan.jobs}
-    total = sum(estimate[job.arm] for job in plan.jobs if found[job.run].state not in ENDED)
+    job_seconds = {arm.name: arm.steps * seconds[arm.name] * (1 + _evaluation_share(arm)) for arm in plan.arms.values()}
+    standings = {job.run: standing(folder / job.run, plan.ablation.metric) for job in plan.jobs}
+    total = sum(job_seconds[job.arm] for job in plan.jobs if standings[job.run].state not in ENDED)
     say(f"\n{line(plan.name)}: {line(plan.ablation.question)}")
     say(
         f"{len(plan.jobs)} jobs, about {duration(total / jobs)} with {jobs} at once and {threads} threads each, as "
@@ -99,16 +99,16 @@ def _dry_run(plan, folder: Path, arguments) -> None:
         flat, keys = arm.config.flat, differing(base.config.flat, arm.config.flat)
         say(f"{arm.name} differs in " + ", ".join(f"{key} = {flat.get(key, 'absent')}" for key in keys))
         for count, name, limit in (("parameters", "params", 0.01), ("flops_per_token", "flops", 0.02)):
-            mine, theirs = getattr(arm, count), getattr(base, count)
-            if mine and theirs and abs(mine / theirs - 1) > limit:
+            own, other = getattr(arm, count), getattr(base, count)
+            if own and other and abs(own / other - 1) > limit:
                 what = count.replace("flops_per_token", "FLOPs per token")
-                say(f"note: {arm.name} has {mine / theirs - 1:+.1%} {what}; Ablation.match = '{name}' would equal them")
+                say(f"note: {arm.name} has {own / other - 1:+.1%} {what}; Ablation.match = '{name}' would equal them")
     matched = f"; matched: {plan.ablation.match}" if plan.ablation.match is not None else ""
     say(f"budget: {plan.budget[1]:g} {plan.budget[0]}{matched}\n")
     if arguments.verbose or len(plan.jobs) <= FEW_JOBS:
-        _print_jobs(plan, found, estimate)
+        _print_jobs(plan, standings, job_seconds)
     else:
-        ended = sum(each.state in ENDED for each in found.values())
+        ended = sum(each.state in ENDED for each in standings.values())
         say(f"{len(plan.jobs)} jobs, {ended} of them ended; --verbose lists them")
 
 
@@ -117,12 +117,12 @@ def _print_arms(plan, seconds: dict[str, float]) -> None:
     from toolkit.rundir import report
 
     matched, base = plan.ablation.match is not None, plan.baseline
-    order = {"FLOPs/token": 3, "s/step": 2, "residual": 1}  # in which columns give way
+    drop_order = {"FLOPs/token": 3, "s/step": 2, "residual": 1}  # in a narrow terminal, the lowest number is first
     titles = ["parameters", "FLOPs/token", "steps", "s/step", *(["width", "residual"] if matched else [])]
-    columns = [Column("arm", name=True), *(Column(title, True, order.get(title, 0)) for title in titles)]
+    columns = [Column("arm", name=True), *(Column(title, True, drop_order.get(title, 0)) for title in titles)]
     rows = []
     for arm in plan.arms.values():
-        row = [arm.name, _against(arm.parameters, base.parameters), _against(arm.flops_per_token, base.flops_per_token)]
+        row = [arm.name, _versus(arm.parameters, base.parameters), _versus(arm.flops_per_token, base.flops_per_token)]
         row += [f"{arm.steps:,}", f"{seconds[arm.name]:.3g}"]
         if matched:
             _, value, residual = arm.width
@@ -131,7 +131,7 @@ def _print_arms(plan, seconds: dict[str, float]) -> None:
     report.console.print(grid(columns, rows, report.console.width)[0])
 
 
-def _print_jobs(plan, found: dict, estimate: dict[str, float]) -> None:
+def _print_jobs(plan, standings: dict, job_seconds: dict[str, float]) -> None:
     from toolkit.ablation.jobs import ENDED, duration
     from toolkit.output.terminal import Column, grid
     from toolkit.rundir import report
@@ -139,68 +139,74 @@ def _print_jobs(plan, found: dict, estimate: dict[str, float]) -> None:
     columns = [Column("job", name=True), Column("purpose", gives_way=2), Column("steps", True, 1), Column("time", True)]
     rows = []
     for job in plan.jobs:
-        state, step = found[job.run].state, found[job.run].step
+        state, step = standings[job.run].state, standings[job.run].step
         state = state if state in ENDED or not step else f"to be resumed at {step:,}"
-        rows.append([job.run, job.purpose, f"{plan.arms[job.arm].steps:,}", duration(estimate[job.arm]), state])
+        rows.append([job.run, job.purpose, f"{plan.arms[job.arm].steps:,}", duration(job_seconds[job.arm]), state])
     report.console.print(grid([*columns, Column("state")], rows, report.console.width)[0])
 
 
-def _evaluations(arm) -> float:
-    """The time of a run's evaluations, as a share of its training: a forward pass is a third of a step."""
+def _evaluation_share(arm) -> float:
+    """Estimate the time of a run's evaluations divided by the time of its training steps.
+
+    A forward pass counts as a third of a training step."""
     flat = arm.config.flat
-    get = {knob: flat[f"Experiment.{knob}"] for knob in ("eval_every", "eval_windows", "batch_size")}
-    times = 2 + arm.steps // get["eval_every"]
-    return times * get["eval_windows"] / get["batch_size"] / 3 / arm.steps
+    knobs = {knob: flat[f"Experiment.{knob}"] for knob in ("eval_every", "eval_windows", "batch_size")}
+    evaluations = 2 + arm.steps // knobs["eval_every"]
+    return evaluations * knobs["eval_windows"] / knobs["batch_size"] / 3 / arm.steps
 
 
-def _against(count: int | None, base: int | None) -> str:
+def _versus(count: int | None, base: int | None) -> str:
+    """A count as text, with its difference from the baseline's count in percent."""
     if count is None:
         return "unknown"
     return f"{count:,}" if not base or count == base else f"{count:,} ({count / base - 1:+.2%})"
 
 
-def _devices(plan) -> int:
-    """GPUs that one job takes."""
+def _devices_per_job(plan) -> int:
+    """Return how many GPUs one job needs: the most that any arm asks for."""
     import torch
 
-    wanted = [arm.config.flat["Experiment.devices"] for arm in plan.arms.values()]
-    return max(torch.cuda.device_count() if each == "all" else each for each in wanted)
+    requested = [arm.config.flat["Experiment.devices"] for arm in plan.arms.values()]
+    return max(torch.cuda.device_count() if devices == "all" else devices for devices in requested)
 
 
 def _launcher(arguments, folder: Path, threads: int, devices: int):
+    """Build the launcher that ``--launcher`` names. Raises ValueError for options or GPU counts that do not fit."""
     import torch
 
     from toolkit.ablation import launch
 
-    options = dict(_option(text) for text in arguments.options)
+    options = dict(_parse_option(text) for text in arguments.options)
     gpus = torch.cuda.device_count()
     if arguments.launcher == "slurm":
         logs = folder / "logs" / "slurm"
         return launch.Slurm(logs, arguments.jobs or 1000, {"cpus_per_task": threads} | options)
     if arguments.launcher == "ray":
-        share = {"num_cpus": threads, "num_gpus": devices if gpus else 0}
-        return launch.Ray(arguments.jobs or max(1, gpus // devices), share | options)
+        resources = {"num_cpus": threads, "num_gpus": devices if gpus else 0}
+        return launch.Ray(arguments.jobs or max(1, gpus // devices), resources | options)
     if options:
         raise ValueError("--option goes with --launcher slurm or ray")
     if not gpus:
         return launch.Local([{}] * (arguments.jobs or 1))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if os.environ.get("CUDA_VISIBLE_DEVICES") else None
-    names = visible or [str(index) for index in range(gpus)]
-    groups = [names[i : i + devices] for i in range(0, gpus - devices + 1, devices)]
+    gpu_names = visible or [str(index) for index in range(gpus)]
+    groups = [gpu_names[i : i + devices] for i in range(0, gpus - devices + 1, devices)]
     if not groups:
         raise ValueError(f"Experiment.devices = {devices}, but there are {gpus} GPUs")
     return launch.Local([{"CUDA_VISIBLE_DEVICES": ",".join(group)} for group in groups[: arguments.jobs]])
 
 
-def _option(text: str) -> tuple[str, object]:
-    key, equals, value = text.partition("=")
-    if not equals:
+def _parse_option(text: str) -> tuple[str, object]:
+    """Parse KEY=VALUE; a value of digits becomes an int. Raises ValueError without "="."""
+    key, separator, value = text.partition("=")
+    if not separator:
         raise ValueError(f"--option {text!r}: write it as KEY=VALUE")
     return key, int(value) if value.lstrip("-").isdigit() else value
 
 
 @contextlib.contextmanager
-def _alone(folder: Path):
+def _locked(folder: Path):
+    """Lock the plan's folder. Raises ValueError while another process holds the lock."""
     import filelock
 
     lock = filelock.FileLock(folder / ".lock")

@@ -1,4 +1,4 @@
-"""How every command ends: a readable message and an exit code that a script can rely on."""
+"""Runs a command and ends it with a readable message and an exit code that scripts can rely on."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ LESS_MEMORY = (
     "use a smaller Experiment.batch_size, or raise Experiment.accumulate, which keeps the batch and takes its parts in "
     "turn; checkpoints are as they were: --resume goes on from the newest"
 )
-OURS = ("toolkit", "components", "argparse")
+OURS = ("toolkit", "components", "argparse")  # an error raised in these packages is shown without a traceback
 
 
 def run_command(main: Callable[[], int]) -> None:
-    """Run a command and leave the process: 0 done, 2 bad config or input, 3 diverged, 4 storage, 130 interrupted.
+    """Run ``main`` and exit the process with its exit code, or with the code of the error that it raised.
 
-    An error that we raised is its message alone; one from elsewhere, such as a part of the user's own, comes with its
-    traceback, and the part and its file are named. TOOLKIT_DEBUG=1 shows the traceback always."""
+    0 is done, 2 bad config or input, 3 diverged, 4 storage, 130 interrupted. An error that the toolkit raised is
+    printed as its message alone. Any other error, for example one in a user's part, is printed with its traceback, and
+    the message names the part and its file. With TOOLKIT_DEBUG=1 every error has its traceback."""
     handler = logging.StreamHandler()
     handler.setFormatter(escape.LogFormatter("%(levelname)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
@@ -39,33 +40,33 @@ def run_command(main: Callable[[], int]) -> None:
             print(escape.block(traceback.format_exc()), end="", file=sys.stderr)
         kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
         message = f"error: {culprit + ': ' if culprit else ''}{kind}{clean(error)}"
-        print(escape.block(message), file=sys.stderr)  # it may quote a file
+        print(escape.block(message), file=sys.stderr)  # escaped, since it may quote a file
         code = STORAGE if isinstance(error, OSError) else BAD_INPUT
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         code = 130
     try:
         sys.stdout.flush()
-    except OSError:  # nobody reads it any more, or its disk is full; Python would try again, and fail, at its end
+    except OSError:  # the reader has gone or the disk is full; otherwise Python would flush again at exit and fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 
 def take_imports(parser: argparse.ArgumentParser) -> None:
-    """The flag of the commands that read a run: what it may import beyond what it keeps, ``arguments.imports``."""
-    told = "module or file with parts that the run does not keep itself"
-    parser.add_argument("--import", dest="imports", metavar="M|F.py", action="append", default=[], help=told)
+    """Add the flags of commands that read a run: --import (``arguments.imports``) and --no-code."""
+    help_text = "module or file with parts that the run does not keep itself"
+    parser.add_argument("--import", dest="imports", metavar="M|F.py", action="append", default=[], help=help_text)
     refuse_code(parser)
 
 
 def refuse_code(parser: argparse.ArgumentParser) -> None:
-    """The flag that refuses to run what a run keeps in its ``code/``, ``arguments.no_code``."""
-    told = "refuse to run the Python files that a run keeps in its code/ folder"
-    parser.add_argument("--no-code", action="store_true", help=told)
+    """Add the flag --no-code (``arguments.no_code``), which refuses to run the Python files in a run's ``code/``."""
+    help_text = "refuse to run the Python files that a run keeps in its code/ folder"
+    parser.add_argument("--no-code", action="store_true", help=help_text)
 
 
 def _culprit(error: BaseException) -> str | None:
-    """The part of somebody's own in whose code an error arose, with file and line; None where there is none."""
+    """Name the user's part in whose code an error arose, with file and line. None if it arose in no such part."""
     catalog = getattr(sys.modules.get("toolkit.registry"), "CATALOG", {})
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         for cls in type(frame.f_locals.get("self")).__mro__:
@@ -76,6 +77,7 @@ def _culprit(error: BaseException) -> str | None:
 
 
 def _is_ours(error: BaseException) -> bool:
+    """Whether the toolkit raised the error itself, so that its message needs no traceback."""
     if isinstance(error, OSError):
         return True
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]

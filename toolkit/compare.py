@@ -10,16 +10,16 @@ from toolkit.command import run_command
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command. Returns the exit code; raises ValueError for what the user can mend."""
+    """Run the command. Returns the exit code; raises ValueError for an error that the user can correct."""
     arguments = _arguments(argv)
     from toolkit.comparison import assemble, board, figures, markdown, page, record, runs, screen
     from toolkit.output.terminal import Terminal, styled
     from toolkit.store.disk import refuse_links, write_bytes, write_text
 
-    plan, found = runs.find(arguments.runs, arguments.plan, arguments.baseline)
+    plan, found_runs = runs.find(arguments.runs, arguments.plan, arguments.baseline)
     exclude = list(zip(arguments.exclude, arguments.reason, strict=True))
-    comparison = assemble.compare(plan, found, exclude, arguments.effect)
-    said = record.record(comparison)
+    comparison = assemble.compare(plan, found_runs, exclude, arguments.effect)
+    results = record.record(comparison)
 
     out = Path(arguments.out) if arguments.out else (plan.folder or Path()) / "compare"
     refuse_links(out, below=None if arguments.out else out.parent)
@@ -27,25 +27,25 @@ def main(argv: list[str] | None = None) -> int:
     pictures = figures.draw(comparison)
     for name, (_, png, _) in pictures.items():
         write_bytes(out / f"{name}.png", png)
-    written = {
-        "report.md": markdown.report(said, {f"{name}.png": caption for name, (caption, _, _) in pictures.items()}),
-        "compare.csv": record.table(said),
-        "compare.json": json.dumps(said, indent=1) + "\n",
-        "compare.html": page.page(said, {name: (caption, svg) for name, (caption, _, svg) in pictures.items()}),
+    contents = {
+        "report.md": markdown.report(results, {f"{name}.png": caption for name, (caption, _, _) in pictures.items()}),
+        "compare.csv": record.table(results),
+        "compare.json": json.dumps(results, indent=1) + "\n",
+        "compare.html": page.page(results, {name: (caption, svg) for name, (caption, _, svg) in pictures.items()}),
     }
-    for name, content in written.items():
+    for name, content in contents.items():
         write_text(out / name, content)
     board.write(comparison, out / "tensorboard")
 
     if arguments.json:
-        print(json.dumps(said))
+        print(json.dumps(results))
     else:
         console = Terminal()
-        screen.show(said, console, arguments.verbose)
-        more = "" if arguments.verbose else "reasons, pairing and costs: --verbose, or "
-        beside = "report.md, compare.csv, compare.json, figures, tensorboard/"
+        screen.show(results, console, arguments.verbose)
+        hint = "" if arguments.verbose else "reasons, pairing and costs: --verbose, or "
+        other_files = "report.md, compare.csv, compare.json, figures, tensorboard/"
         console.print()
-        console.print(styled((f"{more}{out / 'compare.html'} and beside it {beside}", "dim")), soft_wrap=True)
+        console.print(styled((f"{hint}{out / 'compare.html'} and beside it {other_files}", "dim")), soft_wrap=True)
     return 1 if arguments.strict and comparison.banners else 0
 
 

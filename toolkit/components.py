@@ -1,5 +1,5 @@
-"""``python -m toolkit.components [list | show NAME | check NAME]``: what is on the shelf, asked of the catalogue, and
-whether a part keeps what its kind demands."""
+"""``python -m toolkit.components [list | show NAME | check NAME]``: list the parts, show one, or check that a part does
+what its kind demands."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ import re
 import textwrap
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from toolkit.command import run_command
+
+if TYPE_CHECKING:
+    from toolkit.registry import Entry
 
 log = logging.getLogger("toolkit")
 
 
-def describe(entry) -> dict[str, object]:
-    """One part as plain values: kind, name, summary, knobs with their defaults, paper, file, overlay."""
+def describe(entry: Entry) -> dict[str, object]:
+    """Describe a part in plain values: kind, name, summary, knobs with their defaults, paper, file and overlay."""
     text = inspect.cleandoc(entry.cls.__doc__ or "")
     paper = re.search(r"arXiv:\d{4}\.\d{4,5}", text)
     return {
@@ -34,7 +38,7 @@ def describe(entry) -> dict[str, object]:
 
 
 def markdown() -> str:
-    """The table of parts that the README shows: all but the experiment itself, in the order of the kinds."""
+    """The README's table of parts in Markdown, in the order of the kinds, without the kind "experiment"."""
     from toolkit.protocols import KINDS
 
     lines = ["| kind | | parts |", "|---|---|---|"]
@@ -46,7 +50,7 @@ def markdown() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command."""
+    """Run the command. Returns the exit code; raises ValueError for an error that the user can correct."""
     arguments = _arguments(argv)
     from toolkit.compose import load_shelf
     from toolkit.registry import CATALOG
@@ -57,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in [None, *arguments.imports]:
         try:
             load_shelf([name] if name else [])
-        except ValueError as error:  # one that can't be imported takes nobody else's parts away
+        except ValueError as error:  # one broken package or file does not hide the parts of the others
             log.warning("%s; its parts are left out", error)
     if arguments.action == "show":
         if arguments.name not in CATALOG:
@@ -79,12 +83,12 @@ def main(argv: list[str] | None = None) -> int:
             pad_edge=False,
             padding=(0, 3, 0, 0),
         )
-        for column, least in (("name", 20), ("what it is", None), ("knobs", None), ("paper", 16)):
-            table.add_column(column, min_width=least, no_wrap=least is not None)
+        for column, width in (("name", 20), ("what it is", None), ("knobs", None), ("paper", 16)):
+            table.add_column(column, min_width=width, no_wrap=width is not None)
         for row in (row for row in rows if row["kind"] == kind):
-            knobs = ", ".join(k if v is None else f"{k}={v}" for k, v in row["knobs"].items())
+            knobs = ", ".join(knob if value is None else f"{knob}={value}" for knob, value in row["knobs"].items())
             summary = re.sub(
-                r",? ?\(?arXiv:[\d.]+\)?|``", lambda m: ")" if m.group().startswith(",") else "", row["summary"]
+                r",? ?\(?arXiv:[\d.]+\)?|``", lambda match: ")" if match.group().startswith(",") else "", row["summary"]
             )
             table.add_row(row["name"], summary, knobs, row["paper"] or "")
         report.console.print(table)
@@ -93,72 +97,73 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _check(arguments) -> int:
-    """The conformance report of one part. 0: every line passes or does not apply; 1: a line fails."""
+    """Print the conformance report of one part. Returns 0 if every line passes or does not apply, 1 if a line fails."""
     import torch
 
     from toolkit.compose import load_shelf
     from toolkit.registry import CATALOG
     from toolkit.rundir import report
 
-    torch.set_num_threads(1)  # the tensors are too small to share out
-    place, _, name = arguments.name.rpartition(":")
-    load_shelf([*arguments.imports, *([place] if place else [])])
+    torch.set_num_threads(1)  # the tensors are too small to be worth several threads
+    module, _, name = arguments.name.rpartition(":")
+    load_shelf([*arguments.imports, *([module] if module else [])])
     if name not in CATALOG:
-        where = f"{place} registers no part {name!r}" if place else f"there is no part {name!r}"
+        problem = f"{module} registers no part {name!r}" if module else f"there is no part {name!r}"
         near = difflib.get_close_matches(name, CATALOG, n=1)
-        raise ValueError(where + (f"; did you mean {near[0]!r}?" if near else "; put @register(kind) on its class"))
+        raise ValueError(problem + (f"; did you mean {near[0]!r}?" if near else "; put @register(kind) on its class"))
     from toolkit.conformance import bench_of, lines
 
-    bench, found = bench_of(name, arguments.bindings), []
+    bench, report_lines = bench_of(name, arguments.bindings), []
     bench.inductor = arguments.inductor
     entry = CATALOG[name]
     if not arguments.json:
         report.say(f"{name} ({entry.kind}, {describe(entry)['file']})")
     for line in lines(bench):
-        found.append(line)
+        report_lines.append(line)
         if not arguments.json:
             _print_line(line)
-    counts = {verdict: sum(line.verdict == verdict for line in found) for verdict in ("pass", "fail", "n/a")}
+    counts = {verdict: sum(line.verdict == verdict for line in report_lines) for verdict in ("pass", "fail", "n/a")}
     if arguments.json:
-        report.say(json.dumps({"part": name, "kind": entry.kind, "lines": [vars(line) for line in found]}))
+        report.say(json.dumps({"part": name, "kind": entry.kind, "lines": [vars(line) for line in report_lines]}))
     else:
         report.say(f"{counts['pass']} pass, {counts['fail']} fail, {counts['n/a']} do not apply")
     return 1 if counts["fail"] else 0
 
 
 def _print_line(line) -> None:
-    """One line: verdict, what was checked, the figure against its tolerance, and on which shapes. Columns in a
-    terminal, one line of text elsewhere."""
+    """Print one line of the report: verdict, check, figure and tolerance, and the shapes that were tried. In a terminal
+    these are columns, elsewhere one line of text."""
     from rich.table import Table
 
     from toolkit.output.terminal import styled
     from toolkit.rundir import report
 
     colour = {"pass": "green", "fail": "bold red", "n/a": "dim"}[line.verdict]
-    against = f" (tolerance {line.tolerance})" if line.tolerance else ""
-    told = f"{line.figure}{against}" if line.verdict == "pass" else line.why
+    tolerance = f" (tolerance {line.tolerance})" if line.tolerance else ""
+    result = f"{line.figure}{tolerance}" if line.verdict == "pass" else line.why
     tried = line.tried if line.verdict == "pass" else ""
     if not report.console.is_terminal:
-        report.say(f"{line.verdict:4}  {line.check:38}  {told}  {tried}".rstrip())
+        report.say(f"{line.verdict:4}  {line.check:38}  {result}  {tried}".rstrip())
         return
     grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
     for options in ({"width": 4}, {"ratio": 3}, {"ratio": 4}, {"ratio": 4} if tried else {"width": 0}):
         grid.add_column(**options)
-    grid.add_row(styled((line.verdict, colour)), line.check, told, styled((tried, "dim")))
+    grid.add_row(styled((line.verdict, colour)), line.check, result, styled((tried, "dim")))
     report.console.print(grid)
 
 
 def _show(entry, as_json) -> int:
+    """Print one part: signature, docstring, kind, file, overlay and binding."""
     from toolkit.registry import CATALOG
     from toolkit.rundir import report
 
-    told = describe(entry)
+    description = describe(entry)
     if as_json:
-        report.say(json.dumps(told | {"docstring": inspect.cleandoc(entry.cls.__doc__ or "")}))
+        report.say(json.dumps(description | {"docstring": inspect.cleandoc(entry.cls.__doc__ or "")}))
         return 0
     signature = inspect.signature(entry.cls)
     report.say(f"{entry.name}{signature}\n\n{textwrap.indent(inspect.cleandoc(entry.cls.__doc__ or ''), '    ')}\n")
-    report.say(f"kind: {entry.kind}\nfile: {told['file']}\noverlay: {told['overlay'] or 'none'}")
+    report.say(f"kind: {entry.kind}\nfile: {description['file']}\noverlay: {description['overlay'] or 'none'}")
     owner = "GPT" if entry.kind in CATALOG["GPT"].knobs else "Experiment"
     slot, value = ("loggers", f"[@{entry.name}]") if entry.kind == "logger" else (entry.kind, f"@{entry.name}")
     report.say(f"binding: {owner}.{slot} = {value}")
@@ -166,17 +171,18 @@ def _show(entry, as_json) -> int:
 
 
 def _default(parameter):
-    """The default as gin would write it; None where the knob has none."""
+    """The default value of a knob as gin writes it, or None if the knob has no default."""
     return None if parameter.default is inspect.Parameter.empty else repr(parameter.default)
 
 
 def _overlay(entry) -> str | None:
-    """The overlay under gin/ that puts the part into its slot, if there is one."""
+    """The file under gin/ that puts the part into its slot, or None. A file that binds the part alone comes first."""
     from toolkit.config.layers import find
 
     root = find("gin/default.gin").parent
     texts = {path: path.read_text(encoding="utf-8") for path in sorted(root.glob(f"{entry.kind}/*.gin"))}
-    for pattern in (rf"{entry.kind}s? = \[?@{entry.name}\]?$", rf"@(\w+/)?{entry.name}\b"):  # alone, else in a list
+    # The first pattern finds a slot that holds only this part, the second any mention of the part.
+    for pattern in (rf"{entry.kind}s? = \[?@{entry.name}\]?$", rf"@(\w+/)?{entry.name}\b"):
         for path, text in texts.items():
             if re.search(pattern, text, re.MULTILINE):
                 return f"gin/{path.relative_to(root)}"
@@ -184,6 +190,7 @@ def _overlay(entry) -> str | None:
 
 
 def _shelf():
+    """The entries of the toolkit's own parts, without those of other packages."""
     from toolkit.registry import CATALOG
 
     return [entry for entry in CATALOG.values() if entry.module.split(".")[0] in ("components", "toolkit")]

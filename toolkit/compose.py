@@ -1,4 +1,4 @@
-"""From files and bindings to a checked config, and from a run's folder to its tokenizer and model."""
+"""Composes a checked config from files and bindings, and opens a trained run: its config, tokenizer and model."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from toolkit.config.imports import load_entry_points, load_file, load_module, ow
 from toolkit.config.layers import BASE, Config, ConfigError, Import, check_statements, parse_bindings, parse_file
 from toolkit.experiment import Experiment, Parts, build_blank
 from toolkit.output.errors import clean
+from toolkit.protocols import Tokenizer
 from toolkit.registry import CATALOG
 from toolkit.store import checkpoint, seal
 from toolkit.store.disk import read_json_or_warn
@@ -32,10 +33,12 @@ def compose(
     imports: Sequence[str] = (),
     code: bool = True,
 ) -> tuple[Config, list[Path]]:
-    """Load the shelf and what else is named, lay the files over each other, and check the result. Returns the config
-    and the Python files of which a run keeps copies: the modules it imports that are one file and no installed part.
-    Every file is parsed before the first import that one of them asks for. With ``code`` False, what a run keeps in its
-    code/ is refused. Raises ConfigError."""
+    """Load the shelf and ``imports``, combine the gin files and bindings (each overrides those before it), and check
+    the result. Returns the config and the Python files that a run copies into its folder: every imported module that
+    is a single file and not part of an installed package.
+
+    Every file is parsed before the first module that a file imports is loaded. With ``code=False``, the files in the
+    code/ folder of a run are refused. Raises ConfigError."""
     layers = [parse_file(base), *map(parse_file, overlays)]
     if bindings:
         layers.append(parse_bindings(bindings))
@@ -50,9 +53,9 @@ def compose(
 
 
 def load_shelf(imports: Sequence[str] = ()) -> list[str]:
-    """Register the shelf, what installed packages offer, and the modules or files in ``imports``. Returns the names of
-    those modules. Raises ConfigError."""
-    import components  # noqa: F401  the shelf registers itself; only here does the frame touch it
+    """Register the parts of the shelf, of installed packages, and of the modules or files in ``imports``. Returns the
+    module names of ``imports``. Raises ConfigError."""
+    import components  # noqa: F401  registers the shelf; no other file of the frame imports it
     import toolkit.model  # noqa: F401
 
     for failure in load_entry_points():
@@ -71,23 +74,25 @@ def load_shelf(imports: Sequence[str] = ()) -> list[str]:
 
 
 def try_build(config: Config) -> tuple[Experiment, Parts]:
-    """The experiment, and its parts on the meta device: finds what can't work before anything is read or written. A
-    part that computes with values while it is built is built in full. Raises ConfigError with the places of the
-    bindings that an error names."""
+    """Build the experiment, and its parts on the meta device, to find errors before anything is read or written. If a
+    part computes with values in its constructor, all parts are built on the CPU instead. Raises ConfigError, with the
+    file and line of each binding that the error's message names."""
     try:
         experiment = config.build()
         return experiment, build_blank(experiment)
     except ValueError as error:
-        places = _places(config, error)
+        places = _places_of_bindings(config, error)
         if not places:
             raise
-        told = ", ".join(f"{key} is at {place}" for key, place in places.items())
-        raise ConfigError(f"{clean(error)} ({told})").with_traceback(error.__traceback__) from error
+        bindings = ", ".join(f"{key} is at {place}" for key, place in places.items())
+        raise ConfigError(f"{clean(error)} ({bindings})").with_traceback(error.__traceback__) from error
 
 
-def _places(config: Config, error: ValueError) -> dict[str, str]:
-    """Where the knobs are bound that an error names in full; where it names none, those that it names of the part that
-    raised it, and the slots that hold that part."""
+def _places_of_bindings(config: Config, error: ValueError) -> dict[str, str]:
+    """Return {key: file and line} of the bindings that an error is about.
+
+    These are the keys that its message writes in full. If it writes none in full, they are the knobs that it mentions
+    of the part that raised it, and the slots that hold this part."""
     words = set(re.findall(r"(?:\w+/)*\w+(?:\.\w+)?", clean(error)))
     named = {key: place for key, place in config.places.items() if {key, key.rpartition("/")[2]} & words}
     if named:
@@ -96,18 +101,18 @@ def _places(config: Config, error: ValueError) -> dict[str, str]:
         for cls in type(frame.f_locals.get("self")).__mro__:
             entry = CATALOG.get(cls.__name__)
             if entry and entry.cls is cls:
-                holding = [*config.knobs_of(entry.name, words), *config.holding(entry.name)]
-                return {key: config.places[key] for key in holding if key in config.places}
+                related_keys = [*config.knobs_of(entry.name, words), *config.holding(entry.name)]
+                return {key: config.places[key] for key in related_keys if key in config.places}
     return {}
 
 
 @dataclass
 class Run:
-    """A trained run, ready to use: the model in evaluation mode on ``device``."""
+    """A trained run that was opened: its model is on ``device`` in evaluation mode."""
 
     config: Config
     experiment: Experiment
-    tokenizer: object
+    tokenizer: Tokenizer
     model: torch.nn.Module
     checkpoint: Path
     device: torch.device
@@ -121,23 +126,24 @@ def open_run(
     imports: Sequence[str] = (),
     code: bool = True,
 ) -> Run:
-    """Open a run, or one of its checkpoints, with the config and code that it keeps. ``imports`` are modules or files
-    beyond these that the caller trusts; with ``code`` False, what the run keeps in its code/ is refused. Raises
-    ValueError, also for a file of the run that is not what the run wrote."""
-    folder, chosen = checkpoint.find(path)
+    """Open a run, or one of its checkpoints, with the config and the code in the run's folder.
+
+    ``imports`` names further modules or files that the caller trusts. With ``code=False``, the files in the run's code/
+    folder are refused. Raises ValueError, also if a file of the run was changed after the run wrote it."""
+    folder, checkpoint_folder = checkpoint.find(path)
     config, _ = compose(overlays, bindings, folder / "config.gin", imports, code)
     experiment = config.build()
     tokenizer = experiment.tokenizer()
     _load_tokenizer(tokenizer, folder)
     torch.manual_seed(experiment.seed)
     model = experiment.model(tokenizer.vocab_size, experiment.seq_len)
-    checkpoint.load_weights(chosen, model)
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return Run(config, experiment, tokenizer, model.to(where).eval(), chosen, where)
+    checkpoint.load_weights(checkpoint_folder, model)
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return Run(config, experiment, tokenizer, model.to(target).eval(), checkpoint_folder, target)
 
 
 def _load_tokenizer(tokenizer, folder: Path) -> None:
-    """Load what a run keeps of its tokenizer. Raises ValueError where that is not what the run wrote."""
+    """Load the tokenizer files in a run's folder. Raises ValueError if they are not those that the run wrote."""
     facts = read_json_or_warn(folder / "facts.json")
     files, fingerprint = facts.get("tokenizer_files"), facts.get("tokenizer")
     remedy = f"copy it from a backup, or from another run with the tokenizer {str(fingerprint)[:12]} in its facts.json"
@@ -146,7 +152,7 @@ def _load_tokenizer(tokenizer, folder: Path) -> None:
             raise ValueError(f"{problem}; {remedy}")
         tokenizer.load(folder / "tokenizer")
         return
-    try:  # a run of an older version, which has no digests
+    try:  # a run of an older version: its facts.json has no digests
         tokenizer.load(folder / "tokenizer")
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
@@ -156,7 +162,7 @@ def _load_tokenizer(tokenizer, folder: Path) -> None:
 
 
 def add_code(folder: Path) -> None:
-    """Put a run's own copies of parts on the import path."""
+    """Append a run's code/ folder, its copies of parts, to the import path."""
     code = str((folder / "code").resolve())
     if Path(code).is_dir() and code not in sys.path:
         sys.path.append(code)

@@ -10,7 +10,7 @@ from toolkit.command import run_command, take_imports
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command."""
+    """Run the command. Returns the exit code; raises ValueError for an error that the user can correct."""
     arguments = _arguments(argv)
     from toolkit.compose import open_run
     from toolkit.cpu import openmp

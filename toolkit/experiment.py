@@ -1,4 +1,4 @@
-"""The experiment: which parts to train, and how; and what it is made of, built."""
+"""The experiment: which parts to train and how, and the functions that build its parts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from toolkit.objective import Objective
 from toolkit.parallel import distributed
+from toolkit.protocols import Data, Schedule, Tokenizer
 from toolkit.registry import able, register
 
 Count = Annotated[int, Gt(0)]
@@ -19,25 +20,26 @@ Count = Annotated[int, Gt(0)]
 @register("experiment")
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """Which parts to train, and how: the whole config. Counts are in optimizer steps unless they say otherwise.
+    """Which parts to train and how: the whole config. Counts are in optimizer steps unless they say otherwise.
 
-    batch_size      sequences per optimizer step, over all devices; devices x accumulate has to divide it
+    batch_size      sequences per optimizer step, over all devices; a multiple of devices x accumulate
     accumulate      micro-batches per step
     seq_len         tokens per sequence, the model's context
-    clip            gradient norm above which gradients are scaled down; None leaves them
-    seed            of initial weights, data order and dropout
-    precision       "auto": bfloat16 autocast on CUDA where it is supported, else float32
-    threads         CPU threads; None is torch's own choice. Sums depend on it, so it never changes by itself
-    compile         "auto": on CUDA; True compiles on a CPU as well, which takes a C++ compiler
-    devices         processes to train with, on as many GPUs where there are any; "all" GPUs
-    rank_timeout    seconds without a sign of life after which one of them counts as hanging, and all end
-    eval_windows    validation windows per evaluation, the same every time; the whole split is read once at the end
-    sample_prompt   continued by ``sample_tokens`` tokens at ``sample_temperature`` every ``sample_every`` steps
-    keep_checkpoints  step checkpoints kept, besides the best
-    mask_documents  attention inside documents alone, positions from each document's start
-    spike_sigmas    a step whose loss or gradient norm lies so many standard deviations above the mean of the last 128
-                    is left out, and recorded; None applies every step that is finite
-    profile_steps   traced by torch.profiler, after ten others, into the run's folder; None traces none
+    clip            gradient norm above which gradients are scaled down to it; None never scales them
+    seed            seed of initial weights, data order and dropout
+    precision       "auto": bfloat16 autocast on GPUs that support it, else float32
+    threads         CPU threads; None is torch's choice. Rounding depends on it, so the toolkit never changes it
+    compile         "auto": only on CUDA; True: on a CPU as well, which needs a C++ compiler
+    devices         processes that train together, each on its own GPU if there are GPUs; "all": one for each GPU
+    rank_timeout    seconds without a sign of life after which a process counts as hanging; all processes then end
+    eval_windows    validation windows per evaluation, the same every time; the last evaluation adds the whole split
+    sample_prompt   text that the model continues every ``sample_every`` steps, by ``sample_tokens`` tokens drawn at
+                    ``sample_temperature``
+    keep_checkpoints  how many step checkpoints to keep besides the best one
+    mask_documents  tokens attend only inside their document, and positions restart with each document
+    spike_sigmas    skip and record a step whose loss or gradient norm exceeds the mean of the last 128 accepted steps
+                    by more than this many standard deviations; None skips none
+    profile_steps   steps to trace with torch.profiler, after the first ten, into the run's folder; None: no trace
     """
 
     model: type
@@ -74,24 +76,27 @@ class Experiment:
 
 @dataclass
 class Parts:
-    """What an experiment is made of, built."""
+    """The parts of an experiment, built."""
 
-    tokenizer: object
-    data: object
+    tokenizer: Tokenizer
+    data: Data
     model: nn.Module
     objective: Objective
     optimizer: torch.optim.Optimizer
-    schedule: object
+    schedule: Schedule
 
 
-def build(experiment: Experiment, device: torch.device, tokenizer=None, data=None) -> Parts:
-    """Build every part. On the meta device this costs neither time nor memory, and finds what can't work. Initial
-    values are drawn on the CPU in float32, whatever the device. Raises ValueError."""
-    micro = experiment.accumulate * distributed.world_size()
-    if experiment.batch_size % micro:
+def build(
+    experiment: Experiment, device: torch.device, tokenizer: Tokenizer | None = None, data: Data | None = None
+) -> Parts:
+    """Build every part, except a ``tokenizer`` or ``data`` that is given. Initial weights are drawn on the CPU in
+    float32 for every device, but not on the meta device, where building takes no memory and only finds errors. Raises
+    ValueError."""
+    micro_batches = experiment.accumulate * distributed.world_size()
+    if experiment.batch_size % micro_batches:
         raise ValueError(
             f"Experiment.batch_size = {experiment.batch_size} is not a multiple of Experiment.accumulate x devices = "
-            f"{micro}"
+            f"{micro_batches}"
         )
     tokenizer = tokenizer or experiment.tokenizer()
     data = data or experiment.data(tokenizer, experiment.seq_len, experiment.seed)
@@ -114,8 +119,8 @@ def build(experiment: Experiment, device: torch.device, tokenizer=None, data=Non
 
 
 def build_blank(experiment: Experiment) -> Parts:
-    """Build every part on the meta device, to count and to check. A part that computes with values while it is built
-    can't be built there: then every part is built on the CPU. Raises ValueError."""
+    """Build every part on the meta device, to count parameters and to find errors. If a part computes with values in
+    its constructor, which the meta device can't do, every part is built on the CPU instead. Raises ValueError."""
     try:
         return build(experiment, torch.device("meta"))
     except (NotImplementedError, RuntimeError):
@@ -123,28 +128,28 @@ def build_blank(experiment: Experiment) -> Parts:
 
 
 def process_count(experiment: Experiment) -> int:
-    """Processes that ``Experiment.devices`` asks for on this machine."""
+    """How many processes ``Experiment.devices`` asks for on this machine."""
     return max(1, torch.cuda.device_count()) if experiment.devices == "all" else experiment.devices
 
 
 def micro_batch_size(experiment: Experiment, processes: int) -> int:
-    """Sequences of one forward pass of one process."""
+    """How many sequences one process takes in one forward pass."""
     return max(1, experiment.batch_size // (experiment.accumulate * processes))
 
 
-def autocast(experiment: Experiment, device: torch.device):
-    """The precision that the experiment trains, evaluates and samples in, as a context manager."""
+def autocast(experiment: Experiment, device: torch.device) -> torch.autocast:
+    """A context manager for the precision in which the experiment trains, evaluates and samples."""
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype_of(experiment, device) == torch.bfloat16)
 
 
 def dtype_of(experiment: Experiment, device: torch.device) -> torch.dtype:
-    """bfloat16 or float32, as ``Experiment.precision`` and the device say."""
-    half = experiment.precision == "bfloat16"
+    """bfloat16 or float32, by ``Experiment.precision`` and the device."""
+    use_bfloat16 = experiment.precision == "bfloat16"
     if experiment.precision == "auto":
-        half = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.bfloat16 if half else torch.float32
+        use_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if use_bfloat16 else torch.float32
 
 
 def is_compiled(experiment: Experiment, device: torch.device) -> bool:
-    """Whether ``Experiment.compile`` means yes on this device."""
+    """Whether the objective is compiled: what ``Experiment.compile`` means on this device."""
     return experiment.compile is True or (experiment.compile == "auto" and device.type == "cuda")

@@ -10,7 +10,7 @@ from toolkit.output import escape
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command."""
+    """Run the command. Returns the exit code; raises ValueError for an error that the user can correct."""
     arguments = _arguments(argv)
     import torch
 
@@ -36,14 +36,14 @@ def main(argv: list[str] | None = None) -> int:
             run.model, ids, arguments.max_tokens, num=arguments.num, seed=arguments.seed, on_slide=on_slide, **options
         )
         if arguments.num == 1:
-            _print_as_sampled(tokens, ids, run.tokenizer)
+            _print_while_sampling(tokens, ids, run.tokenizer)
         else:
             _print_all(tokens, ids, run.tokenizer, arguments.num)
     return 0
 
 
 def _prompt(given: str) -> str:
-    """The prompt, or what standard input holds for "-". Raises ValueError for text that is not UTF-8."""
+    """The prompt, or the text on standard input if the prompt is "-". Raises ValueError if it is not UTF-8."""
     try:
         data = sys.stdin.buffer.read() if given == "-" else given.encode("utf-8", "surrogateescape")
         text = data.decode("utf-8")
@@ -60,39 +60,40 @@ def _prompt(given: str) -> str:
     return text.removeprefix("\ufeff").replace("\r\n", "\n").rstrip("\n") if given == "-" else text
 
 
-def _shown(text: str) -> str:
-    """A model's text as it is printed: on a terminal without control characters, which could do anything there."""
+def _safe_for_output(text: str) -> str:
+    """Escape control characters in a model's text if it goes to a terminal, which would obey them."""
     return escape.block(text) if sys.stdout.isatty() else text
 
 
-def _print_as_sampled(tokens, ids, tokenizer):
-    """Print what has become certain: a character of several tokens appears when its last byte is there."""
-    shown = tokenizer.decode(ids)
-    print(_shown(shown), end="", flush=True)
+def _print_while_sampling(tokens, ids, tokenizer):
+    """Print the text token by token. A character made of several tokens is printed after its last token."""
+    printed = tokenizer.decode(ids)
+    print(_safe_for_output(printed), end="", flush=True)
     for chosen in tokens:
         if chosen.item() == tokenizer.eot:
             break
         ids.append(chosen.item())
         text = tokenizer.decode(ids)
-        if text.startswith(shown) and not text.endswith("\ufffd"):
-            print(_shown(text[len(shown) :]), end="", flush=True)
-            shown = text
-    print(_shown(tokenizer.decode(ids)[len(shown) :]))
+        if text.startswith(printed) and not text.endswith("\ufffd"):
+            print(_safe_for_output(text[len(printed) :]), end="", flush=True)
+            printed = text
+    print(_safe_for_output(tokenizer.decode(ids)[len(printed) :]))
 
 
 def _print_all(tokens, ids, tokenizer, num):
+    """Print all samples, once each has reached the end of its document or the maximum length."""
     samples = [list(ids) for _ in range(num)]
-    open_ones = set(range(num))
+    unfinished = set(range(num))
     for chosen in tokens:
-        for i in list(open_ones):
+        for i in list(unfinished):
             if chosen[i].item() == tokenizer.eot:
-                open_ones.remove(i)
+                unfinished.remove(i)
             else:
                 samples[i].append(chosen[i].item())
-        if not open_ones:
+        if not unfinished:
             break
     for i, sample in enumerate(samples, 1):
-        print(f"--- {i} of {num} ---\n{_shown(tokenizer.decode(sample))}\n")
+        print(f"--- {i} of {num} ---\n{_safe_for_output(tokenizer.decode(sample))}\n")
 
 
 def _arguments(argv):
@@ -113,14 +114,14 @@ def _arguments(argv):
 
 
 def _count(text):
-    return _between(text, 1, 10**7)
+    return _integer_between(text, 1, 10**7)
 
 
 def _seed(text):
-    return _between(text, 0, 2**63 - 1)
+    return _integer_between(text, 0, 2**63 - 1)
 
 
-def _between(text, least, most):
+def _integer_between(text, least, most):
     if not text.strip().lstrip("+-").isdecimal() or len(text) > 30 or not least <= int(text) <= most:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not an integer from {least} to {most}")
     return int(text)

@@ -1,4 +1,4 @@
-"""Linear layers whose products take the fastest way there is."""
+"""Linear layers with the fastest matrix product that the CPU offers."""
 
 from torch import Tensor, nn
 
@@ -6,21 +6,23 @@ from toolkit.cpu import products
 
 
 class Linear(nn.Linear):
-    """torch's own, but for how some CPUs multiply (toolkit.cpu.products)."""
+    """nn.Linear with a faster matrix product on some CPUs (toolkit.cpu.products): (..., I) -> (..., O)."""
 
     def forward(self, x: Tensor) -> Tensor:
         out = products.linear(x, self.weight, self.bias)
-        return out.contiguous()  # attention kernels want a head's channels side by side
+        return out.contiguous()  # attention kernels need the channels of a head next to each other in memory
 
 
 class Merged(Linear):
-    """Several matrices over the same input, kept as one: ``rows`` {name: outputs} of matrices over ``dim`` inputs, one
-    below the other. Inits and optimizers read them off ``merged`` and treat each as the matrix that it is."""
+    """Several matrices with the same input, stored as one weight, one below the other.
+
+    ``dim`` is the number of inputs, and ``rows`` maps each matrix's name to its number of outputs. Inits and optimizers
+    read the attribute ``merged`` (equal to ``rows``) and treat each matrix separately."""
 
     def __init__(self, dim: int, rows: dict[str, int], bias: bool = False):
         super().__init__(dim, sum(rows.values()), bias=bias)
         self.merged = rows
 
     def each(self, x: Tensor) -> tuple[Tensor, ...]:
-        """What each matrix makes of x: (..., dim) -> (..., outputs), in the order of ``merged``, views of one."""
+        """Multiply x (..., dim) with each matrix: a view (..., outputs) for each, in the order of ``merged``."""
         return self(x).split(list(self.merged.values()), dim=-1)

@@ -1,4 +1,4 @@
-"""GPT: embed -> position -> blocks -> norm -> tied head, every layer slot a class that gin hands over.
+"""GPT: embed -> position -> blocks -> norm -> tied head. Each layer slot takes a class, which gin binds.
 
 Shapes: B batch, T tokens, C model dim, V vocabulary, D head dim."""
 
@@ -22,29 +22,36 @@ Slot = type | list[type]
 
 
 class Head:
-    """The map to logits, shared by loss and generation: weight (V padded, C), the true ``vocab_size``, ``softcap``."""
+    """The map from hidden states to logits, used by the loss and by generation.
+
+    weight      (V plus padding, C)
+    vocab_size  V, without the padding
+    softcap     bound of the logits, or None
+    """
 
     def __init__(self, weight: Tensor, vocab_size: int, softcap: float | None):
         self.weight, self.vocab_size, self.softcap = weight, vocab_size, softcap
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., C) -> (..., V), without the rows that only pad the table."""
+        """(..., C) -> (..., V). The rows that pad the table give no logits."""
         logits = linear(hidden, self.weight)[..., : self.vocab_size]
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
 @register("model")
 class GPT(nn.Module):
-    """A decoder-only transformer. Layer slots (block, mixer, position, attention, norm, ffn) take a class or a list of
-    classes that is tiled over the depth; the final norm is the last of its list.
+    """A decoder-only transformer. A layer slot (block, mixer, position, attention, norm, ffn) takes one class for all
+    layers, or a list of classes, which is repeated over the layers. The final norm is the last class in its list.
 
     dim            C, the width of the residual stream
-    n_head         query heads a layer; n_kv_head key/value heads, None for as many
-    dropout        probability, on the embedded tokens and on what each mixer and ffn returns
-    pad_vocab_to   the table is padded to a multiple of this many rows, for speed; padding is masked everywhere
-    logit_softcap  bounds the logits, softcap * tanh(logits / softcap); None leaves them
-    recompute      keep what enters a block alone, and compute the block again for its gradients (Chen et al. 2016,
-                   arXiv:1604.06174): activations in the memory of one layer, for a third more time
+    n_head         query heads per layer
+    n_kv_head      key/value heads per layer; None: as many as query heads
+    dropout        probability of dropout on the embedded tokens and on the output of each mixer and ffn
+    pad_vocab_to   the number of rows of the embedding table is rounded up to a multiple of this, for speed; the extra
+                   rows give no logits
+    logit_softcap  bounds the logits: softcap * tanh(logits / softcap); None: no bound
+    recompute      store only the input of each block, and compute the block again for its gradients (Chen et al. 2016,
+                   arXiv:1604.06174): activations take the memory of about one layer, and a step a third more time
     """
 
     def __init__(
@@ -83,7 +90,7 @@ class GPT(nn.Module):
         norms = tile("norm", norm, n_layer)
 
         padding = -vocab_size % pad_vocab_to
-        self.padding = padding * dim * (1 if tie_embeddings else 2)  # parameters that stand for no token
+        self.padding = padding * dim * (1 if tie_embeddings else 2)  # parameters of the rows that pad the tables
         with seeded(seed, "embed"):
             self.embed = nn.Embedding(vocab_size, dim)
             self.embed.tied = tie_embeddings
@@ -95,25 +102,28 @@ class GPT(nn.Module):
                 self.positions.append(cls(dim, n_head, dim // n_head, max_len))
         self.blocks, self.mixers = nn.ModuleList(), []  # mixers: a plain list, since the blocks own them
         for i in range(n_layer):
-            at, depth = distinct.index(layers["position"][i]), (i, n_layer)
+            position_index, depth = distinct.index(layers["position"][i]), (i, n_layer)
             with seeded(seed, f"blocks.{i}.mixer"):
-                mixed = layers["mixer"][i](dim, n_head, n_kv_head, at, layers["attention"][i], depth)
+                mixer_part = layers["mixer"][i](dim, n_head, n_kv_head, position_index, layers["attention"][i], depth)
             with seeded(seed, f"blocks.{i}.ffn"):
-                fed = layers["ffn"][i](dim)
+                ffn_part = layers["ffn"][i](dim)
             with seeded(seed, f"blocks.{i}"):
-                self.blocks.append(layers["block"][i](dim, mixed, fed, norms[i], depth))
-            self._check_bias(mixed, self.positions[at])
-            self.mixers.append(mixed)
-            for part in (mixed, fed) if dropout else ():  # hooks: no block can forget it, no parameter is renamed
-                part.register_forward_hook(self._dropped)  # a method: a copy of the model drops by its own mode
+                self.blocks.append(layers["block"][i](dim, mixer_part, ffn_part, norms[i], depth))
+            self._check_bias(mixer_part, self.positions[position_index])
+            self.mixers.append(mixer_part)
+            # Dropout is a hook, so that blocks need no code for it and no parameter changes its name. The hook is a
+            # method, so that a copy of the model drops according to its own mode.
+            for part in (mixer_part, ffn_part) if dropout else ():
+                part.register_forward_hook(self._drop_output)
         self.drop = nn.Dropout(dropout) if dropout else nn.Identity()
         with seeded(seed, "norm"):
             self.norm = (norm[-1] if isinstance(norm, list) else norm)(dim)
         initialize(self, init(n_layer), seed)
-        self._pad(padding)
+        self._append_padding_rows(padding)
 
     def forward(self, ids: Tensor, context: Context | None = None) -> tuple[Tensor, Head]:
-        """ids (B, T) -> hidden (B, T, C), head. With ``context.cache`` the ids stand at ``context.start`` onwards."""
+        """ids (B, T) -> hidden (B, T, C), head. With ``context.cache``, the first id of each row is at position
+        ``context.start``. Raises ValueError for more than ``max_len`` tokens."""
         context = context or Context()
         length = ids.shape[1]
         if context.positions is None:
@@ -126,11 +136,11 @@ class GPT(nn.Module):
         for part in context.position:
             if hasattr(part, "embed"):
                 x = part.embed(x, context.positions)
-            context.bias.append(self._bias(part, length, keys, context) if hasattr(part, "score_bias") else None)
+            context.bias.append(self._score_bias(part, length, keys, context) if hasattr(part, "score_bias") else None)
         x = self.drop(x)
         for block in self.blocks:
-            again = self.recompute and self.training and torch.is_grad_enabled()
-            x = checkpoint(block, x, context, use_reentrant=False) if again else block(x, context)
+            recompute_block = self.recompute and self.training and torch.is_grad_enabled()
+            x = checkpoint(block, x, context, use_reentrant=False) if recompute_block else block(x, context)
         if x.ndim != 3:
             raise ValueError(
                 f"hidden states are {tuple(x.shape)} after the last block: {type(self.blocks[-1]).__name__} does not "
@@ -140,26 +150,28 @@ class GPT(nn.Module):
         return self.norm(x), Head(weight, self.vocab_size, self.softcap)
 
     def init_cache(self, batch: int) -> list | None:
-        """What ``context.cache`` holds while decoding, one entry a layer; None where some mixer keeps no cache."""
+        """Create ``context.cache`` for decoding, one entry per layer. Returns None if some mixer keeps no cache."""
         if any(getattr(mixer, "cache", True) is False for mixer in self.mixers):
             return None
         return [mixer.init_cache(batch, self.max_len) for mixer in self.mixers]
 
-    def _pad(self, rows):
-        """Zero rows below the tables, added once these are drawn: a longer draw could end in other numbers."""
+    def _append_padding_rows(self, rows):
+        """Append zero rows to the tables. The weights are drawn before, so they do not depend on the padding."""
         for table in filter(None, (self.embed, self.unembed)):
             table.weight.data = F.pad(table.weight.data, (0, 0, 0, rows))
 
-    def _dropped(self, module, args, out):
+    def _drop_output(self, module, args, out):
         return self.drop(out)
 
     @staticmethod
-    def _bias(part, length, keys, context):
+    def _score_bias(part, length, keys, context):
+        """The score bias (H, length, keys) of a position part."""
         k = torch.arange(keys, device=context.positions.device)
         q = k[:length] if context.start is None else context.start + k[:length]
         return part.score_bias(q, k)
 
     def _check_length(self, length, context):
+        """Raise ValueError if the last token is past ``max_len``."""
         end = context.end
         if end is None:
             end = length + (0 if context.start is None or torch.compiler.is_compiling() else int(context.start))
@@ -168,6 +180,7 @@ class GPT(nn.Module):
 
     @staticmethod
     def _check_bias(mixer, position):
+        """Raise ValueError if the position part adds a score bias that the mixer does not support."""
         uses = "position" not in getattr(mixer, "ignores", ())
         if uses and hasattr(position, "score_bias") and "bias" not in getattr(mixer, "supports", set()):
             part = type(getattr(mixer, "attention", mixer)).__name__
@@ -178,7 +191,8 @@ class GPT(nn.Module):
 
 
 def tile(slot: str, value: Slot, n_layer: int) -> list[type]:
-    """One class per layer. Raises ValueError for a list that is empty or longer than the depth."""
+    """Return one class per layer: a list is repeated over the layers. Raises ValueError for a list that is empty or
+    longer than ``n_layer``."""
     classes = value if isinstance(value, list) else [value]
     if not 1 <= len(classes) <= n_layer:
         raise ValueError(f"GPT.{slot} lists {len(classes)} parts for GPT.n_layer = {n_layer}; it needs 1 to {n_layer}")

@@ -1,4 +1,4 @@
-"""Model and loss as one module, (ids, targets) -> scalars: what is compiled, and what data parallelism wraps."""
+"""Model and loss as one module, (ids, targets) -> scalars. It is compiled and wrapped as a whole."""
 
 import torch
 from torch import Tensor, nn
@@ -7,9 +7,11 @@ from toolkit.context import Context
 
 
 class Objective(nn.Module):
-    """ids, targets (B, T) -> (objective, nats, count, metrics): sums over the targets that are not -100. Auxiliary
-    losses of the parts are added per counted target, so that accumulated micro-batches weigh as one batch. With
-    ``eot`` given, attention stays inside documents and positions restart after each ``eot``."""
+    """ids, targets (B, T) -> (objective, nats, count, metrics).
+
+    The first three are scalars, summed or counted over the targets that are not -100. Each auxiliary loss of a part is
+    multiplied by the count, so that accumulated micro-batches have the same objective as one batch. If ``eot`` is
+    given, tokens attend only inside their document, and positions restart after each ``eot``."""
 
     def __init__(self, model: nn.Module, loss: nn.Module, eot: int | None = None):
         super().__init__()
@@ -25,11 +27,11 @@ class Objective(nn.Module):
 
 
 def documents(ids: Tensor, eot: int) -> tuple[Tensor, Tensor]:
-    """ids (B, T) -> positions, documents, both (B, T): where each token stands in its document, and which one that is.
-    The ``eot`` belongs to the document that it ends."""
-    ends = (ids == eot).long()
-    index = ends.cumsum(1) - ends
-    place = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-    starts = torch.where(index > index.roll(1, 1), place, 0)
+    """ids (B, T) -> positions, documents, both (B, T): the position of each token in its document, and the document's
+    number in the row. An ``eot`` belongs to the document that it ends."""
+    is_end = (ids == eot).long()
+    document = is_end.cumsum(1) - is_end
+    column = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    starts = torch.where(document > document.roll(1, 1), column, 0)
     starts[:, 0] = 0
-    return place - starts.cummax(1).values, index
+    return column - starts.cummax(1).values, document

@@ -1,4 +1,4 @@
-"""``python -m toolkit.prepare [OVERLAY.gin ...]``: download and tokenise the text of an experiment, and no more."""
+"""``python -m toolkit.prepare [OVERLAY.gin ...]``: download and tokenise an experiment's text, without training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from toolkit.command import run_command
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command."""
+    """Run the command. Returns the exit code; raises ValueError for an error that the user can correct."""
     arguments = _arguments(argv)
     from toolkit.compose import compose
     from toolkit.rundir import report

@@ -1,4 +1,4 @@
-"""``register(kind)`` puts a part on the shelf: gin can then name it, and the catalogue lists, checks and tests it."""
+"""``register(kind)`` adds a part to the catalogue: gin can then name it, and the toolkit lists, checks and tests it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import inspect
 import re
 import sys
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import gin
@@ -16,7 +17,7 @@ from toolkit.protocols import KINDS
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One part: its kind, its class, and the knobs that gin may bind."""
+    """A part in the catalogue: its kind, name and class, and the knobs that gin may bind."""
 
     kind: str
     name: str
@@ -25,6 +26,7 @@ class Entry:
 
     @property
     def module(self) -> str:
+        """The name of the module that defines the part."""
         return self.cls.__module__
 
     @property
@@ -35,7 +37,7 @@ class Entry:
 
     @functools.cached_property
     def hints(self) -> dict[str, object]:
-        """Annotations of the knobs, resolved, ``Annotated`` kept."""
+        """The resolved annotations of the knobs, including ``Annotated``."""
         target = self.cls if "__dataclass_fields__" in vars(self.cls) else self.cls.__init__
         return typing.get_type_hints(target, include_extras=True)
 
@@ -45,25 +47,27 @@ CATALOG: dict[str, Entry] = {}
 
 @functools.cache
 def supplied(kind: str) -> tuple[str, ...]:
-    """The constructor arguments that the toolkit passes to parts of a kind, positionally."""
+    """The names of the constructor arguments that the toolkit passes to parts of a kind, by position."""
     return tuple(inspect.signature(KINDS[kind].__init__).parameters)[1:]
 
 
 def able(kind: str, what: str) -> str:
-    """The parts of a kind that support something, to name in an error: "@A or @B", three at most."""
+    """Name up to three parts of a kind that support ``what``, for an error message: "@A or @B"."""
     names = [f"@{e.name}" for e in CATALOG.values() if e.kind == kind and what in getattr(e.cls, "supports", ())]
     return " or ".join(names[:3])
 
 
-def register(kind: str):
-    """Class decorator: the part goes into the catalogue, and gin can name it. Refuses, with ValueError, what
-    ``entry_of`` refuses, and a name already on the shelf."""
+def register(kind: str) -> Callable[[type], type]:
+    """Class decorator that adds a part to the catalogue and to gin. Raises ValueError for a class that ``entry_of``
+    refuses, and for a name that is already taken."""
 
     def add(cls: type) -> type:
         entry = entry_of(kind, cls)
         if entry.name in CATALOG:
-            taken = CATALOG[entry.name]
-            raise ValueError(f"{_place(cls)}: the name is taken by the {taken.kind} in {taken.module}; choose another")
+            existing = CATALOG[entry.name]
+            raise ValueError(
+                f"{_label(cls)}: the name is taken by the {existing.kind} in {existing.module}; choose another"
+            )
         gin.register(cls, denylist=list(supplied(kind)) or None)
         CATALOG[entry.name] = entry
         return cls
@@ -71,34 +75,36 @@ def register(kind: str):
     return add
 
 
-def _place(cls: type) -> str:
-    """A class with the file that it stands in."""
+def _label(cls: type) -> str:
+    """A class's name with the file that defines it, for error messages."""
     file = getattr(sys.modules.get(cls.__module__), "__file__", None)
     return f"{cls.__name__} in {file or cls.__module__}"
 
 
 def entry_of(kind: str, cls: type) -> Entry:
-    """The entry that a class would have. Raises ValueError for what would fail later or in silence: an unknown kind,
-    ``*args`` or ``**kwargs`` (typos would pass), too few leading arguments, a missing method, a slot with a default."""
+    """Return the catalogue entry for a class. Raises ValueError for a class that would fail later or without an error:
+    an unknown kind, ``*args`` or ``**kwargs`` (which accept misspelt knobs), too few leading arguments, a missing
+    method, or a slot with a default."""
     if kind not in KINDS:
         raise ValueError(f"there is no kind {kind!r}; kinds are {', '.join(KINDS)}")
-    name, wanted = cls.__name__, supplied(kind)
-    where = _place(cls)
+    name, required = cls.__name__, supplied(kind)
+    label = _label(cls)
     parameters = list(inspect.signature(cls).parameters.values())
-    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
+    if any(parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) for parameter in parameters):
         raise ValueError(
-            f"{where}: a part has an __init__ of its own, without *args or **kwargs, where typos would pass unseen"
+            f"{label}: a part has an __init__ of its own, without *args or **kwargs, where typos would pass unseen"
         )
-    leading, knobs = parameters[: len(wanted)], parameters[len(wanted) :]
+    leading, knobs = parameters[: len(required)], parameters[len(required) :]
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    if len(leading) < len(wanted) or any(p.kind not in positional for p in leading):
-        raise ValueError(f"{where}: the toolkit builds {kind} parts as {name}({', '.join(wanted)}), positionally")
+    if len(leading) < len(required) or any(parameter.kind not in positional for parameter in leading):
+        raise ValueError(f"{label}: the toolkit builds {kind} parts as {name}({', '.join(required)}), positionally")
     for method in (m for m, f in vars(KINDS[kind]).items() if inspect.isfunction(f) and m != "__init__"):
         if not callable(getattr(cls, method, None)):
-            raise ValueError(f"{where}: parts of kind {kind} have a method {method}(); see toolkit/protocols.py")
+            raise ValueError(f"{label}: parts of kind {kind} have a method {method}(); see toolkit/protocols.py")
     for knob in knobs:
         if knob.name in KINDS and knob.default is not knob.empty:
-            raise ValueError(f"{where}: the slot {knob.name!r} needs to be without a default; gin names its part")
-        if isinstance(knob.default, type) and knob.default is not knob.empty:  # gin would ignore its bindings
-            raise ValueError(f"{where}: {knob.name} takes None or nothing as its default; gin names the part")
-    return Entry(kind, name, cls, {p.name: p for p in knobs})
+            raise ValueError(f"{label}: the slot {knob.name!r} needs to be without a default; gin names its part")
+        # A class as a default would be built without its bindings in gin.
+        if isinstance(knob.default, type) and knob.default is not knob.empty:
+            raise ValueError(f"{label}: {knob.name} takes None or nothing as its default; gin names the part")
+    return Entry(kind, name, cls, {parameter.name: parameter for parameter in knobs})

@@ -1,4 +1,4 @@
-"""Where the toolkit's own files are."""
+"""The folder that holds the toolkit's own files."""
 
 from pathlib import Path
 

@@ -8,17 +8,25 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from toolkit.command import refuse_code, run_command
 from toolkit.output import escape
 from toolkit.output.errors import DIVERGED, PREEMPTED, clean, kind_of
 
+if TYPE_CHECKING:
+    import torch
+
+    from toolkit.config.layers import Config
+    from toolkit.experiment import Experiment, Parts
+    from toolkit.rundir.folder import RunDir
+
 
 def main(argv: list[str] | None = None) -> int:
-    """The command. Returns the exit code; raises ValueError for what the user can mend."""
-    arguments = _arguments(argv)  # first, so that --help is quick
+    """Run the command. Returns the exit code; raises ValueError for an error that the user can correct."""
+    arguments = _arguments(argv)  # before the slow imports, so that --help is quick
     if arguments.safe_config:
-        return _tell(arguments)
+        return _list_effects(arguments)
     from toolkit.compose import compose, try_build
     from toolkit.config.layers import BASE
     from toolkit.parallel import distributed
@@ -43,43 +51,44 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _check_horizon(arguments, steps: int, run) -> None:
-    """Raise ValueError where no step is left to train, before anything is read or written."""
+    """Raise ValueError if the checkpoint leaves no step to train. This happens before text or weights are read."""
     from toolkit.store import checkpoint
 
     horizon = min(arguments.stop_at or steps, steps)
-    end = f"--stop-at {horizon}" if horizon == arguments.stop_at else f"Experiment.steps = {horizon}"
+    limit = f"--stop-at {horizon}" if horizon == arguments.stop_at else f"Experiment.steps = {horizon}"
     if arguments.resume:
-        source, step, least = f"{run.path}", checkpoint.newest_step(run.path / "checkpoints") or 0, 0
+        source, step, min_steps_left = f"{run.path}", checkpoint.newest_step(run.path / "checkpoints") or 0, 0
     elif arguments.branch and not arguments.weights_only:
         folder = checkpoint.find(arguments.branch)[1]
-        source, step, least = f"--from {folder}", checkpoint.read_manifest(folder)["step"], 1
+        source, step, min_steps_left = f"--from {folder}", checkpoint.read_manifest(folder)["step"], 1
     else:
         return
-    if step > horizon - least:
-        past = "at" if step == horizon else "past"
+    if step > horizon - min_steps_left:
+        relation = "at" if step == horizon else "past"
         raise ValueError(
-            f"{source}: the checkpoint is at step {step}, {past} {end}: no step is left; "
+            f"{source}: the checkpoint is at step {step}, {relation} {limit}: no step is left; "
             + ("give a later --stop-at, or leave it out" if horizon == arguments.stop_at else "raise Experiment.steps")
             + ("" if arguments.resume else "; or take its weights alone, from step 0: --weights-only")
         )
 
 
-def _tell(arguments) -> int:
-    """List what the files would do. Raises ConfigError where they do what a stranger's file should not."""
+def _list_effects(arguments) -> int:
+    """Print what the config files would import and bind (--safe-config). Raises ConfigError for what is not allowed in
+    a file from a stranger."""
     from toolkit.config import safety
     from toolkit.config.layers import BASE, ConfigError
     from toolkit.rundir import report
 
-    told, refused = safety.scan(arguments.overlays, arguments.bindings, arguments.base or BASE, arguments.imports)
-    report.say("\n".join(told))
-    if refused:
-        raise ConfigError("\n".join(refused))
+    effects, refusals = safety.scan(arguments.overlays, arguments.bindings, arguments.base or BASE, arguments.imports)
+    report.say("\n".join(effects))
+    if refusals:
+        raise ConfigError("\n".join(refusals))
     report.say("nothing here was imported or run; --dry-run checks names and values")
     return 0
 
 
 def _train(arguments, config, code, experiment, blank, run) -> int:
-    """Open the run directory, train, and leave the truth about the end in status.json."""
+    """Open the run's folder, train, and write into status.json how the training ended. Returns the exit code."""
 
     from toolkit.cpu import openmp
     from toolkit.cpu.allocator import keeps_freed_memory
@@ -91,33 +100,33 @@ def _train(arguments, config, code, experiment, blank, run) -> int:
 
     main_process = distributed.rank() == 0
     openmp.use_threads(experiment.threads)
-    alone = run.opened(config, arguments.allow_change) if main_process else contextlib.nullcontext()
+    lock = run.opened(config, arguments.allow_change) if main_process else contextlib.nullcontext()
 
-    def lost(reason: str) -> None:
+    def report_lost_rank(reason: str) -> None:
         run.write_status("failed", reason=reason, kind="RankLost")
 
-    with alone, Signals() as signals, distributed.joined(experiment.rank_timeout, lost) as device:
+    with lock, Signals() as signals, distributed.joined(experiment.rank_timeout, report_lost_rank) as device:
         if run.finished(experiment.steps):
             report.say(f"{run.path} is done; nothing to resume")
             return 0
         try:
             if main_process:
                 run.write_config(config, code)
-            with signals.droppable(distributed.world_size() == 1):  # several have to agree first, in ``train``
+            with signals.droppable(distributed.world_size() == 1):  # several must agree to stop, in ``train``
                 parts, progress, source = _prepare(arguments, config, experiment, blank, run, device)
             distributed.agree("the step to start from", progress["step"], device)
             if main_process:
-                known = facts_before(arguments, run, config, experiment, blank, parts, device, source)
-                known["keeps_freed_memory"] = device.type == "cpu" and keeps_freed_memory()
-                run.write_start(parts.tokenizer, known, progress["step"])
-                report.header(run.path, known, blank.model, parts.optimizer)
+                facts_at_start = initial_facts(arguments, run, config, experiment, blank, parts, device, source)
+                facts_at_start["keeps_freed_memory"] = device.type == "cpu" and keeps_freed_memory()
+                run.write_start(parts.tokenizer, facts_at_start, progress["step"])
+                report.header(run.path, facts_at_start, blank.model, parts.optimizer)
                 run.write_status("running", progress["step"])
-            peak = known["peak_tokens_per_s"] if main_process else None
-            ended = train(experiment, parts, run.path, device, progress, signals, arguments.stop_at, peak)
+            peak = facts_at_start["peak_tokens_per_s"] if main_process else None
+            outcome = train(experiment, parts, run.path, device, progress, signals, arguments.stop_at, peak)
             if main_process:
                 newest = checkpoint.newest(run.path / "checkpoints")
-                run.write_end(ended, facts.peak_memory(device), checkpoint.digest(newest) if newest else None)
-        except Interrupted:  # nothing is lost: what was dropped is done again by a resumed run
+                run.write_end(outcome, facts.peak_memory(device), checkpoint.digest(newest) if newest else None)
+        except Interrupted:  # nothing is lost: a resumed run repeats what was interrupted
             if main_process:
                 run.write_status("preempted")
                 report.say(f"preempted with nothing new to save; continue with --name {run.path.name} --resume")
@@ -135,25 +144,26 @@ def _train(arguments, config, code, experiment, blank, run) -> int:
                 return 128 + signals.caught
             raise
         if main_process:
-            _show_end(run.path, ended, experiment.sample_prompt)
-    return PREEMPTED if ended["state"] == "preempted" else 0
+            _show_end(run.path, outcome, experiment.sample_prompt)
+    return PREEMPTED if outcome["state"] == "preempted" else 0
 
 
-def _show_end(folder: Path, ended: dict, prompt: str) -> None:
-    """Draw the curve and print the results. Whatever fails here costs a warning: the run has ended as it has."""
+def _show_end(folder: Path, outcome: dict, prompt: str) -> None:
+    """Draw the loss curve and print the results. An error only gives a warning, since the run has ended already."""
     from toolkit.rundir import curve, report
 
-    shown = {"curve.png": lambda: curve.draw(folder), "the results": lambda: report.footer(folder, ended, prompt)}
-    for what, show in shown.items():
+    outputs = {"curve.png": lambda: curve.draw(folder), "the results": lambda: report.footer(folder, outcome, prompt)}
+    for output, show in outputs.items():
         try:
             show()
         except Exception as error:
             reason = clean(error) or type(error).__name__
-            logging.getLogger("toolkit").warning("%s: %s can't be shown: %s", folder, what, reason)
+            logging.getLogger("toolkit").warning("%s: %s can't be shown: %s", folder, output, reason)
 
 
 def _prepare(arguments, config, experiment, blank, run, device):
-    """Text as tokens, parts with their weights, where to begin, and the checkpoint that this came from."""
+    """Prepare the data and build the parts, with the weights of a checkpoint if the run continues from one. Returns
+    (parts, progress, checkpoint folder or None); ``progress["step"]`` is the first step."""
     from toolkit.experiment import build
     from toolkit.parallel import distributed
     from toolkit.rundir import report
@@ -177,26 +187,35 @@ def _prepare(arguments, config, experiment, blank, run, device):
         progress = checkpoint.load(source, parts.model, parts.optimizer)
     if arguments.resume:
         run.check_sources(sources, progress)
-        if not (run.read("facts.json") or arguments.allow_change):  # lost: the state has the digest
+        if not (run.read("facts.json") or arguments.allow_change):  # it was lost: the checkpoint has the digest
             run.check_sources({"config": config.digest}, progress)
         progress["best"] = min(progress["best"], checkpoint.best_score(run.path / "checkpoints"))
     elif source is not None:
-        progress["best"] = float("inf")  # the best of this run, which has none yet
+        progress["best"] = float("inf")  # a new run has no best score yet
     return parts, progress | {"config": config.digest} | sources, source
 
 
-def facts_before(arguments, run, config, experiment, blank, parts, device, source) -> dict[str, object]:
-    """What facts.json says when training starts."""
+def initial_facts(
+    arguments: argparse.Namespace,
+    run: RunDir,
+    config: Config,
+    experiment: Experiment,
+    blank: Parts,
+    parts: Parts,
+    device: torch.device,
+    source: Path | None,
+) -> dict[str, object]:
+    """Return the contents of facts.json at the start of training."""
     from toolkit.cpu import products
     from toolkit.experiment import dtype_of, is_compiled, micro_batch_size
     from toolkit.parallel import distributed
     from toolkit.rundir import facts
     from toolkit.store.disk import sha256
 
-    dtype, around = dtype_of(experiment, device), facts.environment(device)
+    dtype, environment = dtype_of(experiment, device), facts.environment(device)
     flops = facts.on_meta(facts.flops_per_token, blank.model, experiment.seq_len)
-    peak = facts.peak_flops(around["device_name"], dtype)
-    inputs = micro_batch_size(experiment, distributed.world_size()), experiment.seq_len
+    peak = facts.peak_flops(environment["device_name"], dtype)
+    input_shape = micro_batch_size(experiment, distributed.world_size()), experiment.seq_len
     return {
         "name": run.path.name,
         "steps": experiment.steps,
@@ -207,10 +226,10 @@ def facts_before(arguments, run, config, experiment, blank, parts, device, sourc
         "peak_tokens_per_s": distributed.world_size() * peak / flops if peak and flops else None,
         "precision": str(dtype).removeprefix("torch."),
         "compiled": is_compiled(experiment, device),
-        "attention": facts.attention_implementation(parts.model, device, dtype, *inputs),
+        "attention": facts.attention_implementation(parts.model, device, dtype, *input_shape),
         "products": products.implementation(device.type, dtype),
         "processes": distributed.world_size(),
-        **around,
+        **environment,
         "data": parts.data.fingerprint(),
         "tokenizer": parts.tokenizer.fingerprint(),
         "encoded_by": getattr(parts.data, "encoded_by", None),
@@ -269,14 +288,14 @@ def _arguments(argv):
     add("--json", action="store_true", help="with --dry-run: print one JSON object")
     arguments = parser.parse_intermixed_args(argv)
     arguments.overlays += arguments.gin_files
-    needs = {
+    required_flags = {
         "allow_change": ("resume", "--resume"),
         "weights_only": ("branch", "--from"),
         "json": ("dry_run", "--dry-run"),
     }
-    for flag, (other, spelled) in needs.items():
-        if getattr(arguments, flag) and not getattr(arguments, other):
-            parser.error(f"--{flag.replace('_', '-')} goes with {spelled}")
+    for flag, (required, required_flag) in required_flags.items():
+        if getattr(arguments, flag) and not getattr(arguments, required):
+            parser.error(f"--{flag.replace('_', '-')} goes with {required_flag}")
     if arguments.safe_config and arguments.resume:
         parser.error("--safe-config takes the files to read: --base runs/NAME/config.gin for those of a run")
     if arguments.resume and arguments.branch:

@@ -1,34 +1,37 @@
-"""Randomness by name: every draw has its own seed, so that swapping one part moves no other part's numbers."""
+"""Seeds derived from names: each draw has its own, so a changed part does not change the draws of others."""
 
 import contextlib
 import hashlib
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
 
 
 def named_seed(*names: object) -> int:
-    """32 bits of SHA-256 of the names: equal in every process, unlike hash()."""
+    """A 32-bit seed from the SHA-256 of the names. Unlike hash(), it is the same in every process."""
     text = "/".join(str(name) for name in names)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
 
 @contextlib.contextmanager
-def seeded(*names: object):
-    """Inside, torch's CPU generator starts from ``named_seed(*names)``; outside, it is as if nothing had happened."""
+def seeded(*names: object) -> Iterator[None]:
+    """Seed torch's CPU generator with ``named_seed(*names)``, and restore its state on exit."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(named_seed(*names))  # torch.manual_seed would reseed CUDA for good
         yield
 
 
-def initialize(model: nn.Module, init, seed: int) -> None:
-    """Draw each weight and bias of Linear and Embedding layers through ``init``, each from a generator of its own,
-    seeded by (seed, name). A module with ``draw`` fills its own instead; other parameters stay as constructed. What a
-    layer says of itself (``residual``, ``merged``, ``tied``) is told to the init as an attribute of the parameter."""
+def initialize(model: nn.Module, init: Callable[[str, torch.Tensor, torch.Generator], None], seed: int) -> None:
+    """Fill each weight and bias of Linear and Embedding layers with ``init``.
+
+    Each parameter gets its own generator, seeded by (seed, name). A module with a method ``draw`` fills its own
+    parameters instead; all other parameters keep the values from their constructor. The attributes ``residual``,
+    ``merged`` and ``tied`` of a layer are copied to its parameters first, so that the init can read them."""
     for path, module in model.named_modules():
         draw = getattr(module, "draw", init if isinstance(module, nn.Linear | nn.Embedding) else None)
-        for leaf, parameter in module.named_parameters(recurse=False) if draw else ():
-            name = f"{path}.{leaf}" if path else leaf
+        for suffix, parameter in module.named_parameters(recurse=False) if draw else ():
+            name = f"{path}.{suffix}" if path else suffix
             parameter.residual = getattr(module, "residual", False)
             parameter.merged = getattr(module, "merged", None)
             parameter.tied = getattr(module, "tied", False)

@@ -1,3 +1,3 @@
-"""The name under which people's data parts import this: it lives in toolkit/text/tokens.py."""
+"""Re-exports from toolkit/text/tokens.py: users' data parts import these names from here."""
 
 from toolkit.text.tokens import TokenFiles, reads_token_files  # noqa: F401

@@ -1,1 +1,1 @@
-"""All that exists only because a CPU is slow, or shared with other processes."""
+"""Code that exists only because a CPU is slow, or shared with other processes."""

@@ -1,21 +1,23 @@
-"""Memory that one training step frees is the next one's."""
+"""Keeps memory that a training step frees, so that the next step can use it again."""
 
 import ctypes
 import sys
 
-TRIM_THRESHOLD, MMAP_MAX = -1, -4  # of mallopt, from glibc's malloc.h
+TRIM_THRESHOLD, MMAP_MAX = -1, -4  # parameters of mallopt, from glibc's malloc.h
 
 
 def keeps_freed_memory() -> bool:
-    """Whether the C library can be told to: glibc alone has the switch."""
+    """Whether ``keep_freed_memory`` works on this system. Only glibc has the setting."""
     return sys.platform == "linux" and hasattr(ctypes.CDLL(None), "gnu_get_libc_version")
 
 
 def keep_freed_memory() -> bool:
-    """Have the C library keep what this process frees from now on. By default it maps each large tensor anew and hands
-    it back when freed, so that a CPU clears the same hundreds of megabytes at every step. Best called when all that
-    lasts has its place, optimizer state included: in the gaps of a first step it would be in the way of the second,
-    which would take more memory. Returns whether it does."""
+    """Make the C library keep the memory that this process frees from now on. Returns whether it does.
+
+    By default glibc returns the memory of a large tensor to the system when the tensor is freed, so that the system
+    clears the same hundreds of megabytes again at every step. Call this when everything that lasts, such as weights and
+    optimizer state, is allocated. Before that, lasting tensors would be placed in the gaps that the first step left,
+    and the second step would need more memory."""
     if not keeps_freed_memory():
         return False
     libc = ctypes.CDLL(None)

@@ -1,4 +1,6 @@
-"""Causal attention as products over blocks of queries: what trains fastest on a CPU at short contexts."""
+"""Causal attention in blocks of queries: the fastest way to train on a CPU with short contexts.
+
+Shapes: B batch, T tokens, H heads, G key/value heads, D head dim."""
 
 import torch
 from torch import Tensor
@@ -6,21 +8,22 @@ from torch.autograd.function import once_differentiable
 
 from toolkit.cpu.operation import operation
 
-QUERIES = 64  # of a block: more would compute more of the scores that the causal mask throws away
-KEPT = 2**25  # bytes of probabilities that a layer may keep for its backward pass
+QUERIES = 64  # queries in a block; larger blocks compute more scores that the causal mask removes
+KEPT = 2**25  # maximum size in bytes of the probabilities that a layer keeps for its backward pass
 
 
 def fits(device: str, dtype: torch.dtype, batch: int, length: int, heads: int) -> bool:
-    """Whether it pays: on a CPU, in float32 and nothing but that, where the probabilities of a layer stay small."""
-    single = dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    return device == "cpu" and single and 4 * batch * heads * sum(_pairs(length)) <= KEPT
+    """Whether ``attention`` is worth using: on a CPU, in float32 without autocast, with few enough probabilities."""
+    is_float32 = dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return device == "cpu" and is_float32 and 4 * batch * heads * sum(_pairs(length)) <= KEPT
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(D)) v under the causal mask: q (B,T,H,D), k (B,T,G,D), v (B,T,G,Dv) -> (B,T,H,Dv).
 
-    A block of queries meets the keys up to its own last one, in one batched product for all heads. The probabilities
-    are kept, so that the backward pass takes four products a block, where PyTorch's kernel computes them again."""
+    A block of queries is multiplied with all keys up to its last query's position, in one batched product for all
+    heads. The probabilities are kept, so that the backward pass needs only four products per block; PyTorch's kernel
+    computes the probabilities again."""
     k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], dim=2) if x.shape[2] < q.shape[2] else x for x in (k, v))
     return _Blockwise.apply(q, k, v)
 
@@ -28,28 +31,28 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class _Blockwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v):
-        take = _operation if torch.compiler.is_compiling() else _forward
-        out, *kept = take(q, k, v)
+        function = _operation if torch.compiler.is_compiling() else _forward
+        out, *kept = function(q, k, v)
         ctx.save_for_backward(*kept)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        take = _operation_backward if torch.compiler.is_compiling() else _backward
-        return take(grad, *ctx.saved_tensors)
+        function = _operation_backward if torch.compiler.is_compiling() else _backward
+        return function(grad, *ctx.saved_tensors)
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The mix, and what the backward pass needs: queries, keys and values (B*H,T,D), the queries scaled, and the
-    probabilities, block after block in one row."""
+    """Return the output (B,T,H,Dv) and what the backward pass needs: scaled queries, keys and values, all (B*H,T,D),
+    and the probabilities of all blocks, one after the other in a flat tensor."""
     out = torch.empty_like(v, memory_format=torch.contiguous_format)
-    later = q.new_full((QUERIES, QUERIES), -torch.inf).triu_(1)
+    causal_mask = q.new_full((QUERIES, QUERIES), -torch.inf).triu_(1)
     queries, keys, values = _heads_first(q) * q.shape[-1] ** -0.5, _heads_first(k), _heads_first(v)
-    kept = q.new_empty(_places(q))
+    kept = q.new_empty(_probability_count(q))
     for start, end, weights in _blocks(queries, kept):
         torch.bmm(queries[:, start:end], keys[:, :end].mT, out=weights)
-        weights[:, :, start:] += later[: end - start, : end - start]
+        weights[:, :, start:] += causal_mask[: end - start, : end - start]
         torch.softmax(weights, -1, out=weights)
         out[:, start:end] = _heads_last(torch.bmm(weights, values[:, :end]), q)
     return out, queries, keys, values, kept
@@ -58,21 +61,22 @@ def _forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, T
 def _backward(
     grad: Tensor, queries: Tensor, keys: Tensor, values: Tensor, kept: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v (B,T,H,D)."""
+    """Return the gradients of q, k and v, each (B,T,H,D)."""
     dq, dk, dv = (torch.zeros_like(x) for x in (queries, keys, values))
-    grads = _heads_first(grad)
+    dout = _heads_first(grad)
     for start, end, weights in _blocks(queries, kept):
-        block = grads[:, start:end]
-        dv[:, :end] += torch.bmm(weights.mT, block)
-        slope = torch.bmm(block, values[:, :end].mT)  # of the weights, then of the scores
-        torch.ops.aten._softmax_backward_data(slope, weights, -1, slope.dtype, grad_input=slope)
-        dk[:, :end] += torch.bmm(slope.mT, queries[:, start:end])
-        dq[:, start:end] = torch.bmm(slope, keys[:, :end]).mul_(keys.shape[-1] ** -0.5)
+        dout_block = dout[:, start:end]
+        dv[:, :end] += torch.bmm(weights.mT, dout_block)
+        dweights = torch.bmm(dout_block, values[:, :end].mT)  # gradient of the weights; then, in place, of the scores
+        torch.ops.aten._softmax_backward_data(dweights, weights, -1, dweights.dtype, grad_input=dweights)
+        dk[:, :end] += torch.bmm(dweights.mT, queries[:, start:end])
+        dq[:, start:end] = torch.bmm(dweights, keys[:, :end]).mul_(keys.shape[-1] ** -0.5)
     return tuple(_heads_last(x, grad) for x in (dq, dk, dv))
 
 
 def _blocks(queries, kept):
-    """Per block its first query, the one after its last, and its probabilities (B*H, size, keys) out of ``kept``."""
+    """Yield (start, end, weights) per block: its queries are start to end - 1, its weights a view (B*H, size, end) of
+    ``kept``."""
     heads, length, _ = queries.shape
     sizes = [heads * pairs for pairs in _pairs(length)]
     for start, weights in zip(range(0, length, QUERIES), kept.split(sizes), strict=True):
@@ -81,12 +85,13 @@ def _blocks(queries, kept):
 
 
 def _pairs(length):
-    """How many pairs of a query and a key each block has."""
+    """The number of (query, key) pairs in each block."""
     ends = [min(start + QUERIES, length) for start in range(0, length, QUERIES)]
     return [(end - start) * end for start, end in zip(range(0, length, QUERIES), ends, strict=True)]
 
 
-def _places(q):
+def _probability_count(q):
+    """The number of probabilities of all blocks and heads."""
     return q.shape[0] * q.shape[2] * sum(_pairs(q.shape[1]))
 
 
@@ -101,14 +106,16 @@ def _heads_last(x, like):
 
 
 def _fake(q, k, v):
+    """Empty outputs with the shapes and strides of those of ``_forward``."""
     first = (torch.empty_like(_heads_first(x)).contiguous() for x in (q, k, v))
-    return torch.empty_like(v, memory_format=torch.contiguous_format), *first, q.new_empty(_places(q))
+    return torch.empty_like(v, memory_format=torch.contiguous_format), *first, q.new_empty(_probability_count(q))
 
 
 def _fake_backward(grad, queries, keys, values, kept):
+    """Empty outputs with the shapes and strides of those of ``_backward``."""
     return tuple(_heads_last(torch.empty_like(x), grad) for x in (queries, keys, values))
 
 
-# A compiler would keep each block's scores beside its probabilities, and hand back memory between them.
+# Opaque to the compiler, which would store the scores in addition to the probabilities, and free memory in between.
 _operation = operation("blockwise", _forward, _fake)
 _operation_backward = operation("blockwise_backward", _backward, _fake_backward)

@@ -1,4 +1,4 @@
-"""Which cores the threads of this process run on, and for how long at a time, where other processes need them too."""
+"""Restricts the threads of this process to few cores and short time slices while other processes use the cores."""
 
 from __future__ import annotations
 
@@ -10,40 +10,41 @@ import random
 import struct
 from pathlib import Path
 
-SLICE = 100_000  # nanoseconds, the least that Linux takes; its default is some milliseconds
-SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}  # numbers of the system call, which Python has no function for
+SLICE = 100_000  # nanoseconds, the minimum that Linux accepts; its default is some milliseconds
+SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}  # the number of the system call, since Python has no function for it
 
 
 class FewCores:
-    """While it is held, all threads of this process take turns on few of the cores that it may use, in short slices of
-    time. Spread over all cores, each would wait for the slowest of them; in slices of the default length, a thread that
-    is woken would wait for milliseconds until another process's slice ends. Shares of time stay as they are: a short
-    slice comes sooner, and more often.
+    """While held, all threads of this process run on few of its cores, in short time slices.
 
-    Processes that are started meanwhile run there too. Without effect where the system has no such calls (they are
-    Linux's), and with default slices before Linux 6.12."""
+    With threads on all cores, each step would wait for the thread on the busiest core. With slices of the default
+    length, a thread that wakes up would wait some milliseconds until another process's slice ends. The share of time
+    that each process gets stays the same, since shorter slices come more often.
+
+    Processes that are started meanwhile run on the same cores. This has no effect on systems other than Linux, and
+    before Linux 6.12 the slices keep their default length."""
 
     def __init__(self):
         self.cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         self.held = False
 
     def hold(self, count: int) -> None:
-        """Choose so many cores, unless some are held: by chance, as two runs that meet should not choose the same."""
+        """Hold ``count`` cores, unless cores are held already. They are random, so that runs take different ones."""
         if not self.held:
-            self.held = _place(random.SystemRandom().sample(self.cores, count), SLICE)
+            self.held = _place_threads(random.SystemRandom().sample(self.cores, count), SLICE)
 
     def release(self) -> None:
-        """Allow all cores again, in slices of the default length."""
+        """Allow all cores again, with slices of the default length."""
         if self.held:
-            _place(self.cores, 0)
+            _place_threads(self.cores, 0)
             self.held = False
 
 
-def _place(cores: list[int], nanoseconds: int) -> bool:
-    """Let all threads run on these cores, in slices of this length (0 is the default). False if the system refuses."""
+def _place_threads(cores: list[int], nanoseconds: int) -> bool:
+    """Put all threads on these cores, in slices of this length (0: the default). Returns whether the system agreed."""
     try:
         for task in Path("/proc/self/task").iterdir():
-            with contextlib.suppress(ProcessLookupError):  # a thread that has ended meanwhile
+            with contextlib.suppress(ProcessLookupError):  # the thread has ended meanwhile
                 os.sched_setaffinity(int(task.name), cores)
                 _set_slice(int(task.name), nanoseconds)
     except OSError:
@@ -52,7 +53,7 @@ def _place(cores: list[int], nanoseconds: int) -> bool:
 
 
 def _set_slice(thread: int, nanoseconds: int) -> None:
-    """sched_setattr(2), but for a thread that is not scheduled in the default way; its niceness stays as it is."""
+    """Call sched_setattr(2) for a thread with default scheduling; others are left alone. Its nice value stays."""
     call = SCHED_SETATTR.get(platform.machine())
     if call and os.sched_getscheduler(thread) == os.SCHED_OTHER:
         nice = os.getpriority(os.PRIO_PROCESS, thread)

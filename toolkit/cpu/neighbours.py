@@ -1,4 +1,4 @@
-"""Other processes on the cores that a command computes on: told once, and borne with no change of any sum."""
+"""Notices other processes on the cores of a command, warns once, and adapts without changing any computed number."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -15,67 +16,76 @@ import torch
 from toolkit.cpu.cores import FewCores
 from toolkit.cpu.openmp import ShortSpin
 
-EVERY = 1.0  # seconds between two looks
-LEAST = 3  # looks in a row that find the machine full before it is told
-FULL = 0.9  # share of all cores in use from which on the machine counts as full
-OTHERS = 0.5  # cores that others use, at least
-ROUNDING = 0.25  # of a core that others may use before it counts as theirs
+EVERY = 1.0  # seconds between two measurements
+LEAST = 3  # measurements in a row that find the machine full before the warning
+FULL = 0.9  # the machine counts as full if at least this fraction of all cores is in use
+OTHERS = 0.5  # other processes count only if they use at least this many cores
+ROUNDING = 0.25  # a core still counts as free while others use up to this fraction of it
 log = logging.getLogger("toolkit")
 
 
 class Neighbours:
-    """Compares this process's time with that of all processes on the cores that it may use. Knows nothing where the
-    system does not tell it: only Linux does. ``read`` gives (seconds by the clock, of this process, of all processes,
-    cores)."""
+    """Compares the CPU time of this process with that of all processes on the cores that it may use.
 
-    def __init__(self, read=None, spin: ShortSpin | None = None, few: FewCores | None = None):
-        self._spin, self._few = spin or ShortSpin(), few or FewCores()
-        self._read = read or functools.partial(_seconds, self._few.cores)
-        self._before, self._told = self._read(), False
-        self._full, self._patience = 0, 1  # looks in a row that found the machine full; that it takes to move threads
+    ``read`` returns (wall-clock seconds, CPU seconds of this process, CPU seconds of all processes, number of cores).
+    On systems other than Linux it returns None; nothing is done then."""
+
+    def __init__(
+        self,
+        read: Callable[[], tuple[float, float, float, int] | None] | None = None,
+        spin: ShortSpin | None = None,
+        few: FewCores | None = None,
+    ):
+        self._spin, self._few_cores = spin or ShortSpin(), few or FewCores()
+        self._read = read or functools.partial(_seconds, self._few_cores.cores)
+        self._before, self._has_warned = self._read(), False
+        # Measurements in a row that found the machine full, and how many of them it takes until threads are moved.
+        self._full_in_a_row, self._needed_in_a_row = 0, 1
 
     def look(self) -> None:
-        """Where others leave fewer cores than there are threads, let these wait asleep, and warn, once. Where others
-        leave half of the cores or less, let the threads take turns on those, equally many on each."""
-        now, threads = self._read(), torch.get_num_threads()
-        if threads == 1 or None in (self._before, now):
+        """Measure, and adapt to what other processes leave.
+
+        If they leave fewer cores than there are threads, make waiting threads sleep instead of spin, and warn once. If
+        they leave cores for half of the threads or fewer, put the threads on those cores only, equally many on each."""
+        reading, threads = self._read(), torch.get_num_threads()
+        if threads == 1 or None in (self._before, reading):
             return
-        clock, own, machine = (b - a for a, b in zip(self._before[:3], now[:3], strict=True))
-        self._before, cores = now, now[3]
+        clock, own, machine = (b - a for a, b in zip(self._before[:3], reading[:3], strict=True))
+        self._before, cores = reading, reading[3]
         others = (machine - own) / clock
-        fewer = max(1, int(cores - others + ROUNDING))
-        if fewer < threads and others >= OTHERS and machine >= FULL * cores * clock:
-            self._full += 1
+        free_cores = max(1, int(cores - others + ROUNDING))
+        if free_cores < threads and others >= OTHERS and machine >= FULL * cores * clock:
+            self._full_in_a_row += 1
             self._spin.hold()
-            if 2 * fewer <= threads and self._full >= self._patience:
-                self._few.hold(max(count for count in range(1, fewer + 1) if threads % count == 0))
-            if self._full == LEAST:
-                self._tell(others, cores, fewer)
+            if 2 * free_cores <= threads and self._full_in_a_row >= self._needed_in_a_row:
+                self._few_cores.hold(max(count for count in range(1, free_cores + 1) if threads % count == 0))
+            if self._full_in_a_row == LEAST:
+                self._warn(others, cores, free_cores)
         else:
-            self._full = 0
-            self._patience *= 2 if self._few.held else 1  # so that threads are not moved to and fro
+            self._full_in_a_row = 0
+            self._needed_in_a_row *= 2 if self._few_cores.held else 1  # so that threads are not moved back and forth
             self.close()
 
     def close(self) -> None:
-        """Let threads wait as they did before, on all cores."""
+        """Allow all cores and the usual spinning again."""
         self._spin.release()
-        self._few.release()
+        self._few_cores.release()
 
-    def _tell(self, others: float, cores: int, fewer: int) -> None:
-        if not self._told:
-            self._told = True
+    def _warn(self, others: float, cores: int, free_cores: int) -> None:
+        if not self._has_warned:
+            self._has_warned = True
             log.warning(
                 "other processes use %.1f of %d cores; -p 'Experiment.threads = %d' may be faster (another number of "
                 "threads rounds sums differently)",
                 others,
                 cores,
-                fewer,
+                free_cores,
             )
 
 
 @contextlib.contextmanager
-def watched(device: torch.device):
-    """Look every second from a thread of its own, while the work inside computes on the CPU."""
+def watched(device: torch.device) -> Iterator[None]:
+    """Measure every second in a separate thread during the ``with`` block, if ``device`` is the CPU."""
     if device.type != "cpu":
         yield
         return
@@ -96,11 +106,12 @@ def watched(device: torch.device):
 
 
 def _seconds(cores: list[int]) -> tuple[float, float, float, int] | None:
+    """What ``Neighbours`` reads, from /proc/stat and this process's clocks; None where that does not exist."""
     try:
         lines = Path("/proc/stat").read_text(encoding="ascii").splitlines()
-        ours = {f"cpu{core}" for core in cores}
-        ticks = [[int(field) for field in line.split()[1:8]] for line in lines if line.split()[0] in ours]
-        busy = sum(sum(core[:3]) + sum(core[5:7]) for core in ticks)  # neither idle nor waiting for a disk
+        own_cores = {f"cpu{core}" for core in cores}
+        ticks = [[int(field) for field in line.split()[1:8]] for line in lines if line.split()[0] in own_cores]
+        busy = sum(sum(core[:3]) + sum(core[5:7]) for core in ticks)  # without idle time and time of waiting for a disk
         machine = busy / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError):
         return None

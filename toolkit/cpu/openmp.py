@@ -1,9 +1,9 @@
-"""Threads of torch's CPU kernels: how many, and how long one that waits for the others spins before it sleeps.
+"""The threads of torch's CPU kernels: how many there are, and how long a waiting thread spins before it sleeps.
 
-torch's OpenMP on Linux (libgomp) spins for milliseconds. On a quiet machine that is fast: to put a thread to sleep and
-wake it takes longer than most kernels, in a virtual machine above all. Beside other processes it is ruinous: the thread
-that is waited for can't run on a core that spins. ``ShortSpin`` makes the spin short, which changes neither the number
-of threads nor any sum."""
+torch's OpenMP on Linux (libgomp) spins for milliseconds. If no other process runs, this is fast, because putting a
+thread to sleep and waking it takes longer than most kernels, above all in a virtual machine. Next to other processes it
+is very slow, because spinning threads occupy the cores that the awaited thread needs. ``ShortSpin`` makes threads spin
+only briefly. This changes neither the number of threads nor any computed number."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import os
 import threading
 from pathlib import Path
 
-OWN = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")  # variables by which a user says how threads wait
+OWN = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")  # variables with which users choose how threads wait
 
 
 def use_threads(count: int | None) -> None:
-    """Compute with so many threads from here on; None leaves torch's own choice."""
+    """Set torch's number of CPU threads; None keeps torch's own choice."""
     import torch
 
     if count is not None:
@@ -24,18 +24,18 @@ def use_threads(count: int | None) -> None:
 
 
 def in_force() -> str:
-    """How threads wait, in words, for the facts of a run."""
-    given = [f"{name}={os.environ[name]}" for name in OWN if name in os.environ]
-    adapted = "short while other processes fill the cores" if _parallel() else "as OpenMP's default is"
-    return ", ".join(given) or adapted
+    """Describe how threads wait, for the facts of a run."""
+    settings = [f"{name}={os.environ[name]}" for name in OWN if name in os.environ]
+    default = "short while other processes fill the cores" if _parallel() else "as OpenMP's default is"
+    return ", ".join(settings) or default
 
 
 class ShortSpin:
-    """While it is held, libgomp's threads spin for microseconds, then sleep.
+    """While held, libgomp's threads spin for microseconds only, then sleep.
 
-    libgomp does so by itself when a process has more OpenMP threads than cores. A second team of threads that sleep,
-    kept by a thread of its own, makes it so; when that thread ends, so does its team. Without effect where torch
-    computes with another OpenMP."""
+    libgomp does this by itself if a process has more OpenMP threads than cores. A second, sleeping team of threads
+    makes the process exceed this number. A separate thread owns the team, which ends with it. This has no effect if
+    torch uses another OpenMP library."""
 
     def __init__(self):
         self._release = threading.Event()
@@ -43,37 +43,38 @@ class ShortSpin:
 
     @property
     def held(self) -> bool:
+        """Whether the second team exists."""
         return self._keeper is not None
 
     def hold(self) -> None:
-        """Start the second team, unless it is there or the user says how threads wait."""
+        """Start the second team, unless it exists already or the user has chosen how threads wait."""
         parallel = _parallel()
         if self.held or parallel is None or any(name in os.environ for name in OWN):
             return
         self._release.clear()
         started = threading.Event()
-        self._keeper = threading.Thread(target=_keep, args=(parallel, started, self._release), daemon=True)
+        self._keeper = threading.Thread(target=_run_second_team, args=(parallel, started, self._release), daemon=True)
         self._keeper.start()
         started.wait()
 
     def release(self) -> None:
-        """End the second team, if it is there."""
+        """End the second team, if it exists."""
         if self._keeper is not None:
             self._release.set()
             self._keeper.join()
             self._keeper = None
 
 
-def _keep(parallel, started: threading.Event, release: threading.Event) -> None:
-    """Run a function that does nothing on more threads than there are cores; they sleep until this thread ends."""
-    nothing = ctypes.cast(ctypes.CDLL(None).getpid, ctypes.c_void_p)
-    parallel(nothing, None, ctypes.c_uint((os.cpu_count() or 1) + 1), ctypes.c_uint(0))
+def _run_second_team(parallel, started: threading.Event, release: threading.Event) -> None:
+    """Run an empty function on more threads than there are cores. These threads then sleep until this thread ends."""
+    empty_function = ctypes.cast(ctypes.CDLL(None).getpid, ctypes.c_void_p)
+    parallel(empty_function, None, ctypes.c_uint((os.cpu_count() or 1) + 1), ctypes.c_uint(0))
     started.set()
     release.wait()
 
 
 def _parallel():
-    """libgomp's entry point of a parallel region, of the libgomp that torch uses; None if torch uses another OpenMP."""
+    """The function GOMP_parallel of the libgomp that torch uses, or None if torch uses another OpenMP library."""
     import torch
 
     library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"

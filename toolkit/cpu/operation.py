@@ -1,4 +1,4 @@
-"""Functions that a compiler calls as they are, where it would otherwise make worse of them."""
+"""Registers functions that torch.compile calls unchanged, because its own version of them would be slower or fail."""
 
 from collections.abc import Callable
 
@@ -6,9 +6,11 @@ import torch
 
 
 def operation(name: str, function: Callable, fake: Callable) -> Callable:
-    """``function`` as the operation toolkit::``name``; ``fake`` makes outputs of the same shapes out of nothing. No
-    argument is changed, no gradient passes: an autograd Function has to stand around it. ``torch.library.custom_op``
-    would do it too, with checks in Python around each call: 0.1 ms when it comes between two large products."""
+    """Register ``function`` as the operation toolkit::``name`` and return the operation.
+
+    ``fake`` returns empty outputs of the same shapes. ``function`` must not change its arguments. The operation has no
+    gradient, so call it from a torch.autograd.Function. ``torch.library.custom_op`` would do the same, but its checks
+    in Python take 0.1 ms for each call between two large products."""
     qualified = f"toolkit::{name}"
     schema = torch.library.infer_schema(function, mutates_args=())
     torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))

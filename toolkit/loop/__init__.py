@@ -1,1 +1,1 @@
-"""What the training loop is made of, besides the model."""
+"""The pieces of the training loop: one step, prefetching, scoring, sampling, spikes, signals and traces."""

@@ -1,4 +1,4 @@
-"""Batches made ready by a thread while the step before runs. Samples are pure, so there is nothing to keep in step."""
+"""Prepares batches in a thread while earlier steps run. A batch depends only on its index, so results do not change."""
 
 import queue
 import threading
@@ -11,30 +11,32 @@ import torch
 def prefetch(
     make: Callable[[int], np.ndarray], indices: Iterable[int], device: torch.device, ahead: int = 4
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """For each index, make(index) (B, T+1) int64 as ids and targets, both (B, T), on ``device``. An error in the
-    thread is raised here, at the batch that it struck. Closing the iterator ends the thread."""
+    """Yield ids and targets, both (B, T), on ``device`` for each index: make(index) returns (B, T+1) int64.
+
+    A thread makes up to ``ahead`` batches in advance. Its errors are raised by the iterator, at the batch that failed.
+    Closing the iterator ends the thread."""
     ready: queue.Queue = queue.Queue(maxsize=ahead)
     stop = threading.Event()
 
-    def offer(item):
+    def put_unless_stopped(item):
         while not stop.is_set():
             try:
                 return ready.put(item, timeout=0.1)
             except queue.Full:
                 continue
 
-    def work():
+    def make_batches():
         try:
             for index in indices:
                 batch = torch.from_numpy(make(index))
-                offer(batch.pin_memory() if device.type == "cuda" else batch)
+                put_unless_stopped(batch.pin_memory() if device.type == "cuda" else batch)
                 if stop.is_set():
                     return
-            offer(None)
+            put_unless_stopped(None)
         except Exception as error:
-            offer(error)
+            put_unless_stopped(error)
 
-    thread = threading.Thread(target=work, daemon=True, name="prefetch")
+    thread = threading.Thread(target=make_batches, daemon=True, name="prefetch")
     thread.start()
     try:
         while (item := ready.get()) is not None:

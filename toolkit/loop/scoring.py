@@ -1,31 +1,43 @@
-"""The score of a model: plain cross-entropy on a split, whatever it was trained on."""
+"""Scores a model: plain cross-entropy on a split, independent of the loss that it was trained with."""
 
 from __future__ import annotations
 
 import math
 
 import torch
+from torch import nn
 
 from toolkit.loop.prefetch import prefetch
 from toolkit.parallel import distributed
+from toolkit.protocols import Data, Tokenizer
 
 
-def evaluate(objective, data, tokenizer, batch: int, windows: int, device, split: str = "val") -> dict[str, float]:
-    """Plain cross-entropy over the first ``windows`` samples of a split: {"loss_nats" per token, "bits_per_byte"}.
-    Bytes are those of the text that the predicted tokens stand for; specials count none. The samples are shared out
-    over the processes of a data-parallel run; a last batch is filled up with targets that don't count."""
+def evaluate(
+    objective: nn.Module,
+    data: Data,
+    tokenizer: Tokenizer,
+    batch: int,
+    windows: int,
+    device: torch.device,
+    split: str = "val",
+) -> dict[str, float]:
+    """Compute the plain cross-entropy on the first ``windows`` samples of a split: {"loss_nats", "bits_per_byte"}.
+
+    ``loss_nats`` is the mean per token. Bytes are the UTF-8 bytes of the predicted tokens; special tokens have none.
+    The processes of a data-parallel run share the samples. The last batch may hold more samples than are left; the
+    targets of these extra samples are ignored."""
     windows = min(windows, data.windows(split))
     lengths = torch.as_tensor(tokenizer.byte_lengths, device=device)
     rank, world = distributed.rank(), distributed.world_size()
     totals = torch.zeros(3, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
     with torch.no_grad():
-        mine = range(rank, -(-windows // batch), world)
+        own_batches = range(rank, -(-windows // batch), world)
         for index, (ids, targets) in zip(
-            mine, prefetch(lambda i: data.batch(split, i, batch), mine, device), strict=True
+            own_batches, prefetch(lambda i: data.batch(split, i, batch), own_batches, device), strict=True
         ):
             targets[max(0, windows - index * batch) :] = -100
             _, nats, count, _ = objective(ids, targets)
-            size = lengths[targets.clamp_min(0)] * (targets != -100)
-            totals += torch.stack((nats, count, size.sum())).to(totals)
-    nats, count, size = distributed.total(totals).tolist()
-    return {"loss_nats": nats / count, "bits_per_byte": nats / (math.log(2) * size) if size else math.nan}
+            text_bytes = lengths[targets.clamp_min(0)] * (targets != -100)
+            totals += torch.stack((nats, count, text_bytes.sum())).to(totals)
+    nats, count, text_bytes = distributed.total(totals).tolist()
+    return {"loss_nats": nats / count, "bits_per_byte": nats / (math.log(2) * text_bytes) if text_bytes else math.nan}

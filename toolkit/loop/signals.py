@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT end a run in good order: what is under way is finished and saved, or dropped where it can be."""
+"""SIGTERM and SIGINT end a run in good order: current work is finished and saved, or dropped if it can be repeated."""
 
 from __future__ import annotations
 
@@ -10,42 +10,44 @@ from collections.abc import Iterator
 
 LISTENED = (signal.SIGTERM, signal.SIGINT)
 ALARM = getattr(signal, "SIGALRM", None)  # Windows has none
-AGAIN = 1.0  # seconds between two attempts to end what may be dropped
-ECHO = 0.5  # seconds in which more signals are the same one: a launcher and the scheduler behind it both send theirs
+AGAIN = 1.0  # seconds between two attempts to interrupt a droppable block
+ECHO = 0.5  # seconds in which further signals count as the same: a launcher and the scheduler may both send one
 
 
 class Interrupted(BaseException):
-    """A signal came while nothing would be lost by stopping at once. No Exception, so that what compiles or tokenises
-    does not take it for an error of its own."""
+    """A signal came during work that can be repeated. It is no Exception, so that a compiler or tokenizer that is
+    interrupted does not handle it as one of its own errors."""
 
 
 class Signals:
-    """Listens inside a ``with`` block. ``caught`` is the first signal's number, None until there is one. A second
-    one, half a second later or more, acts as if nobody listened: the process ends on the spot, and what was on disk is
-    what is there."""
+    """Catches signals inside a ``with`` block. ``caught`` is the number of the first signal, or None.
+
+    A second signal, at least half a second after the first, is not caught: it ends the process at once, and only what
+    is on disk by then is kept."""
 
     def __init__(self):
         self.caught: int | None = None
-        self._droppable, self._before = False, {}
+        self._droppable, self._old_handlers = False, {}
 
     def __enter__(self) -> Signals:
-        with contextlib.suppress(ValueError):  # not in the main thread, as in a notebook's worker
-            self._before = {number: signal.signal(number, self._note) for number in LISTENED}
+        with contextlib.suppress(ValueError):  # outside the main thread, for example in a notebook's worker
+            self._old_handlers = {number: signal.signal(number, self._on_signal) for number in LISTENED}
             if ALARM is not None:
-                self._before[ALARM] = signal.signal(ALARM, self._insist)
+                self._old_handlers[ALARM] = signal.signal(ALARM, self._on_alarm)
         return self
 
     def __exit__(self, *_) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
 
     @contextlib.contextmanager
     def droppable(self, yes: bool = True) -> Iterator[None]:
-        """What is done inside can be done again: a signal ends it at once. Raises Interrupted, also for a signal that
-        came before. With ``yes`` False it is as any other work.
+        """Mark a block whose work can be repeated: a signal interrupts it at once. Raises Interrupted, also for a
+        signal that came before the block. With ``yes`` False, the block is not interrupted.
 
-        Python swallows what is raised while it collects garbage, and so does a compiler that tries this and that. So it
-        is raised again each second, until the block is left; never while a block inside cleans up."""
+        Python swallows an exception that is raised during garbage collection, and a compiler swallows exceptions of
+        code that it only tries. Therefore Interrupted is raised again every second until the block ends, but not while
+        Interrupted is being handled inside."""
         if yes and self.caught is not None:
             raise Interrupted
         self._droppable = yes
@@ -54,27 +56,27 @@ class Signals:
         finally:
             self._droppable = False
             if self.caught is not None:
-                self._ring(0)
+                self._set_alarm(0)
 
-    def _note(self, number, frame):
+    def _on_signal(self, number, frame):
         self.caught = number
-        self._answer(signal.SIG_IGN)
+        self._set_handlers(signal.SIG_IGN)
         time.sleep(ECHO)
-        self._answer(signal.SIG_DFL)  # not by Python, which would wait for what the main thread is in
+        self._set_handlers(signal.SIG_DFL)  # not a Python handler, which would wait for the main thread
         if self._droppable:
-            self._ring(AGAIN)
+            self._set_alarm(AGAIN)
             raise Interrupted
 
-    def _insist(self, number, frame):
+    def _on_alarm(self, number, frame):
         if self._droppable and not isinstance(sys.exception(), Interrupted):
             raise Interrupted
 
     @staticmethod
-    def _ring(seconds):
+    def _set_alarm(seconds):
         if ALARM is not None:
             signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
 
     @staticmethod
-    def _answer(handler):
+    def _set_handlers(handler):
         for number in LISTENED:
             signal.signal(number, handler)

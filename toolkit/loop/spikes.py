@@ -1,24 +1,24 @@
-"""Steps that stand out: which loss or gradient norm is too far above the last ones to be trusted."""
+"""Finds spikes: steps with a loss or gradient norm far above those of the steps before."""
 
 from __future__ import annotations
 
 from statistics import fmean, pstdev
 
-WINDOW = 128  # accepted steps that a new one is compared with
+WINDOW = 128  # number of accepted steps with which a new step is compared
 
 
 class Spikes:
-    """The skip rule of OLMo-core's SkipStepOptimizer: a step is a spike when its loss or its gradient norm lies above
-    the mean of the last 128 accepted steps by more than ``sigmas`` standard deviations. None never finds one.
+    """The rule of OLMo-core's SkipStepOptimizer: a step is a spike if its loss or gradient norm exceeds the mean of the
+    last 128 accepted steps by more than ``sigmas`` standard deviations. With ``sigmas`` None no step is a spike.
 
-    ``state`` is all that it remembers: {"history": [[loss, norm], ...], "count": spikes so far}."""
+    ``state`` is saved in checkpoints: {"history": [[loss, norm], ...], "count": spikes so far}."""
 
     def __init__(self, sigmas: float | None, state: dict | None = None):
         self.sigmas = sigmas
         self.state = state or {"history": [], "count": 0}
 
     def is_spike(self, loss: float, norm: float) -> bool:
-        """Judge one step, and remember it. Until 128 steps have been accepted, none is a spike."""
+        """Decide whether a step is a spike, and record it. The first 128 steps are never spikes."""
         if self.sigmas is None:
             return False
         history = self.state["history"]

@@ -1,4 +1,4 @@
-"""One optimizer step: the gradient of a batch, taken in micro-batches, and the update."""
+"""One optimizer step: the gradient of a batch, computed in micro-batches, and the update of the weights."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from toolkit.seeding import named_seed
 
 @dataclass(frozen=True)
 class Gradient:
-    """What the forward and backward passes of a step gave, over all processes.
+    """The results of the forward and backward passes of a step.
 
-    loss     nats per token
-    norm     of the gradient, before it was clipped
-    metrics  what the model reports of itself, of the last micro-batch
+    loss     nats per token, over all processes
+    norm     norm of the gradient of all processes, before clipping
+    metrics  metrics that the parts report, from this process's last micro-batch
     """
 
     loss: float
@@ -30,11 +30,12 @@ class Gradient:
 
     @property
     def finite(self) -> bool:
+        """Whether loss and norm are both finite."""
         return math.isfinite(self.loss) and math.isfinite(self.norm)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, multiple: float) -> None:
-    """Set each group's learning rate to a multiple of its peak."""
+    """Set each group's learning rate to ``multiple`` times its peak."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * multiple
 
@@ -46,24 +47,26 @@ def gradient(
     step: int,
     device: torch.device,
 ) -> Gradient:
-    """Leave the batch's gradient, clipped, in the parameters. ``module`` is the objective, or its data-parallel form;
-    a micro-batch is (ids, targets), both (B, T). Dropout draws by seed, step, micro-batch and rank."""
+    """Compute the gradient of a batch, clip it, and leave it in the parameters' ``grad``.
+
+    ``module`` is the objective, or its data-parallel wrapper. A micro-batch is (ids, targets), both (B, T). Dropout
+    depends only on seed, step, micro-batch and rank."""
     world, rank = distributed.world_size(), distributed.rank()
     count = distributed.total(sum((targets != -100).sum() for _, targets in micro_batches))
     nats = torch.zeros((), device=device)
-    for micro, (ids, targets) in enumerate(micro_batches):
-        torch.manual_seed(named_seed(experiment.seed, "noise", step, micro, rank))
-        skip_gradient_sync = world > 1 and micro < len(micro_batches) - 1
+    for index, (ids, targets) in enumerate(micro_batches):
+        torch.manual_seed(named_seed(experiment.seed, "noise", step, index, rank))
+        skip_gradient_sync = world > 1 and index < len(micro_batches) - 1
         with module.no_sync() if skip_gradient_sync else contextlib.nullcontext():
             with autocast(experiment, device):
-                objective, summed, _, metrics = module(ids, targets)
+                objective, micro_nats, _, metrics = module(ids, targets)
             (objective * (world / count)).backward()  # data parallelism averages over the processes
-        nats += summed
+        nats += micro_nats
     norm = nn.utils.clip_grad_norm_(module.parameters(), experiment.clip or math.inf).item()
     return Gradient((distributed.total(nats) / count).item(), norm, metrics)
 
 
 def update(optimizer: torch.optim.Optimizer) -> None:
-    """Apply the gradient that lies in the parameters, and drop it."""
+    """Update the parameters with their gradient, and delete the gradient."""
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""A trace of some steps by torch.profiler, into the run's folder, where TensorBoard and Perfetto open it."""
+"""Traces some steps with torch.profiler. TensorBoard and Perfetto can open the trace in the run's folder."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-BEFORE = 10  # steps that are let pass first: the first ones compile and warm up
+BEFORE = 10  # untraced steps at the start, which compile and warm up
 
 
 @contextlib.contextmanager
 def traced(steps: int | None, run_dir: Path, device: torch.device) -> Iterator[Callable[[], None]]:
-    """Yields what is to be called after each step. ``steps`` of them are traced, after 10 others; None traces none."""
+    """Yield a function to call after each step. Traces ``steps`` steps after the first 10; None traces no step."""
     if steps is None:
         yield lambda: None
         return
@@ -23,6 +23,6 @@ def traced(steps: int | None, run_dir: Path, device: torch.device) -> Iterator[C
         activities=activities,
         schedule=torch.profiler.schedule(wait=BEFORE - 1, warmup=1, active=steps, repeat=1),
         on_trace_ready=torch.profiler.tensorboard_trace_handler(str(run_dir)),
-        acc_events=True,  # of the one cycle that there is: torch 2.11 warns where this is not said
+        acc_events=True,  # without it torch 2.11 warns, although there is only one cycle
     ) as profiler:
         yield profiler.step

@@ -1,1 +1,1 @@
-"""Several processes that train one model."""
+"""Data parallelism: several processes that train one model."""

@@ -1,4 +1,4 @@
-"""Data parallelism: which process this is, what they agree on, and how several are started."""
+"""Data parallelism: starts and joins several processes, and computes sums over all of them."""
 
 import contextlib
 import os
@@ -13,72 +13,73 @@ import torch.distributed as dist
 
 from toolkit.parallel import heartbeat
 
-PATIENCE = timedelta(minutes=30)  # how long a collective waits for ranks that live
+PATIENCE = timedelta(minutes=30)  # how long a collective operation waits for ranks that are alive
 _heartbeat: heartbeat.Heartbeat | None = None
 
 
 def rank() -> int:
-    """This process's number under torchrun, else 0."""
+    """The rank of this process under torchrun, or 0 without torchrun."""
     return int(os.environ.get("RANK", 0))
 
 
 def world_size() -> int:
-    """How many processes train together: what torchrun says, else 1."""
+    """The number of processes that train together: as torchrun set it, or 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def devices_wanted(devices: int | str) -> int:
-    """``Experiment.devices`` as a number: "all" is every GPU, or 1 where there is none. Raises ValueError for more
-    GPUs than there are."""
-    here = torch.cuda.device_count()
+    """Convert ``Experiment.devices`` to a number: "all" is the number of GPUs, or 1 without GPUs. Raises ValueError for
+    more GPUs than the machine has."""
+    available = torch.cuda.device_count()
     if devices == "all":
-        return max(1, here)
-    if here and devices > here:
-        raise ValueError(f"Experiment.devices = {devices}, but there are {here} GPUs; use at most that or 'all'")
+        return max(1, available)
+    if available and devices > available:
+        raise ValueError(f"Experiment.devices = {devices}, but there are {available} GPUs; use at most that or 'all'")
     return devices
 
 
 def launch(processes: int, module: str, arguments: list[str]) -> int:
-    """Run a command again as so many processes under torchrun, and return its exit code."""
+    """Run ``python -m module`` as ``processes`` processes under torchrun. Returns the exit code of torchrun."""
     threads = max(1, (os.cpu_count() or 1) // processes)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
     process = subprocess.Popen([*command, "-m", module, *arguments], env=environment)
     signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches the processes by itself
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to the processes too
     return process.wait()
 
 
 def device() -> torch.device:
-    """This process's GPU, or the CPU where there is none."""
+    """Select this process's GPU and return it; without GPUs, return the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    torch.cuda.set_device(own)
-    return own
+    gpu = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    torch.cuda.set_device(gpu)
+    return gpu
 
 
 @contextlib.contextmanager
 def joined(rank_timeout: int, report: Callable[[str], None]) -> Iterator[torch.device]:
-    """Be one of the processes that train together, if there are several; yields this one's device.
+    """Join the process group, if several processes train together, and leave it on exit. Yields this process's device.
 
-    All leave together. One that dies, hangs (no sign of life for ``rank_timeout`` seconds) or fails ends the others
-    within seconds: one of them calls ``report`` with a sentence that names it. Raises RankLost in them."""
+    Each process waits on exit until all others leave too. If one dies, hangs (no sign of life for ``rank_timeout``
+    seconds) or fails, the others end within seconds: they raise RankLost, and one of them calls ``report`` with a
+    sentence that names the lost process."""
     global _heartbeat
     if world_size() == 1:
         yield device()
         return
     store, _, _ = next(dist.rendezvous("env://"))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    signs = dist.PrefixStore(f"heartbeat/{attempt}", store.clone())  # a client of its own: others may block theirs
-    group = dist.PrefixStore(f"group/{attempt}", store)
-    own = device()
-    backend = "nccl" if own.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=group, rank=rank(), world_size=world_size(), timeout=PATIENCE)
+    signs = dist.PrefixStore(f"heartbeat/{attempt}", store.clone())  # own client: other waits do not block it
+    group_store = dist.PrefixStore(f"group/{attempt}", store)
+    own_device = device()
+    backend = "nccl" if own_device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=group_store, rank=rank(), world_size=world_size(), timeout=PATIENCE)
     _heartbeat = heartbeat.Heartbeat(signs, rank(), world_size(), rank_timeout, report)
     failure = None
     try:
-        yield own
+        yield own_device
     except BaseException as error:
         failure = error
         raise
@@ -91,23 +92,23 @@ def joined(rank_timeout: int, report: Callable[[str], None]) -> Iterator[torch.d
 
 
 def beat(step: int) -> None:
-    """Tell the other processes, if there are any, how far this one is."""
+    """Tell the other processes, if any, the current step of this one."""
     if _heartbeat:
         _heartbeat.step = step
 
 
 def agree(what: str, value: int, device: torch.device) -> None:
-    """Raises ValueError, in every process, where a number is not the same in all."""
-    table = torch.zeros(world_size(), dtype=torch.int64, device=device)
-    table[rank()] = value
-    values = total(table).tolist()
+    """Raise ValueError in every process unless ``value`` is the same in all of them."""
+    value_of_rank = torch.zeros(world_size(), dtype=torch.int64, device=device)
+    value_of_rank[rank()] = value
+    values = total(value_of_rank).tolist()
     if len(set(values)) > 1:
-        told = ", ".join(f"{value} in rank {number}" for number, value in enumerate(values))
-        raise ValueError(f"the ranks disagree on {what}: {told}; let --runs be a folder that all of them see")
+        listing = ", ".join(f"{value} in rank {number}" for number, value in enumerate(values))
+        raise ValueError(f"the ranks disagree on {what}: {listing}; let --runs be a folder that all of them see")
 
 
 def total(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum of a tensor over all processes, in each of them; the tensor itself where there is one."""
+    """Return the sum of a tensor over all processes, in each of them. With one process, return the tensor itself."""
     if dist.is_initialized():
         tensor = tensor.clone()
         dist.all_reduce(tensor)
