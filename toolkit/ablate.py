@@ -18,7 +18,7 @@ FEW_JOBS = 20  # a dry run lists so many jobs
 def main(argv: list[str] | None = None) -> int:
     """The command. Returns the exit code; raises ValueError for what the user can mend."""
     arguments = _arguments(argv)  # first, so that --help is quick
-    from toolkit.ablation.jobs import Schedule
+    from toolkit.ablation.jobs import JobQueue
     from toolkit.ablation.plan import read
     from toolkit.ablation.settle import settle
     from toolkit.config.layers import ConfigError
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         record = settle(plan, folder, arguments)
         launcher = _launcher(arguments, folder, record["threads"], _devices(plan))
         try:
-            code = Schedule(plan, folder, record, launcher).run()
+            code = JobQueue(plan, folder, record, launcher).run()
         finally:
             launcher.close()
     if code in (0, 1):
@@ -69,8 +69,8 @@ def _answer(folder: Path) -> None:
 def _dry_run(plan, folder: Path, arguments) -> None:
     """Print how long it would take here, an arm a line, what the arms differ in, and the jobs where they are few or
     ``--verbose`` asks for them."""
-    from toolkit.ablation.jobs import ENDED, duration, standing
-    from toolkit.ablation.plan import differing
+    from toolkit.ablation.jobs import ENDED, duration, read_progress
+    from toolkit.ablation.plan import differing_keys
     from toolkit.ablation.settle import measure, threads_for
     from toolkit.output.escape import line
     from toolkit.rundir import report
@@ -83,7 +83,7 @@ def _dry_run(plan, folder: Path, arguments) -> None:
     plan.set_steps({**seconds, **(known.get("seconds_per_step") or {})}, known.get("steps"))
     say, base, jobs = report.say, plan.baseline, arguments.jobs or 1
     estimate = {arm.name: arm.steps * seconds[arm.name] * (1 + _evaluations(arm)) for arm in plan.arms.values()}
-    found = {job.run: standing(folder / job.run, plan.ablation.metric) for job in plan.jobs}
+    found = {job.run: read_progress(folder / job.run, plan.ablation.metric) for job in plan.jobs}
     total = sum(estimate[job.arm] for job in plan.jobs if found[job.run].state not in ENDED)
     say(f"\n{line(plan.name)}: {line(plan.ablation.question)}")
     say(
@@ -96,7 +96,7 @@ def _dry_run(plan, folder: Path, arguments) -> None:
     )
     _print_arms(plan, seconds)
     for arm in list(plan.arms.values())[1:]:
-        flat, keys = arm.config.flat, differing(base.config.flat, arm.config.flat)
+        flat, keys = arm.config.flat, differing_keys(base.config.flat, arm.config.flat)
         say(f"{arm.name} differs in " + ", ".join(f"{key} = {flat.get(key, 'absent')}" for key in keys))
         for count, name, limit in (("parameters", "params", 0.01), ("flops_per_token", "flops", 0.02)):
             mine, theirs = getattr(arm, count), getattr(base, count)
