@@ -15,7 +15,7 @@ from runs import command, facts, rows
 
 from toolkit import ablate, compare
 from toolkit.ablation import jobs
-from toolkit.ablation.jobs import Standing, choose
+from toolkit.ablation.jobs import JobProgress, choose
 from toolkit.config.layers import ConfigError
 from toolkit.store.disk import write_json
 
@@ -157,11 +157,11 @@ def test_the_best_rate_is_chosen_on_selection_seeds_and_judged_on_fresh_ones(tmp
 
 def test_a_rate_at_which_runs_diverge_is_not_the_best():
     def done(loss):
-        return Standing("done", metric=loss)
+        return JobProgress("done", metric=loss)
 
-    assert choose({0.1: [done(1.0), Standing("diverged")], 0.01: [done(3.0), done(3.0)]}) == 0.01
+    assert choose({0.1: [done(1.0), JobProgress("diverged")], 0.01: [done(3.0), done(3.0)]}) == 0.01
     assert choose({0.1: [done(2.0), done(2.2)], 0.01: [done(1.0), done(3.0)]}) == 0.01
-    assert choose({0.1: [Standing("diverged")], 0.01: [Standing("diverged")]}) == 0.01
+    assert choose({0.1: [JobProgress("diverged")], 0.01: [JobProgress("diverged")]}) == 0.01
 
 
 def test_a_preempted_job_is_queued_again(tmp_path, monkeypatch):
@@ -264,16 +264,16 @@ def test_submitit_runs_jobs_and_requeues_one_that_is_preempted(tmp_path, monkeyp
     monkeypatch.setattr(launch, "Slurm", Preempting)
     plan = write_plan(tmp_path, steps=120)
     rope = tmp_path / "runs" / "question" / "rope-s0"
-    look = jobs.Schedule._look
+    look = jobs.JobQueue._poll_jobs
 
-    def looking(schedule):
-        look(schedule)
+    def looking(queue):
+        look(queue)
         if not preempted and len(jobs._last_rows(rope / "metrics.jsonl")) >= 10:
             controller = str(submitted[0].job._process.pid)
             preempted.append(int(subprocess.check_output(["pgrep", "-P", controller])))
             os.kill(preempted[0], signal.SIGUSR2)  # what Slurm does before it takes the node
 
-    monkeypatch.setattr(jobs.Schedule, "_look", looking)
+    monkeypatch.setattr(jobs.JobQueue, "_poll_jobs", looking)
     more = ["--launcher", "slurm", "--option", "cluster=local", "--option", "timeout_min=30"]
     assert ablated(plan, tmp_path / "runs", *more) == 0
     assert len(submitted) == 2 and len(preempted) == 1
@@ -315,15 +315,15 @@ def test_a_run_that_a_killed_ablate_left_at_work_is_waited_for(tmp_path, inline,
     folder.mkdir(parents=True)
     lock, looks = filelock.FileLock(folder / ".lock"), []
     lock.acquire()
-    held = jobs.Schedule._held
+    held = jobs.JobQueue._is_locked
 
-    def looking(schedule, job):
+    def looking(queue, job):
         looks.append(job.run)
         if len(looks) == 6:
             lock.release()
-        return held(schedule, job)
+        return held(queue, job)
 
-    monkeypatch.setattr(jobs.Schedule, "_held", looking)
+    monkeypatch.setattr(jobs.JobQueue, "_is_locked", looking)
     assert ablated(write_plan(tmp_path), tmp_path / "runs") == 0
     assert inline.last.order == ["none-s0", "rope-s0"]
 

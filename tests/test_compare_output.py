@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from test_compare import compared, output, with_rates, write_plan
 
 from toolkit import ablate, compare
-from toolkit.ablation.jobs import Schedule, Standing
+from toolkit.ablation.jobs import JobProgress, JobQueue
 from toolkit.comparison import assemble, figures, page, record, runs, screen, text
 from toolkit.output.terminal import Column, Terminal, grid
 
@@ -134,9 +134,9 @@ def test_the_answer_comes_first_and_details_when_asked_for(tmp_path, capsys):
 def test_a_long_banner_is_cut_where_nothing_more_is_asked_for(tmp_path):
     arms = {"NoPE": {"config": {f"GPT.knob_{i}": i for i in range(40)}}}
     said = compared(write_plan(tmp_path, {"NoPE": 0.3}, seeds=range(2), arms=arms))
-    assert len(said["banners"][0]["text"]) > 2 * screen.LONG
+    assert len(said["banners"][0]["text"]) > 2 * screen.MAX_BANNER_LENGTH
     lines = shown(said, 2000)
-    assert all(len(line) <= screen.LONG + 20 for line in lines) and any("…" in line for line in lines)
+    assert all(len(line) <= screen.MAX_BANNER_LENGTH + 20 for line in lines) and any("…" in line for line in lines)
     assert any(said["banners"][0]["text"] in line for line in shown(said, 4000, verbose=True))
 
 
@@ -162,25 +162,25 @@ def test_the_live_table_keeps_a_line_for_a_job(monkeypatch):
     class Plan:
         rates, arms, jobs = None, {LONG: type("Arm", (), {"steps": 100})}, [Job]
 
-    schedule = Schedule.__new__(Schedule)
-    schedule.plan, schedule.jobs, schedule.launcher = Plan, [Job], type("Launcher", (), {"slots": 1})
-    schedule.standing = {"x-s0": Standing("running", 5, 2.5)}
+    queue = JobQueue.__new__(JobQueue)
+    queue.plan, queue.jobs, queue.launcher = Plan, [Job], type("Launcher", (), {"slots": 1})
+    queue.progress = {"x-s0": JobProgress("running", 5, 2.5)}
     console = Terminal(file=io.StringIO(), width=60, height=30)
     monkeypatch.setattr("toolkit.rundir.report.console", console)
-    console.print(schedule.table())
+    console.print(queue.table())
     lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
     assert len(lines) == 3 and "post" in lines[1] and "5/100" in lines[1] and "2.5000" in lines[1]
 
 
 def test_a_job_whose_files_hold_other_kinds_of_value_stands_somehow(tmp_path):
-    from toolkit.ablation.jobs import standing
+    from toolkit.ablation.jobs import read_progress
 
     folder = write_plan(tmp_path, {}, seeds=[0]) / "rope-s0"
     for status in ({"state": ["done"], "step": "x"}, {"state": "running", "step": None}, {"state": {}, "step": 1.5}):
         (folder / "status.json").write_text(json.dumps(status))
         with open(folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps({"step": "<b>", "train/loss_nats": "nan?", "time/step_ms": {}, "m": []}) + "\n")
-        found = standing(folder, "m")
+        found = read_progress(folder, "m")
         assert isinstance(found.state, str) and isinstance(found.step, int) and found.metric is None
 
 

@@ -6,7 +6,7 @@ import pytest
 from plans import COMMON, PLAN, write_plan
 
 from toolkit.ablation import match
-from toolkit.ablation.plan import beyond, differing, read
+from toolkit.ablation.plan import differing_keys, keys_beyond, read
 from toolkit.compose import compose
 from toolkit.config.layers import ConfigError
 
@@ -151,8 +151,8 @@ def test_what_differs_beyond_the_factor_is_a_confound(tmp_path):
 def test_knobs_of_a_part_that_one_side_lacks_follow_from_its_slot():
     one = {"GPT.position": "@RoPE", "RoPE.theta": 1e4, "GPT.dim": 8, "NormA.eps": 1}
     other = {"GPT.position": "@ALiBi", "ALiBi.slope": 1, "GPT.dim": 16, "NormA.eps": 2}
-    assert differing(one, other) == ["GPT.position", "GPT.dim", "NormA.eps"]
-    assert beyond(["GPT.p*", "NormA.eps"], differing(one, other)) == ["GPT.dim"]
+    assert differing_keys(one, other) == ["GPT.position", "GPT.dim", "NormA.eps"]
+    assert keys_beyond(["GPT.p*", "NormA.eps"], differing_keys(one, other)) == ["GPT.dim"]
 
 
 def test_a_grid_is_every_combination_and_its_keys_are_factors(tmp_path):
@@ -252,7 +252,7 @@ def test_seconds_become_steps_once_measured(tmp_path):
     assert [arm.steps for arm in plan.arms.values()] == [None, None]
     plan.set_steps({"rope": 0.1, "none": 0.04})
     assert [arm.steps for arm in plan.arms.values()] == [100, 250]
-    plan.set_steps({"rope": 9.9, "none": 9.9}, known={"rope": 100})
+    plan.set_steps({"rope": 9.9, "none": 9.9}, known_steps={"rope": 100})
     assert [arm.steps for arm in plan.arms.values()] == [100, 1]
 
 

@@ -385,8 +385,8 @@ def test_tensorboard_gets_text(tmp_path):
 
 def test_groups_lose_no_text():
     texts = [("g", f"a{i}: 1 key differs: x 1 -> 2") for i in range(9)] + [("g", "other"), ("h", "a1: b")]
-    groups = alike.gathered(texts, [f"a{i}" for i in range(9)])
-    assert [len(group.texts) for group in groups] == [9, 1, 1] and groups[0].same
+    groups = alike.grouped(texts, [f"a{i}" for i in range(9)])
+    assert [len(group.texts) for group in groups] == [9, 1, 1] and groups[0].is_identical
     assert [(group.guard, text) for group in groups for text in group.texts] == texts
     assert groups[0].others == "the same of a1, a2, a3, a4, a5, a6 and 2 more"
 

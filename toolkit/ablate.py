@@ -18,7 +18,7 @@ FEW_JOBS = 20  # a dry run lists up to this many jobs without --verbose
 def main(argv: list[str] | None = None) -> int:
     """Run the command. Returns the exit code; raises ValueError for an error that the user can correct."""
     arguments = _arguments(argv)  # before the slow imports, so that --help is quick
-    from toolkit.ablation.jobs import Schedule
+    from toolkit.ablation.jobs import JobQueue
     from toolkit.ablation.plan import read
     from toolkit.ablation.settle import settle
     from toolkit.config.layers import ConfigError
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         record = settle(plan, folder, arguments)
         launcher = _launcher(arguments, folder, record["threads"], _devices_per_job(plan))
         try:
-            code = Schedule(plan, folder, record, launcher).run()
+            code = JobQueue(plan, folder, record, launcher).run()
         finally:
             launcher.close()
     if code in (0, 1):
@@ -69,8 +69,8 @@ def _answer(folder: Path) -> None:
 def _dry_run(plan, folder: Path, arguments) -> None:
     """Print the estimated time, one line per arm, and what each arm changes. Print the jobs too if there are at most
     ``FEW_JOBS`` or ``--verbose`` is given."""
-    from toolkit.ablation.jobs import ENDED, duration, standing
-    from toolkit.ablation.plan import differing
+    from toolkit.ablation.jobs import ENDED, duration, read_progress
+    from toolkit.ablation.plan import differing_keys
     from toolkit.ablation.settle import measure, threads_for
     from toolkit.output.escape import line
     from toolkit.rundir import report
@@ -83,7 +83,7 @@ def _dry_run(plan, folder: Path, arguments) -> None:
     plan.set_steps({**seconds, **(saved_budget.get("seconds_per_step") or {})}, saved_budget.get("steps"))
     say, base, jobs = report.say, plan.baseline, arguments.jobs or 1
     job_seconds = {arm.name: arm.steps * seconds[arm.name] * (1 + _evaluation_share(arm)) for arm in plan.arms.values()}
-    standings = {job.run: standing(folder / job.run, plan.ablation.metric) for job in plan.jobs}
+    standings = {job.run: read_progress(folder / job.run, plan.ablation.metric) for job in plan.jobs}
     total = sum(job_seconds[job.arm] for job in plan.jobs if standings[job.run].state not in ENDED)
     say(f"\n{line(plan.name)}: {line(plan.ablation.question)}")
     say(
@@ -96,7 +96,7 @@ def _dry_run(plan, folder: Path, arguments) -> None:
     )
     _print_arms(plan, seconds)
     for arm in list(plan.arms.values())[1:]:
-        flat, keys = arm.config.flat, differing(base.config.flat, arm.config.flat)
+        flat, keys = arm.config.flat, differing_keys(base.config.flat, arm.config.flat)
         say(f"{arm.name} differs in " + ", ".join(f"{key} = {flat.get(key, 'absent')}" for key in keys))
         for count, name, limit in (("parameters", "params", 0.01), ("flops_per_token", "flops", 0.02)):
             own, other = getattr(arm, count), getattr(base, count)

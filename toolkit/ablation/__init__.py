@@ -1,1 +1,1 @@
-"""From a plan to its jobs."""
+"""Ablations: read a plan, turn it into jobs, and run the jobs."""

@@ -1,7 +1,7 @@
-"""Where jobs run: processes here, Slurm through submitit, Ray tasks, behind one protocol.
+"""Launchers: where jobs run. Local processes, Slurm (through submitit) and Ray share one protocol.
 
-A task is the same command wherever it runs, and that command is what saves, resumes and refuses a second process, so a
-launcher only starts it, asks whether it has ended, and asks it to stop."""
+A task is the same command on every launcher. The command itself saves, resumes and refuses a second process, so a
+launcher only starts it, checks whether it has ended, and asks it to stop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -24,7 +24,7 @@ from toolkit.root import ROOT
 
 @dataclass(frozen=True)
 class Task:
-    """One ``python -m toolkit.run``: its arguments, the folder that it fills, and where its output goes."""
+    """One ``python -m toolkit.run``: its arguments, its run folder, and the file for its output."""
 
     name: str
     arguments: tuple[str, ...]
@@ -33,11 +33,12 @@ class Task:
     cwd: Path
     environment: dict[str, str] = field(default_factory=dict)
 
-    def start(self, more: dict[str, str] | None = None) -> subprocess.Popen:
-        """Start it, to resume where a run is there. Its own session: a terminal's Ctrl-C reaches the launcher alone."""
+    def start(self, extra_environment: dict[str, str] | None = None) -> subprocess.Popen:
+        """Start the process; it resumes if the folder holds a run. It gets its own session, so that Ctrl-C in a
+        terminal reaches only the launcher."""
         resume = ["--resume"] if (self.folder / "config.gin").is_file() else []
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        environment = os.environ | {"PYTHONPATH": path} | self.environment | (more or {})
+        environment = os.environ | {"PYTHONPATH": path} | self.environment | (extra_environment or {})
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "ab") as log:
             return subprocess.Popen(
@@ -52,17 +53,17 @@ class Task:
 
 
 class Handle(Protocol):
-    """A task under way."""
+    """A task that was started."""
 
     def poll(self) -> int | None:
-        """Its exit code, or None while it runs."""
+        """The exit code, or None while the task runs."""
 
     def stop(self) -> None:
-        """Ask it to save and end; a second time, to end at once."""
+        """Ask the task to save and end. A second call asks it to end at once."""
 
 
 class Launcher(Protocol):
-    """``slots`` is how many tasks it takes at once."""
+    """Starts tasks. ``slots`` is the number of tasks that can run at once."""
 
     slots: int
 
@@ -72,7 +73,8 @@ class Launcher(Protocol):
 
 
 class Local:
-    """Processes on this machine, each in one of the ``slots``, which are environments: GPUs, or threads."""
+    """Processes on this machine. Each of the ``slots`` is a set of environment variables, such as the GPU to use, and
+    holds one process at a time."""
 
     def __init__(self, slots: Sequence[dict[str, str]]):
         self.free, self.slots = list(slots), len(slots)
@@ -86,23 +88,24 @@ class Local:
 
 
 class _Process:
-    def __init__(self, process, release):
+    def __init__(self, process: subprocess.Popen, release: Callable[[], None]):
         self.process, self.release = process, release
 
-    def poll(self):
+    def poll(self) -> int | None:
         code = self.process.poll()
         if code is not None and self.release:
             self.release()
             self.release = None
         return code
 
-    def stop(self):
-        self.process.send_signal(signal.SIGTERM)  # does nothing once it has been seen to end
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)  # does nothing once poll() has seen the process end
 
 
 class Slurm:
-    """Slurm jobs through submitit: requeued when they are preempted or out of time, after a save. ``options`` are those
-    of submitit's AutoExecutor (timeout_min, slurm_partition, ...), and ``cluster``."""
+    """Slurm jobs through submitit. A job that is preempted or runs out of time saves and is queued again. ``options``
+    are those of submitit's AutoExecutor (timeout_min, slurm_partition, ...) and ``cluster``. Raises ValueError:
+    submitit or Slurm is missing, or submitit refuses an option."""
 
     def __init__(self, folder: Path, slots: int, options: dict[str, object], requeues: int = 100):
         try:
@@ -133,7 +136,7 @@ class _SlurmJob:
     def __init__(self, job):
         self.job = job
 
-    def poll(self):
+    def poll(self) -> int | None:
         from submitit.core.utils import FailedJobError, FailedSubmissionError, UncompletedJobError
 
         if not self.job.done():
@@ -143,36 +146,37 @@ class _SlurmJob:
         except (FailedJobError, FailedSubmissionError, UncompletedJobError):
             return 1
 
-    def stop(self):
-        self.job.cancel()  # Slurm sends SIGTERM to every process of the job, and kills after its KillWait
+    def stop(self) -> None:
+        self.job.cancel()  # Slurm sends SIGTERM to every process of the job, and SIGKILL after KillWait
 
 
 class Requeued:
-    """What submitit runs on the node: the task, and the same again after a preemption."""
+    """The callable that submitit runs on the node: it runs the task, and asks for the same task after a preemption."""
 
     def __init__(self, task: Task):
         self.task, self.process = task, None
 
     def __call__(self) -> int:
-        return execute(self.task, self._started)
+        return execute(self.task, self._remember_process)
 
     def checkpoint(self):
-        """submitit calls this before it gives the node up: let the run save, then queue the same task again."""
+        """Let the run save, then queue the same task again. submitit calls this before it gives up the node."""
         from submitit.helpers import DelayedSubmission
 
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(self.process.pid, signal.SIGTERM)
-                os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)  # Popen.wait may hold its lock already
+                os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)  # not Popen.wait: its lock may be held
         return DelayedSubmission(Requeued(self.task))
 
-    def _started(self, process):
+    def _remember_process(self, process: subprocess.Popen) -> None:
         self.process = process
 
 
 class Ray:
-    """Ray tasks, started again elsewhere when their node dies. ``options``: ``address`` of a cluster, else a local one
-    is started; anything else goes to ray.remote, such as num_gpus."""
+    """Ray tasks, which Ray restarts on another node if theirs dies. ``options``: ``address`` is a cluster's (without
+    it, a local cluster is started); all others, such as num_gpus, go to ray.remote. Raises ValueError: Ray is
+    missing."""
 
     def __init__(self, slots: int, options: dict[str, object], retries: int = 3):
         try:
@@ -196,7 +200,7 @@ class _RayTask:
     def __init__(self, ray, reference):
         self.ray, self.reference = ray, reference
 
-    def poll(self):
+    def poll(self) -> int | None:
         done, _ = self.ray.wait([self.reference], timeout=0)
         if not done:
             return None
@@ -207,23 +211,23 @@ class _RayTask:
         except self.ray.exceptions.RayError:
             return 1
 
-    def stop(self):
+    def stop(self) -> None:
         self.ray.cancel(self.reference)
 
 
-def execute(task: Task, started=lambda process: None) -> int:
-    """Run a task on the machine where this is called. Whatever ends this ends the process too, which then saves; one
-    that a lost launcher left behind is waited for."""
-    with contextlib.suppress(ValueError):  # not in the main thread
+def execute(task: Task, on_start: Callable[[subprocess.Popen], object] = lambda process: None) -> int:
+    """Run a task on this machine and return its exit code. If a lost launcher left a process in the same folder, wait
+    for that one first. An exception here terminates the process, which saves before it ends."""
+    with contextlib.suppress(ValueError):  # signals can't be set outside the main thread
         signal.signal(
             signal.SIGINT, signal.default_int_handler
-        )  # a shell's "&" has it ignored, and Ray stops tasks by it
+        )  # a shell's "&" makes processes ignore SIGINT, but Ray stops tasks with it
     lock = filelock.FileLock(task.folder / ".lock")
     if task.folder.is_dir():
         with lock:
             pass
     process = task.start()
-    started(process)
+    on_start(process)
     try:
         while (code := process.poll()) is None:
             time.sleep(0.2)

@@ -1,4 +1,4 @@
-"""Equal budgets: the width of a part at which an arm has as many parameters, or FLOPs, as the baseline."""
+"""Matched sizes: finds the width of a part that gives an arm as many parameters, or FLOPs, as the baseline."""
 
 from __future__ import annotations
 
@@ -10,45 +10,52 @@ from toolkit.config.layers import Config
 from toolkit.experiment import build
 from toolkit.rundir import facts
 
-LIMIT = 2**24  # wider than any layer; a count that has not reached the target by then does not grow
+LIMIT = 2**24  # wider than any real layer: a count still below the target here does not grow
 
 
-def count(config: Config, of: str) -> int:
-    """Parameters ("params") or training FLOPs per token ("flops") of a config, on the meta device. Raises ValueError
-    where a part does not run there."""
+def count(config: Config, quantity: str) -> int:
+    """Count the parameters ("params") or the training FLOPs per token ("flops") of a config, on the meta device. Raises
+    ValueError if a part does not run on meta tensors."""
     experiment = config.build()
     try:
         model = build(experiment, torch.device("meta")).model
-        if of == "params":
+        if quantity == "params":
             return facts.parameters(model)["total"]
         return facts.flops_per_token(model, experiment.seq_len)
     except (NotImplementedError, RuntimeError) as error:
         reason = str(error).split("\n")[0]
-        raise ValueError(f"can't match {of}: a part does not run on meta tensors ({reason})") from error
+        raise ValueError(f"can't match {quantity}: a part does not run on meta tensors ({reason})") from error
 
 
-def solve(of: Callable[[int], int], target: int, multiple: int = 1, guess: int = 64) -> tuple[int, int]:
-    """The width, a multiple of ``multiple``, for which ``of(width)`` is nearest to the target, the smaller of two, and
-    what it then is above it. ``of`` grows with the width; the search goes out from ``guess``, since some knobs have
-    no small values. Raises ValueError where the count does not grow."""
-    seen: dict[int, int] = {}
+def solve(count_at: Callable[[int], int], target: int, multiple: int = 1, guess: int = 64) -> tuple[int, int]:
+    """Find the width whose count is nearest to the target. Returns (width, count minus target).
 
-    def at(times: int) -> int:
-        if times not in seen:
-            seen[times] = of(times * multiple)
-        return seen[times]
+    The width is a multiple of ``multiple``; of two equally near widths the smaller one wins. ``count_at(width)`` has to
+    grow with the width. The search starts at ``guess``, since some knobs refuse small values. Raises ValueError if the
+    count does not grow."""
+    counts: dict[int, int] = {}
 
-    low, high = 0, max(1, guess // multiple)  # at(low) < target <= at(high), where 0 stands for no width at all
-    while high > 1 and at(high) >= target and at(high // 2) >= target:
+    def cached_count(multiples: int) -> int:
+        if multiples not in counts:
+            counts[multiples] = count_at(multiples * multiple)
+        return counts[multiples]
+
+    low, high = 0, max(1, guess // multiple)  # keeps count(low) < target <= count(high); low = 0 means no width
+    while high > 1 and cached_count(high) >= target and cached_count(high // 2) >= target:
         high //= 2
-    if high > 1 and at(high) >= target:
+    if high > 1 and cached_count(high) >= target:
         low = high // 2
-    while at(high) < target:
+    while cached_count(high) < target:
         low, high = high, 2 * high
-        if high * multiple > LIMIT or at(high) <= at(low):
-            raise ValueError(f"the count does not grow to {target:,} with the width: {at(low):,} at {low * multiple:,}")
+        if high * multiple > LIMIT or cached_count(high) <= cached_count(low):
+            raise ValueError(
+                f"the count does not grow to {target:,} with the width: {cached_count(low):,} at {low * multiple:,}"
+            )
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if at(middle) < target else (low, middle)
-    best = min([times for times in (low, high) if times], key=lambda times: abs(at(times) - target))
-    return best * multiple, at(best) - target
+        low, high = (middle, high) if cached_count(middle) < target else (low, middle)
+    best = min(
+        [multiples for multiples in (low, high) if multiples],
+        key=lambda multiples: abs(cached_count(multiples) - target),
+    )
+    return best * multiple, cached_count(best) - target

@@ -1,4 +1,4 @@
-"""A plan as it is written: the fields of an ablation, read from a gin file, checked, and unfolded into arms."""
+"""The plan file: reads the fields of an Ablation from a gin file, checks them, and expands them into arms."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Len
 from pydantic import TypeAdapter, ValidationError
 
-from toolkit.comparison.runs import direction
+from toolkit.comparison.runs import require_lower_is_better
 from toolkit.config.guard import STRICT, TOO_LARGE, suggest, too_large
 from toolkit.config.layers import Config, ConfigError, Layer, Reference, show
 
@@ -26,24 +26,24 @@ SETTLED = {"Experiment.steps": "the budget (Ablation.steps, tokens, flops or sec
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation:
-    """What a plan says. An entry of a list is an overlay's path or a binding in quotes.
+    """The fields of a plan file. Each entry of a list is the path of an overlay or a quoted binding.
 
-    question         what the plan asks, in a sentence
-    arms             {name: entries}; the baseline's may be empty
+    question         the question that the plan answers, in one sentence
+    arms             {name: entries}; the list of the baseline may be empty
     leave_one_out    {part: entries}: the arm "all" has every part, and "without-PART" all but one
     grid             {key: values}: an arm for each combination, named after its values, such as "SwiGLU-RMSNorm"
-    baseline         the arm that the others are compared with; without it, the first
-    common           entries that every arm has, laid under its own
-    factor           config keys, as patterns, in which arms may differ; those of ``grid`` are added
-    metric           of the last row of metrics.jsonl
-    higher_is_better  of a metric that the toolkit does not write itself: False where lower is better
+    baseline         the arm that the others are compared with; default: the first arm
+    common           entries that every arm has; an arm's own entries override them
+    factor           patterns of the config keys in which arms may differ; the keys of ``grid`` are added
+    metric           a column of metrics.jsonl; its last row counts
+    higher_is_better  needed for a metric that the toolkit does not write itself; False if lower is better
     effect           the smallest difference of the metric that matters to you
-    steps            the budget of each arm; or tokens, or flops, or seconds of training
-    lr_grid          learning rates to try, for all arms or {arm: rates}, on ``selection_seeds``; judged on ``seeds``
-    lr_knob          the knob of the rate, for all arms or {arm: knob}; without it, ``lr`` of the arm's optimizer
-    match            makes arms equal to the baseline in "params" or "flops" per token
-    match_knob       the width that does, for all arms or {arm: knob}; without it, ``hidden`` of the arm's ffn
-    match_multiple   the width is a multiple of this
+    steps            the training budget of each arm; give one of steps, tokens, flops and seconds
+    lr_grid          learning rates to try on ``selection_seeds``, for all arms or {arm: rates}
+    lr_knob          the rate's knob, for all arms or {arm: knob}; default: ``lr`` of the arm's optimizer
+    match            "params" or "flops" (per token): give every arm as many as the baseline has
+    match_knob       the width to change for it, for all arms or {arm: knob}; default: ``hidden`` of the arm's ffn
+    match_multiple   widths are multiples of this
     """
 
     question: str
@@ -72,13 +72,13 @@ class Ablation:
 
 @dataclass
 class Arm:
-    """One arm: its entries, its config, and what that comes to."""
+    """One arm: its entries, its config, and the sizes computed from it."""
 
     name: str
     overlays: list[str]
     bindings: list[str]
     config: Config | None = None
-    width: tuple[str, int | None, int] | None = None  # (knob, value, residual) where the plan matches
+    width: tuple[str, int | None, int] | None = None  # (knob, value or None if kept, count minus the baseline's)
     parameters: int = 0
     flops_per_token: int | None = None
     tokens_per_step: int = 0
@@ -87,15 +87,15 @@ class Arm:
 
     @property
     def settled(self) -> list[str]:
-        """The bindings that this arm has in every job."""
+        """The arm's bindings in every job: its own, and its matched width."""
         knob, value, _ = self.width or (None, None, 0)
         width = [f"{knob} = {value}"] if value is not None else []
         return [*self.bindings, *width]
 
 
 def parse(layer: Layer, title: str) -> tuple[Ablation, dict[str, str]]:
-    """The plan's object out of the bindings of a file called ``title``, and where each field is bound. Raises
-    ConfigError."""
+    """Build an Ablation from the bindings of a plan file. Returns it with the place (file and line) of each field's
+    binding; fields that aren't bound have the place ``title``, the file's name. Raises ConfigError."""
     fields = {field.name: field for field in dataclasses.fields(Ablation)}
     hints = typing.get_type_hints(Ablation, include_extras=True)
     values, where, problems = {}, dict.fromkeys(fields, title), []
@@ -105,77 +105,82 @@ def parse(layer: Layer, title: str) -> tuple[Ablation, dict[str, str]]:
             remedy = "what every arm has goes into Ablation.common, in quotes"
             problems.append(f"{place}: {binding.key}: a plan binds Ablation alone; {remedy}")
         elif name not in fields:
-            known = f"; its fields are {', '.join(fields)}"
-            problems.append(f"{place}: Ablation has no field {name!r}{suggest(name, fields) or known}")
+            all_fields = f"; its fields are {', '.join(fields)}"
+            problems.append(f"{place}: Ablation has no field {name!r}{suggest(name, fields) or all_fields}")
         elif name in values:
             problems.append(f"{place}: Ablation.{name} is bound twice; the first is at {where[name]}")
         else:
-            where[name], values[name] = place, _spelled(binding.value)
-            problems += [f"{place}: Ablation.{name}: {reason}" for reason in _misfits(hints[name], values[name])]
+            where[name], values[name] = place, _references_as_text(binding.value)
+            problems += [f"{place}: Ablation.{name}: {reason}" for reason in _type_errors(hints[name], values[name])]
     for name, remedy in (("question", "'Which position encoding?'"), ("effect", "0.02, in units of the metric")):
         if name not in values:
             problems.append(f"{title}: Ablation.{name} is not bound; write Ablation.{name} = {remedy}")
-    given = [f"Ablation.{of}" for of in BUDGETS if values.get(of) is not None]
-    if len(given) != 1:
-        held = f"has {len(given)} budgets, {', '.join(given)}" if given else "has no budget"
-        problems.append(f"{title}: the plan {held}; give one of steps, tokens, flops, seconds")
-    refuse(problems)
+    budgets = [f"Ablation.{unit}" for unit in BUDGETS if values.get(unit) is not None]
+    if len(budgets) != 1:
+        found_budgets = f"has {len(budgets)} budgets, {', '.join(budgets)}" if budgets else "has no budget"
+        problems.append(f"{title}: the plan {found_budgets}; give one of steps, tokens, flops, seconds")
+    raise_problems(problems)
     return Ablation(**values), where
 
 
-def _misfits(hint: object, value: object) -> list[str]:
-    """Why a value does not fit an annotation, strictly."""
+def _type_errors(hint: object, value: object) -> list[str]:
+    """Reasons why a value does not fit a type annotation, with pydantic's strict rules; empty if it fits."""
     if too_large(value):
         return [TOO_LARGE]
     try:
         TypeAdapter(hint, config=STRICT).validate_python(value)
     except ValidationError as error:
-        return list(dict.fromkeys(_reason(one) for one in error.errors()))
+        return list(dict.fromkeys(_describe_error(one) for one in error.errors()))
     return []
 
 
-def _reason(error: dict) -> str:
-    inside = [repr(step) for step in error["loc"] if not re.search(r"[\[(]|^(list|dict|str|function)", str(step))]
+def _describe_error(error: dict) -> str:
+    path = [repr(step) for step in error["loc"] if not re.search(r"[\[(]|^(list|dict|str|function)", str(step))]
     message = error["msg"].removeprefix("Input ").removeprefix("Value ")
     value = error["input"]
-    shown = f"{value!r} {message}" if isinstance(value, bool | int | float | str | None) else message
-    return f"at {', '.join(inside)}: {shown}" if inside else shown
+    description = f"{value!r} {message}" if isinstance(value, bool | int | float | str | None) else message
+    return f"at {', '.join(path)}: {description}" if path else description
 
 
-def _spelled(value: object) -> object:
-    """A value with references as their spelling, so that @SwiGLU and '@SwiGLU' are one."""
+def _references_as_text(value: object) -> object:
+    """The value with every reference replaced by its text, so that @SwiGLU and '@SwiGLU' mean the same."""
     if isinstance(value, Reference):
         return str(value)
     if isinstance(value, list | tuple):
-        return [_spelled(item) for item in value]
+        return [_references_as_text(item) for item in value]
     if isinstance(value, dict):
-        return {_spelled(key): _spelled(item) for key, item in value.items()}
+        return {_references_as_text(key): _references_as_text(item) for key, item in value.items()}
     return value
 
 
 def unfold(ablation: Ablation, where: dict[str, str]) -> tuple[list[str], dict[str, Arm]]:
-    """The problems that the fields have among themselves, and the arms, the baseline first."""
+    """Expand ``arms``, ``leave_one_out`` and ``grid`` into arms, the baseline first. Returns (problems, arms), where
+    the problems include fields that contradict each other."""
     problems, arms = [], {}
 
-    def add(name, entries, field):
+    def add(name: str, entries: list[str], field: str) -> None:
         place = f"Ablation.{field}: arm {name!r}"
         if not re.fullmatch(NAME, name):
             problems.append(f"{where[field]}: {place}: its runs' folders bear its name: letters, digits and _.+=,@-")
         if name in arms:
             problems.append(f"{where[field]}: {place} is there already; choose another name")
         overlays, bindings = split_entries(entries, where[field], place, problems)
-        refuse_settled(bindings, where[field], problems)
+        check_bindings(bindings, where[field], problems)
         arms[name] = Arm(name, overlays, bindings)
 
     for name, entries in ablation.arms.items():
         add(name, entries, "arms")
     parts = ablation.leave_one_out
     for absent in [None, *parts] if parts else []:
-        entries = [entry for part, given in parts.items() if part != absent for entry in given]
+        entries = [entry for part, part_entries in parts.items() if part != absent for entry in part_entries]
         add(f"without-{absent}" if absent else "all", entries, "leave_one_out")
     for values in itertools.product(*ablation.grid.values()) if ablation.grid else []:
         chosen = dict(zip(ablation.grid, values, strict=True))
-        add("-".join(_value_name(*pair) for pair in chosen.items()), [_bound(*p) for p in chosen.items()], "grid")
+        add(
+            "-".join(_name_of_value(*pair) for pair in chosen.items()),
+            [_as_binding(*p) for p in chosen.items()],
+            "grid",
+        )
 
     baseline = ablation.baseline or next(iter(arms), None)
     if len(arms) < 2:
@@ -187,14 +192,14 @@ def unfold(ablation: Ablation, where: dict[str, str]) -> tuple[list[str], dict[s
         problems.append(f"{where['baseline']}: Ablation.baseline = {baseline!r} is none of the arms{known}")
     else:
         arms = {baseline: arms[baseline]} | arms
-    return problems + _at_odds(ablation, where, arms), arms
+    return problems + _contradictions(ablation, where, arms), arms
 
 
-def _at_odds(ablation: Ablation, where: dict[str, str], arms: dict[str, Arm]) -> list[str]:
-    """Fields that don't go with each other, or with the arms."""
+def _contradictions(ablation: Ablation, where: dict[str, str], arms: dict[str, Arm]) -> list[str]:
+    """Problems with fields that contradict each other or name an unknown arm."""
     problems = []
     try:
-        direction(ablation.metric, ablation.higher_is_better)
+        require_lower_is_better(ablation.metric, ablation.higher_is_better)
     except ValueError as error:
         problems.append(f"{where['metric']}: {error}")
     for field_name in ("seeds", "selection_seeds"):
@@ -230,7 +235,7 @@ def _at_odds(ablation: Ablation, where: dict[str, str], arms: dict[str, Arm]) ->
 
 
 def split_entries(entries: Sequence[str], place: str, owner: str, problems: list[str]) -> tuple[list[str], list[str]]:
-    """Overlays and bindings of a list that holds both."""
+    """Split a list of entries into (overlays, bindings); add a problem for each entry that is neither."""
     overlays = [entry for entry in entries if entry.endswith(".gin") and "=" not in entry]
     bindings = [entry for entry in entries if "=" in entry]
     for entry in entries:
@@ -242,32 +247,32 @@ def split_entries(entries: Sequence[str], place: str, owner: str, problems: list
     return overlays, bindings
 
 
-def refuse_settled(bindings: list[str], place: str, problems: list[str]) -> None:
-    """Add a problem for each binding of what the plan itself settles."""
+def check_bindings(bindings: list[str], place: str, problems: list[str]) -> None:
+    """Add a problem for each binding of a key that the plan itself sets, such as the seed."""
     for binding in bindings:
         key = binding.split("=")[0].strip()
         if key in SETTLED:
             problems.append(f"{place}: {binding!r}: {key} is set by {SETTLED[key]} of the plan; leave it out here")
 
 
-def _value_name(key: str, value: object) -> str:
-    """How a value of a grid shows in an arm's name: a part by its name, anything else with its knob."""
+def _name_of_value(key: str, value: object) -> str:
+    """A grid value as part of an arm's name: "SwiGLU" for a part, else knob and value, such as "hidden64"."""
     text = value.removeprefix("@") if isinstance(value, str) else f"{key.rpartition('.')[2]}{value}"
     return re.sub(r"[^A-Za-z0-9_.+=,@-]+", "_", text).strip("_")
 
 
-def _bound(key: str, value: object) -> str:
-    """A binding of a grid; a string that begins with @ is a reference."""
+def _as_binding(key: str, value: object) -> str:
+    """The binding of one grid value. A string that begins with @ is a reference."""
 
-    def spell(item):
+    def spelling(item: object) -> str:
         if isinstance(item, list):
-            return "[" + ", ".join(map(spell, item)) + "]"
+            return "[" + ", ".join(map(spelling, item)) + "]"
         return item if isinstance(item, str) and item.startswith("@") else show(item)
 
-    return f"{key} = {spell(value)}"
+    return f"{key} = {spelling(value)}"
 
 
-def refuse(problems: list[str]) -> None:
-    """Raise ConfigError where there are problems, a line for each."""
+def raise_problems(problems: list[str]) -> None:
+    """Raise ConfigError with one line for each problem, if there are any."""
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))

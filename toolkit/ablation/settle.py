@@ -1,4 +1,4 @@
-"""plan.json: what a plan has settled before its first job, and what may still change in it afterwards."""
+"""plan.json: the decisions of a plan before its first job, and which of them may still change later."""
 
 from __future__ import annotations
 
@@ -9,15 +9,25 @@ import os
 import statistics
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from toolkit.config.changes import difference
 from toolkit.store import seal
 from toolkit.store.disk import read_json, read_json_or_warn, write_bytes, write_json, write_text
 
+if TYPE_CHECKING:
+    import argparse
 
-def settle(plan, folder: Path, arguments) -> dict:
-    """Write plan.gin, plan.json and common.gin, or check the plan against those that are there: arms and seeds may have
-    been added, nothing else. Measures what a budget in seconds needs. Returns plan.json. Raises ConfigError."""
+    import torch
+
+    from toolkit.ablation.plan import Arm, Plan
+    from toolkit.experiment import Experiment
+
+
+def settle(plan: Plan, folder: Path, arguments: argparse.Namespace) -> dict:
+    """Write plan.gin, plan.json and common.gin, and return the content of plan.json. If the folder already has a plan,
+    first check that only arms and seeds were added. Measures the step times for a budget in seconds. Raises ConfigError
+    if the plan, a gin file or a part has changed otherwise."""
     from toolkit.config.layers import ConfigError
 
     try:
@@ -27,11 +37,11 @@ def settle(plan, folder: Path, arguments) -> dict:
     threads = before.get("threads") or threads_for(arguments.jobs, plan)
     budget = before.get("budget", {})
     seconds = budget.get("seconds_per_step")
-    same = budget.get("of") == plan.budget[0] and budget.get("amount") == plan.budget[1]
+    same_budget = budget.get("of") == plan.budget[0] and budget.get("amount") == plan.budget[1]
     if plan.budget[0] == "seconds":
-        seconds = {name: value for name, value in (seconds or {}).items() if same}
+        seconds = {name: value for name, value in (seconds or {}).items() if same_budget}
         seconds |= measure([arm for arm in plan.arms.values() if arm.name not in seconds], threads, rounds=3)
-    plan.set_steps(seconds, budget.get("steps") if same else None)
+    plan.set_steps(seconds, budget.get("steps") if same_budget else None)
     record = as_record(plan, threads, seconds if plan.budget[0] == "seconds" else None)
     if before:
         changed = changes(before, record)
@@ -41,9 +51,9 @@ def settle(plan, folder: Path, arguments) -> dict:
             raise ConfigError(f"{folder} was begun with another {plan.path.name}; {remedy}:\n{lines}")
         if before.get("lr") and record["lr"]:
             record["lr"]["chosen"] = {**before["lr"].get("chosen", {})}
-    stale = _stale(plan, folder, record)
-    if stale:
-        lines = "\n".join(f"  {line}" for line in stale)
+    changed_configs = _changed_configs(plan, folder, record)
+    if changed_configs:
+        lines = "\n".join(f"  {line}" for line in changed_configs)
         remedy = "restore it, or take another --runs"
         raise ConfigError(f"{folder}: a gin file or a part has changed since; {remedy}:\n{lines}")
     write_bytes(folder / "plan.gin", plan.path.read_bytes())
@@ -54,23 +64,23 @@ def settle(plan, folder: Path, arguments) -> dict:
     return record
 
 
-def as_record(plan, threads: int, seconds: dict[str, float] | None) -> dict:
-    """What plan.json holds."""
+def as_record(plan: Plan, threads: int, seconds: dict[str, float] | None) -> dict:
+    """The content of plan.json."""
     ablation, arms = plan.ablation, plan.arms.values()
-    of, amount = plan.budget
+    unit, amount = plan.budget
     width = {arm.name: arm.width for arm in arms if arm.width}
-    matched = lr = None
+    match = lr = None
     if ablation.match:
-        matched = {
+        match = {
             "of": ablation.match,
-            "knob": _one([knob for knob, _, _ in width.values()]),
+            "knob": _common_name([knob for knob, _, _ in width.values()]),
             "knobs": {name: knob for name, (knob, _, _) in width.items()},
             "widths": {name: value for name, (_, value, _) in width.items()},
             "residual": {name: residual for name, (_, _, residual) in width.items()},
         }
     if plan.rates:
         knobs = {arm.name: arm.lr_knob for arm in arms}
-        lr = {"knob": _one(list(knobs.values())), "knobs": knobs, "grid": plan.rates, "chosen": {}}
+        lr = {"knob": _common_name(list(knobs.values())), "knobs": knobs, "grid": plan.rates, "chosen": {}}
     return {
         "name": plan.name,
         "question": ablation.question,
@@ -85,12 +95,12 @@ def as_record(plan, threads: int, seconds: dict[str, float] | None) -> dict:
         "alpha": ablation.alpha,
         "effect": ablation.effect,
         "budget": {
-            "of": of,
+            "of": unit,
             "amount": amount,
             "steps": {arm.name: arm.steps for arm in arms},
             "seconds_per_step": seconds,
         },
-        "match": matched,
+        "match": match,
         "lr": lr,
         "threads": threads,
         "jobs": [dataclasses.asdict(job) for job in plan.jobs],
@@ -98,57 +108,57 @@ def as_record(plan, threads: int, seconds: dict[str, float] | None) -> dict:
     }
 
 
-def changes(before: dict, now: dict) -> list[str]:
-    """What differs between two plan.json beyond added arms and seeds."""
+def changes(old_record: dict, new_record: dict) -> list[str]:
+    """Differences between two plan.json, one line each. Added arms and seeds don't count."""
     lines = []
 
-    def compare(key, was, new):
-        if isinstance(was, dict) and isinstance(new, dict):
-            for name, value in was.items():
+    def compare(key, old, new):
+        if isinstance(old, dict) and isinstance(new, dict):
+            for name, value in old.items():
                 compare(f"{key}.{name}", value, new.get(name))
-        elif was != new:
-            lines.append(f"{key}: {json.dumps(was)} there, {json.dumps(new)} here")
+        elif old != new:
+            lines.append(f"{key}: {json.dumps(old)} there, {json.dumps(new)} here")
 
     for key in ("question", "baseline", "common", "factor", "metric", "alpha", "effect", "budget", "match"):
-        compare(key, before[key], now[key])
-    for name, value in before["arms"].items():
-        if name not in now["arms"]:
+        compare(key, old_record[key], new_record[key])
+    for name, value in old_record["arms"].items():
+        if name not in new_record["arms"]:
             lines.append(f"arms: {name} is gone")
         else:
-            compare(f"arms.{name}", value, now["arms"][name])
+            compare(f"arms.{name}", value, new_record["arms"][name])
     for key in ("seeds", "selection_seeds"):
-        gone = [seed for seed in before[key] if seed not in now[key]]
+        gone = [seed for seed in old_record[key] if seed not in new_record[key]]
         if gone:
             lines.append(f"{key}: {', '.join(map(str, gone))} gone")
-    compare("lr", _without_chosen(before["lr"]), _without_chosen(now["lr"]))
+    compare("lr", _without_chosen(old_record["lr"]), _without_chosen(new_record["lr"]))
     return lines
 
 
-def measure(arms: list, threads: int, rounds: int = 1) -> dict[str, float]:
-    """Seconds per training step of each arm, alone on this machine, on random tokens. Evaluations, samples and
-    checkpoints are no part of it. Rounds take turns over the arms and the fastest counts, since what else the machine
-    does only slows it down."""
+def measure(arms: list[Arm], threads: int, rounds: int = 1) -> dict[str, float]:
+    """Measure the seconds per training step of each arm on random tokens, one arm at a time on this machine.
+    Evaluations, samples and checkpoints are not included. Every round measures all arms, and the fastest round counts:
+    other work on the machine can only make a step slower."""
     import torch
 
     from toolkit.parallel import distributed
     from toolkit.rundir import report
 
-    before, device, measured = torch.get_num_threads(), distributed.device(), {}
-    for number in range(rounds):
+    threads_before, device, measured = torch.get_num_threads(), distributed.device(), {}
+    for round_index in range(rounds):
         for arm in arms:
             torch.set_num_threads(arm.config.flat["Experiment.threads"] or threads)
-            report.say(f"measuring {arm.name}" + (f", round {number + 1} of {rounds}" if rounds > 1 else ""))
+            report.say(f"measuring {arm.name}" + (f", round {round_index + 1} of {rounds}" if rounds > 1 else ""))
             seconds = _seconds_per_step(arm.config.build(), device)
             measured[arm.name] = min(seconds, measured.get(arm.name, math.inf))
-    torch.set_num_threads(before)
+    torch.set_num_threads(threads_before)
     return measured
 
 
-def _seconds_per_step(experiment, device):
+def _seconds_per_step(experiment: Experiment, device: torch.device) -> float:
     import torch
 
     from toolkit.experiment import build, is_compiled, micro_batch_size, process_count
-    from toolkit.loop import step as one_step
+    from toolkit.loop import step as training_step
 
     parts = build(experiment, device)
     if is_compiled(experiment, device):
@@ -156,42 +166,47 @@ def _seconds_per_step(experiment, device):
     shape = (micro_batch_size(experiment, process_count(experiment)), experiment.seq_len)
     ids = torch.randint(parts.tokenizer.vocab_size, shape, device=device)
     times = []
-    while len(times) < 7 or (sum(times[2:]) < 0.5 and len(times) < 100):  # the first two allocate, and compile
-        begun = time.perf_counter()
-        one_step.gradient(experiment, parts.objective, [(ids, ids)] * experiment.accumulate, len(times), device)
-        one_step.update(parts.optimizer)
+    while len(times) < 7 or (sum(times[2:]) < 0.5 and len(times) < 100):  # the first two allocate and compile
+        start = time.perf_counter()
+        training_step.gradient(experiment, parts.objective, [(ids, ids)] * experiment.accumulate, len(times), device)
+        training_step.update(parts.optimizer)
         if device.type == "cuda":
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - begun)
+        times.append(time.perf_counter() - start)
     return statistics.median(times[2:])
 
 
-def threads_for(jobs: int | None, plan) -> int:
-    """CPU threads of each job: what the arms bind, the largest where they differ, else an equal share. Recorded, since
-    sums in another order are other sums."""
-    bound = [arm.config.flat["Experiment.threads"] for arm in plan.arms.values()]
-    if all(bound):
-        return max(bound)
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdigit() and int(given) > 0 else max(1, (os.cpu_count() or 1) // (jobs or 1))
+def threads_for(jobs: int | None, plan: Plan) -> int:
+    """CPU threads of each job: the largest number that the arms bind, if all of them bind one; else OMP_NUM_THREADS;
+    else an equal share of the cores. plan.json records it, because the number of threads changes the order of sums and
+    so their rounding."""
+    bound_threads = [arm.config.flat["Experiment.threads"] for arm in plan.arms.values()]
+    if all(bound_threads):
+        return max(bound_threads)
+    environment_threads = os.environ.get("OMP_NUM_THREADS", "")
+    return (
+        int(environment_threads)
+        if environment_threads.isdigit() and int(environment_threads) > 0
+        else max(1, (os.cpu_count() or 1) // (jobs or 1))
+    )
 
 
-def _stale(plan, folder: Path, record: dict) -> list[str]:
-    """Runs whose config is not what their job's would be now."""
+def _changed_configs(plan: Plan, folder: Path, record: dict) -> list[str]:
+    """Lines about finished or started runs whose config differs from what their job would get now."""
     lines = []
     for job in plan.jobs:
-        was = read_json_or_warn(folder / job.run / "facts.json").get("config")
+        old_config = read_json_or_warn(folder / job.run / "facts.json").get("config")
         lr = job.lr if job.lr is not None or not plan.rates else record["lr"]["chosen"].get(job.arm)
-        if not was or (plan.rates and lr is None):
+        if not old_config or (plan.rates and lr is None):
             continue
-        now = plan.flat(job, lr)
-        for key, (then, new) in difference(was, now).items():
-            lines.append(f"{job.run}: {key}: {then} there, {new} here")
+        new_config = plan.flat(job, lr)
+        for key, (old, new) in difference(old_config, new_config).items():
+            lines.append(f"{job.run}: {key}: {old} there, {new} here")
     return lines
 
 
-def _one(knobs: list[str]) -> str | None:
-    """A name for knobs that arms have: theirs, or a pattern where they differ."""
+def _common_name(knobs: list[str]) -> str | None:
+    """One name for the knobs of all arms: the knob if they agree, else a pattern such as "*.lr"; None without knobs."""
     distinct = list(dict.fromkeys(knobs))
     return distinct[0] if len(distinct) == 1 else f"*.{distinct[0].rpartition('.')[2]}" if distinct else None
 

@@ -1,1 +1,1 @@
-"""What turns the directories of a plan's runs into an answer."""
+"""Comparisons: read run folders, test the arms against the baseline, and write the answer."""

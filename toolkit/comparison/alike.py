@@ -1,5 +1,5 @@
-"""Banners and notes that say the same of many arms or runs, gathered for the eye. Nothing is lost: a group keeps every
-text, and the outputs that have room list them."""
+"""Groups banners and notes that say the same about many arms or runs, for shorter output. No text is lost: a group
+keeps all of its texts, and outputs with enough room list them."""
 
 from __future__ import annotations
 
@@ -7,62 +7,62 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from toolkit.comparison.guards import some
+from toolkit.comparison.guards import list_names
 
-FEW = 3  # so many texts of one kind are shown each for itself
+FEW = 3  # up to this many texts of one kind are shown one by one
 _NUMBER = re.compile(r"[+-]?\d[\d,]*(\.\d+)?(e[+-]?\d+)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Alike:
-    """Texts of one guard that differ in the arm or run that they are about, and in numbers at most. ``names`` are what
-    the texts are about, one each; ``same`` is whether they differ in nothing else."""
+class TextGroup:
+    """Texts of one guard that differ only in the name of an arm or run, and perhaps in numbers. ``names`` holds the arm
+    or run of each text. ``is_identical``: the texts differ in nothing but the name."""
 
     guard: str
     texts: tuple[str, ...]
     names: tuple[str, ...] = ()
-    same: bool = False
+    is_identical: bool = False
 
     @property
     def others(self) -> str:
-        """What the first text leaves out: "the same of a2, a3, a4, a5, a6, a7 and 32 more"; empty for one text."""
+        """A line about the texts after the first: "the same of a2, a3 and 32 more"; empty if there is one text."""
         if len(self.texts) == 1:
             return ""
-        return f"{'the same of' if self.same else 'alike, with other numbers:'} {some(self.names[1:])}"
+        return f"{'the same of' if self.is_identical else 'alike, with other numbers:'} {list_names(self.names[1:])}"
 
 
-def banners(said: dict) -> list[Alike]:
-    """The banners of a record, the order kept."""
-    return gathered([(banner["guard"], banner["text"]) for banner in said["banners"]], _names(said))
+def banners(record: dict) -> list[TextGroup]:
+    """The banners of a record in groups, in their order."""
+    return grouped([(banner["guard"], banner["text"]) for banner in record["banners"]], _names(record))
 
 
-def notes(said: dict) -> list[Alike]:
-    """The notes of a record, as groups without a guard."""
-    return gathered([("", note) for note in said["notes"]], _names(said))
+def notes(record: dict) -> list[TextGroup]:
+    """The notes of a record in groups, whose ``guard`` is empty."""
+    return grouped([("", note) for note in record["notes"]], _names(record))
 
 
-def gathered(texts: Iterable[tuple[str, str]], names: Iterable[str]) -> list[Alike]:
-    """(guard, text) in groups. More than FEW texts become one where each begins with one of the names and goes on in
-    words that they share."""
-    found = sorted(filter(None, names), key=len, reverse=True)
-    known = re.compile("|".join(map(re.escape, found))) if found else re.compile(r"(?!)")
+def grouped(texts: Iterable[tuple[str, str]], names: Iterable[str]) -> list[TextGroup]:
+    """Group pairs of (guard, text). Texts of one guard form a group if each begins with one of ``names`` and the rest
+    is equal but for names and numbers. Up to FEW such texts stay single."""
+    longest_first = sorted(filter(None, names), key=len, reverse=True)
+    name_pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else re.compile(r"(?!)")
     groups: dict[tuple, list[tuple[str, str, str]]] = {}
     for i, (guard, text) in enumerate(texts):
-        subject = known.match(text)
-        name = subject.group() if subject else ""
+        match = name_pattern.match(text)
+        name = match.group() if match else ""
         rest = text[len(name) :]
-        shape = _NUMBER.sub("#", known.sub("@", rest)) if name else i
+        shape = _NUMBER.sub("#", name_pattern.sub("@", rest)) if name else i
         groups.setdefault((guard, shape), []).append((text, name, rest))
-    out = []
+    result = []
     for (guard, _), members in groups.items():
         if len(members) <= FEW:
-            out += [Alike(guard, (text,)) for text, _, _ in members]
+            result += [TextGroup(guard, (text,)) for text, _, _ in members]
         else:
-            every, subjects, rests = zip(*members, strict=True)
-            out.append(Alike(guard, every, subjects, len(set(rests)) == 1))
-    return out
+            group_texts, group_names, rests = zip(*members, strict=True)
+            result.append(TextGroup(guard, group_texts, group_names, len(set(rests)) == 1))
+    return result
 
 
-def _names(said: dict) -> set[str]:
-    runs = [*said["runs"], *said["selection_runs"]]
-    return {arm["arm"] for arm in said["arms"]} | {run["run"] for run in runs}
+def _names(record: dict) -> set[str]:
+    runs = [*record["runs"], *record["selection_runs"]]
+    return {arm["arm"] for arm in record["arms"]} | {run["run"] for run in runs}

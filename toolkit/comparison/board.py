@@ -1,4 +1,4 @@
-"""TensorBoard's view: a session of HPARAMS for each run, with its arm, its seed and what it changes."""
+"""Writes the comparison for TensorBoard: a session of the HPARAMS tab for each run, with arm, seed and changes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from toolkit.output.escape import line, markdown
 
 
 def write(comparison: Comparison, folder: Path) -> None:
-    """``folder/RUN/`` for each run, written anew: ``tensorboard --logdir folder``."""
+    """Write ``folder/RUN/`` for each run, replacing older event files. View it with ``tensorboard --logdir folder``."""
     from torch.utils.tensorboard import SummaryWriter
     from torch.utils.tensorboard.summary import hparams
 
@@ -24,8 +24,8 @@ def write(comparison: Comparison, folder: Path) -> None:
         settings = {"arm": run.arm, "seed": run.seed, "purpose": run.purpose, "verdict of the arm": verdicts[run.arm]}
         settings |= {key: run.config.get(key, "absent") for key in sorted(keys)}
         settings = {line(key): _plain(value) for key, value in settings.items()}
-        # Not add_hparams: it opens a run of its own, named after the time. And not the first of the three protos, which
-        # fixes the columns: without it they are the union over the runs.
+        # Not add_hparams: it would open another run, named after the time. The first of the three protos is left out,
+        # since it fixes the columns; without it, the columns are the union over all runs.
         _, start, end = hparams(settings, {})
         writer = SummaryWriter(str(folder / run.name))
         writer.file_writer.add_summary(start, 0)

@@ -1,4 +1,4 @@
-"""The record as report.md. Values go through ``escape.markdown``: no name becomes a heading or a link."""
+"""Writes the record as report.md. Every value is escaped, so that no name becomes a heading or a link."""
 
 from __future__ import annotations
 
@@ -7,74 +7,74 @@ from toolkit.output.escape import Markdown, code_block
 from toolkit.output.escape import markdown as md
 
 
-def report(said: dict, pictures: dict[str, str]) -> str:
-    """The whole of report.md; ``pictures`` are {file name: caption}."""
-    out = [md("# {}", said["name"]), ""]
-    if said["question"]:
-        out += [md("**{}**", said["question"]), ""]
-    out += [md("{}", said["headline"]), ""]
-    out += [md("**{}**\n", one) for one in text.exclusions(said)]
-    out += [*_verdicts(said), "", md("{}", text.legend(said)), ""]
-    out += [md("- **{}**: {}", arm["arm"], text.explained(arm)) for arm in said["arms"][1:]]
-    out += ["", "## Guards", "", *(_banners(said) or ["None fired."])]
-    if said["notes"]:
-        out += ["", "## Notes", "", *_notes(said)]
+def report(record: dict, pictures: dict[str, str]) -> str:
+    """The content of report.md. ``pictures`` are {file name: caption}."""
+    out = [md("# {}", record["name"]), ""]
+    if record["question"]:
+        out += [md("**{}**", record["question"]), ""]
+    out += [md("{}", record["headline"]), ""]
+    out += [md("**{}**\n", one) for one in text.exclusions(record)]
+    out += [*_verdicts(record), "", md("{}", text.legend(record)), ""]
+    out += [md("- **{}**: {}", arm["arm"], text.explanation(arm)) for arm in record["arms"][1:]]
+    out += ["", "## Guards", "", *(_banners(record) or ["None fired."])]
+    if record["notes"]:
+        out += ["", "## Notes", "", *_notes(record)]
     for file, caption in pictures.items():
         out += ["", md("![{}]({})", caption, file), "", md("{}", caption)]
-    out += ["", md("## {} by seed", said["metric"]), "", *_seeds(said)]
-    out += ["", "## Runs", "", *_runs(said)]
-    if any(arm["lr"] for arm in said["arms"]):
-        out += ["", "## Learning rates", "", *_rates(said)]
+    out += ["", md("## {} by seed", record["metric"]), "", *_seeds(record)]
+    out += ["", "## Runs", "", *_runs(record)]
+    if any(arm["lr"] for arm in record["arms"]):
+        out += ["", "## Learning rates", "", *_rates(record)]
     out += ["", "## What differs from the baseline", ""]
-    out += [md("- **{}**: {}", arm["arm"], "; ".join(arm["configuration"]) or "nothing") for arm in said["arms"][1:]]
-    out += ["", "## What the numbers mean", "", *(md("- **{}**: {}", *meaning) for meaning in text.meanings(said))]
-    out += ["", "## How to repeat it", "", code_block(text.commands(said)), "", md("{}", text.environment(said))]
+    out += [md("- **{}**: {}", arm["arm"], "; ".join(arm["configuration"]) or "nothing") for arm in record["arms"][1:]]
+    out += ["", "## What the numbers mean", "", *(md("- **{}**: {}", *meaning) for meaning in text.meanings(record))]
+    out += ["", "## How to repeat it", "", code_block(text.commands(record)), "", md("{}", text.environment(record))]
     return "\n".join(out) + "\n"
 
 
-def _verdicts(said: dict) -> list[Markdown]:
-    level = f"{1 - said['alpha']:.0%} interval"
+def _verdicts(record: dict) -> list[Markdown]:
+    level = f"{1 - record['alpha']:.0%} interval"
     head = ["verdict", "arm", "n", "mean ± sd", "difference", level, "p (Holm)", "steps to the baseline's loss"]
     rows = []
-    for arm in said["arms"]:
+    for arm in record["arms"]:
         mean = text.spread(arm) + (" *" if arm["conditional"] and arm["n"] else "")
         row = [md("**{}**", text.verdict(arm)), arm["arm"], text.count(arm), mean, text.number(arm["difference"], "+")]
-        rows.append([*row, text.ends(arm), text.p(arm["p_holm"]), text.steps(arm)])
+        rows.append([*row, text.interval(arm), text.p_value(arm["p_holm"]), text.steps(arm)])
     return _table(head, rows)
 
 
-def _banners(said: dict) -> list[Markdown]:
+def _banners(record: dict) -> list[Markdown]:
     out = []
-    for group in alike.banners(said):
+    for group in alike.banners(record):
         out += [md("- **{}**: {}", group.guard, group.texts[0]), *_others(group)]
     return out
 
 
-def _notes(said: dict) -> list[Markdown]:
+def _notes(record: dict) -> list[Markdown]:
     out = []
-    for group in alike.notes(said):
+    for group in alike.notes(record):
         out += [md("- {}", group.texts[0]), *_others(group)]
     return out
 
 
-def _others(group: alike.Alike) -> list[Markdown]:
+def _others(group: alike.TextGroup) -> list[Markdown]:
     return [md("  - {} (each in compare.html)", group.others)] if group.others else []
 
 
-def _seeds(said: dict) -> list[Markdown]:
-    head, rows = text.by_seed(said)
+def _seeds(record: dict) -> list[Markdown]:
+    head, rows = text.by_seed(record)
     return _table(head, [[cell for cell, _ in row] for row in rows])
 
 
-def _runs(said: dict) -> list[Markdown]:
+def _runs(record: dict) -> list[Markdown]:
     keys = ("run", "arm", "seed", "outcome")
-    rows = [[*(run[key] for key in keys), text.number(run["value"]), run["reason"]] for run in said["runs"]]
-    rows += [[one["run"], one["arm"], "", "excluded by hand", "", one["reason"]] for one in said["excluded"]]
-    return _table([*keys, said["metric"], "reason"], rows)
+    rows = [[*(run[key] for key in keys), text.number(run["value"]), run["reason"]] for run in record["runs"]]
+    rows += [[one["run"], one["arm"], "", "excluded by hand", "", one["reason"]] for one in record["excluded"]]
+    return _table([*keys, record["metric"], "reason"], rows)
 
 
-def _rates(said: dict) -> list[Markdown]:
-    head, rows = text.rates(said)
+def _rates(record: dict) -> list[Markdown]:
+    head, rows = text.rates(record)
     return _table(head, [[md("**{}**" if chosen else "{}", cell) for cell, chosen in row] for row in rows])
 
 

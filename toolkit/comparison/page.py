@@ -1,6 +1,6 @@
-"""The record and its pictures as one HTML page that loads nothing: style and figures are inside.
+"""Writes the record and its pictures as one HTML page that loads nothing else: style and figures are inside.
 
-Every value goes through ``toolkit.output.escape.html``, which takes whatever is no finished HTML for text."""
+Every value goes through ``toolkit.output.escape.html``, which escapes everything that is not of the type Html."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from toolkit.comparison import alike, text
 from toolkit.output.escape import Html, html, join_html
 
 WORDS = ("better", "worse", "equivalent", "inconclusive")  # verdicts that have a colour
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # no scripts, and nothing from elsewhere
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # no scripts, nothing loaded from another place
 STYLE = Html("""
 :root { color-scheme: light dark; --ink: #1c2024; --soft: #5c6670; --line: #d9dde1; --page: #ffffff; --panel: #f5f6f7;
   --better: #00598c; --worse: #b34700; --equivalent: #007a59; --open: #6b5b00; --alarm: #a3200d; --alarmed: #fdf0ed; }
@@ -50,34 +50,34 @@ code { font-size: .9em; overflow-wrap: anywhere; }
 """)
 
 
-def page(said: dict, pictures: dict[str, tuple[str, str]]) -> Html:
-    """The whole page; ``pictures`` are {name: (caption, SVG)}."""
+def page(record: dict, pictures: dict[str, tuple[str, str]]) -> Html:
+    """The whole HTML page. ``pictures`` are {name: (caption, SVG)}."""
     body = [
-        html("<h1>{}</h1>", said["question"] or said["name"]),
-        html('<p class="lead">{}</p>', said["headline"]),
-        *(html('<div class="banner">{}</div>', one) for one in text.exclusions(said)),
-        html('<div class="verdicts">{}</div>', _verdicts(said)),
-        html('<p class="soft">{}.</p>', text.legend(said)),
+        html("<h1>{}</h1>", record["question"] or record["name"]),
+        html('<p class="lead">{}</p>', record["headline"]),
+        *(html('<div class="banner">{}</div>', one) for one in text.exclusions(record)),
+        html('<div class="verdicts">{}</div>', _verdicts(record)),
+        html('<p class="soft">{}.</p>', text.legend(record)),
         Html("<h2>Guards</h2>"),
-        *_guards(said),
+        *_guards(record),
         Html("<h2>Figures</h2>"),
         *(_figure(caption, svg) for caption, svg in pictures.values()),
         Html("<h2>Each arm in words</h2>"),
-        _list((arm["arm"], text.explained(arm)) for arm in said["arms"][1:]),
-        html("<h2>To the baseline's final loss ({})</h2>", said["baseline"]),
-        _costs(said),
-        *_rates(said),
-        html("<h2>{} by seed</h2>", said["metric"]),
-        _seeds(said),
+        _definition_list((arm["arm"], text.explanation(arm)) for arm in record["arms"][1:]),
+        html("<h2>To the baseline's final loss ({})</h2>", record["baseline"]),
+        _costs(record),
+        *_rates(record),
+        html("<h2>{} by seed</h2>", record["metric"]),
+        _seeds(record),
         Html("<h2>Every run</h2>"),
-        _runs(said),
+        _runs(record),
         Html("<h2>What differs from the baseline</h2>"),
-        _list((arm["arm"], "; ".join(arm["configuration"]) or "nothing") for arm in said["arms"][1:]),
+        _definition_list((arm["arm"], "; ".join(arm["configuration"]) or "nothing") for arm in record["arms"][1:]),
         Html("<h2>What the numbers mean</h2>"),
-        _list(text.meanings(said)),
+        _definition_list(text.meanings(record)),
         Html("<h2>How to repeat it</h2>"),
-        html("<pre>{}</pre>", join_html(text.commands(said), "\n")),
-        html('<p class="soft">{}</p>', text.environment(said)),
+        html("<pre>{}</pre>", join_html(text.commands(record), "\n")),
+        html('<p class="soft">{}</p>', text.environment(record)),
     ]
     return html(
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -85,26 +85,26 @@ def page(said: dict, pictures: dict[str, tuple[str, str]]) -> Html:
         '<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>'
         "<style>{style}</style></head><body>\n{body}\n</body></html>\n",
         policy=Html(POLICY),
-        title=said["question"] or said["name"],
+        title=record["question"] or record["name"],
         style=STYLE,
         body=join_html(body, "\n"),
     )
 
 
-def _verdicts(said: dict) -> Html:
-    level = f"{1 - said['alpha']:.0%} interval"
+def _verdicts(record: dict) -> Html:
+    level = f"{1 - record['alpha']:.0%} interval"
     head = ["verdict", "arm", "n", "mean ± sd", "difference", level, "p (Holm)", "in noise sd"]
     rows = []
-    for arm in said["arms"]:
+    for arm in record["arms"]:
         low, high = (text.number(arm[end], "+") for end in ("low", "high"))
         mean = text.spread(arm) + (" *" if arm["conditional"] and arm["n"] else "")
         numbers = [text.count(arm), mean, text.number(arm["difference"], "+"), f"{low} to {high}" if low else ""]
-        numbers += [text.p(arm["p_holm"]), text.form(arm["in_noise_sd"], "+.1f")]
-        rows.append([("k", _word(arm)), ("a", arm["arm"]), *(("n", cell) for cell in numbers)])
+        numbers += [text.p_value(arm["p_holm"]), text.formatted(arm["in_noise_sd"], "+.1f")]
+        rows.append([("k", _verdict_cell(arm)), ("a", arm["arm"]), *(("n", cell) for cell in numbers)])
     return _table(head, rows, left=2)
 
 
-def _word(arm: dict) -> Html:
+def _verdict_cell(arm: dict) -> Html:
     colour = arm["verdict"] if arm["verdict"] in WORDS else ""
     word = html('<span class="word {}">{}</span>', colour, arm["verdict"])
     if arm["needs"] is None:
@@ -112,22 +112,22 @@ def _word(arm: dict) -> Html:
     return html('{}<br><span class="soft">{}</span>', word, text.needed(arm))
 
 
-def _guards(said: dict) -> list[Html]:
+def _guards(record: dict) -> list[Html]:
     clean = Html('<div class="clean">None fired: the runs differ in nothing but the factor.</div>')
-    found = [_banner(group) for group in alike.banners(said)]
-    return [*(found or [clean]), *(_note(group) for group in alike.notes(said))]
+    shown = [_banner(group) for group in alike.banners(record)]
+    return [*(shown or [clean]), *(_note(group) for group in alike.notes(record))]
 
 
-def _banner(group: alike.Alike) -> Html:
-    return html('<div class="banner"><b>{}</b> {}</div>', group.guard, _folding(group))
+def _banner(group: alike.TextGroup) -> Html:
+    return html('<div class="banner"><b>{}</b> {}</div>', group.guard, _foldable(group))
 
 
-def _note(group: alike.Alike) -> Html:
-    return html('<div class="note soft">{}</div>', _folding(group))
+def _note(group: alike.TextGroup) -> Html:
+    return html('<div class="note soft">{}</div>', _foldable(group))
 
 
-def _folding(group: alike.Alike) -> Html:
-    """One text as it is; of several the first, and all of them where the reader unfolds the list."""
+def _foldable(group: alike.TextGroup) -> Html:
+    """The text of a group. With several texts: the first one, and a list of all that the reader can unfold."""
     if not group.others:
         return html("{}", group.texts[0])
     every = join_html(html("<li>{}</li>", each) for each in group.texts)
@@ -135,22 +135,22 @@ def _folding(group: alike.Alike) -> Html:
 
 
 def _figure(caption: str, svg: str) -> Html:
-    """A picture of ours: its SVG is drawn, not quoted, and letters in it are paths."""
+    """A picture with its caption. Its SVG was drawn here and its letters are paths, so it needs no escaping."""
     svg = re.sub(r'(<svg [^>]*?)width="[^"]*"', r"\1", svg, count=1)
-    named = html('role="img" aria-label="{}"', caption)
-    svg = re.sub(r'(<svg [^>]*?)height="[^"]*"', lambda found: found[1] + named, svg, count=1)
+    accessible_name = html('role="img" aria-label="{}"', caption)
+    svg = re.sub(r'(<svg [^>]*?)height="[^"]*"', lambda match: match[1] + accessible_name, svg, count=1)
     return html("<figure>{}<figcaption>{}</figcaption></figure>", Html(svg), caption)
 
 
-def _costs(said: dict) -> Html:
-    rows = [[("a", arm["arm"]), *(("n", cell) for cell in text.cost(arm))] for arm in said["arms"]]
+def _costs(record: dict) -> Html:
+    rows = [[("a", arm["arm"]), *(("n", cell) for cell in text.cost(arm))] for arm in record["arms"]]
     return _table(["arm", "steps", "training FLOPs", "seconds"], rows, left=1)
 
 
-def _rates(said: dict) -> list[Html]:
-    if not any(arm["lr"] for arm in said["arms"]):
+def _rates(record: dict) -> list[Html]:
+    if not any(arm["lr"] for arm in record["arms"]):
         return []
-    head, rows = text.rates(said)
+    head, rows = text.rates(record)
     cells = [
         [("a", name), *(("n", html("<b>{}</b>" if chosen else "{}", cell)) for cell, chosen in points)]
         for (name, _), *points in rows
@@ -159,10 +159,10 @@ def _rates(said: dict) -> list[Html]:
     return [Html("<h2>Learning rates</h2>"), _table(head, cells, left=1), Html(note)]
 
 
-def _seeds(said: dict) -> Html:
-    head, rows = text.by_seed(said)
-    if len(head) > len(rows):  # many arms: one a row
-        head, rows = _turned(head, rows)
+def _seeds(record: dict) -> Html:
+    head, rows = text.by_seed(record)
+    if len(head) > len(rows):  # with many arms, each arm is a row
+        head, rows = _transposed(head, rows)
     cells = [
         [("a", name), *(("n", html('<span class="lost">{}</span>' if lost else "{}", cell)) for cell, lost in values)]
         for (name, _), *values in rows
@@ -170,35 +170,36 @@ def _seeds(said: dict) -> Html:
     return _table(head, cells, left=1)
 
 
-def _turned(head: list[str], rows: list) -> tuple[list[str], list]:
+def _transposed(head: list[str], rows: list) -> tuple[list[str], list]:
     columns = list(zip(*rows, strict=True)) or [()]
     return ["arm", *(f"seed {cell}" for cell, _ in columns[0])], [
         [(arm, False), *column] for arm, column in zip(head[1:], columns[1:], strict=True)
     ]
 
 
-def _runs(said: dict) -> Html:
+def _runs(record: dict) -> Html:
     rows = []
-    for run in said["runs"]:
+    for run in record["runs"]:
         lost = "" if run["outcome"] == "finished" else "lost"
-        numbers = [text.number(run["value"]), text.form(run["step"], ","), text.form(run["seconds"], ",.0f")]
+        numbers = [text.number(run["value"]), text.formatted(run["step"], ","), text.formatted(run["seconds"], ",.0f")]
         outcome = html('<span class="{}">{}</span>', lost, run["outcome"])
         row = [("a", run["run"]), ("n", run["seed"]), ("", outcome), *(("n", cell) for cell in numbers)]
         rows.append([*row, ("a", run["reason"])])
-    for one in said["excluded"]:
+    for one in record["excluded"]:
         outcome = Html('<span class="lost">excluded by hand</span>')
         rows.append([("a", one["run"]), ("n", ""), ("", outcome), *[("n", "")] * 3, ("a", one["reason"])])
-    head = ["run", "seed", "outcome", said["metric"], "step", "seconds", "reason"]
+    head = ["run", "seed", "outcome", record["metric"], "step", "seconds", "reason"]
     classes = ("", "n", "", "n", "n", "n", "")
     return _table(head, rows, classes=classes)
 
 
-def _list(pairs: Iterable[tuple[str, str]]) -> Html:
+def _definition_list(pairs: Iterable[tuple[str, str]]) -> Html:
     return html("<dl>{}</dl>", join_html(html("<dt>{}</dt><dd>{}</dd>", name, what) for name, what in pairs))
 
 
 def _table(head: list[str], rows: list, left: int = 0, classes: tuple[str, ...] = ()) -> Html:
-    """A table of (class, cell). Columns from ``left`` on hold numbers, unless ``classes`` says otherwise."""
+    """A table; each row is a list of (CSS class, cell). Headings of the first ``left`` columns are aligned left and
+    those of the others right, unless ``classes`` gives each heading's class."""
     classes = classes or ("",) * left + ("n",) * (len(head) - left)
     top = join_html(html('<th class="{}">{}</th>', cls, cell) for cls, cell in zip(classes, head, strict=True))
     body = join_html(

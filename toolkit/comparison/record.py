@@ -1,4 +1,4 @@
-"""The comparison as one JSON object: what every output but the pictures is made of, so that none says another thing."""
+"""The comparison as one JSON object. All outputs but the pictures are made from it, so that they agree."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import csv
 import io
 from dataclasses import asdict
 
-from toolkit.comparison.assemble import Arm, Comparison
+from toolkit.comparison.assemble import ArmResult, Comparison
 from toolkit.comparison.runs import Run
 from toolkit.output.escape import cell, uncell
 
-FEW_ARMS, FEW_NAMES = 6, 3  # arms that the first sentence names; of a group, where there are more
+FEW_ARMS, FEW_NAMES = 6, 3  # names in the headline: of all arms together; of one group if there are more arms
 
 
 def record(comparison: Comparison) -> dict:
-    """Plain values only; None for what there is not."""
+    """The record: a dict of plain JSON values, with None for whatever is missing."""
     plan = comparison.plan
     out = {
         "name": plan.name,
@@ -31,12 +31,12 @@ def record(comparison: Comparison) -> dict:
         "match": plan.match,
         "noise_sd": comparison.noise,
         "noise_df": comparison.noise_df,
-        "arms": [_arm(arm, comparison) for arm in comparison.arms],
+        "arms": [_arm_record(arm, comparison) for arm in comparison.arms],
         "banners": [asdict(banner) for banner in comparison.banners],
         "notes": list(comparison.notes),
         "excluded": [{"run": run.name, "arm": run.arm, "reason": reason} for run, reason in comparison.excluded],
-        "runs": [_run(run, comparison.metric) for arm in comparison.arms for run in arm.runs],
-        "selection_runs": [_run(run, comparison.metric) for run in comparison.selection],
+        "runs": [_run_record(run, comparison.metric) for arm in comparison.arms for run in arm.runs],
+        "selection_runs": [_run_record(run, comparison.metric) for run in comparison.selection],
         "environment": _environment(comparison),
         "folder": str(plan.folder) if plan.folder else None,
     }
@@ -44,62 +44,63 @@ def record(comparison: Comparison) -> dict:
     return out
 
 
-def headline(said: dict) -> str:
-    """The verdicts in a sentence: arms by name while they are few, else counted."""
+def headline(record: dict) -> str:
+    """All verdicts in one sentence. Few arms are named, many are counted."""
     by_word: dict[str, list[dict]] = {}
-    for arm in said["arms"][1:]:
+    for arm in record["arms"][1:]:
         by_word.setdefault(arm["verdict"], []).append(arm)
     if not by_word:
         return "There is one arm alone; nothing to compare it with."
-    few = len(said["arms"]) - 1 <= FEW_ARMS
-    tails = {
-        "better": f"better than {said['baseline']}",
-        "worse": f"worse than {said['baseline']}",
-        "equivalent": f"equivalent to {said['baseline']}",
+    few = len(record["arms"]) - 1 <= FEW_ARMS
+    phrases = {
+        "better": f"better than {record['baseline']}",
+        "worse": f"worse than {record['baseline']}",
+        "equivalent": f"equivalent to {record['baseline']}",
         "inconclusive": "inconclusive",
-        "identical": f"identical to {said['baseline']}: no verdict",
+        "identical": f"identical to {record['baseline']}: no verdict",
         "difference": "a difference without a verdict",
     }
-    groups = [(by_word[word], tail) for word, tail in tails.items() if word in by_word]
+    groups = [(by_word[word], phrase) for word, phrase in phrases.items() if word in by_word]
     if few:
-        return "; ".join(f"{', '.join(arm['arm'] for arm in arms)}: {tail}" for arms, tail in groups) + "."
-    counted = [f"{len(arms)} {tail}{_examples(arms)}" for arms, tail in groups]
-    return f"Of {len(said['arms']) - 1} arms: {'; '.join(counted)}."
+        return "; ".join(f"{', '.join(arm['arm'] for arm in arms)}: {phrase}" for arms, phrase in groups) + "."
+    counted = [f"{len(arms)} {phrase}{_examples(arms)}" for arms, phrase in groups]
+    return f"Of {len(record['arms']) - 1} arms: {'; '.join(counted)}."
 
 
 def _examples(arms: list[dict]) -> str:
-    """ " (rope, alibi)"; of many that differ " (the furthest: alibi, -0.1012)"."""
+    """Names for a counted group: " (rope, alibi)"; if there are many, only " (the furthest: alibi, -0.1012)"."""
     if len(arms) <= FEW_NAMES:
         return f" ({', '.join(arm['arm'] for arm in arms)})"
-    apart = [arm for arm in arms if arm["difference"] is not None and arm["verdict"] in ("better", "worse")]
-    if not apart:
+    decided = [arm for arm in arms if arm["difference"] is not None and arm["verdict"] in ("better", "worse")]
+    if not decided:
         return ""
-    furthest = max(apart, key=lambda arm: abs(arm["difference"]))
+    furthest = max(decided, key=lambda arm: abs(arm["difference"]))
     return f" (the furthest: {furthest['arm']}, {furthest['difference']:+.4f})"
 
 
-def table(said: dict) -> str:
-    """compare.csv: a row for each arm. Texts that a spreadsheet would take for formulas have an apostrophe in front."""
-    keys = list(said["arms"][0])
+def table(record: dict) -> str:
+    """The content of compare.csv, with one row for each arm. A text that a spreadsheet would run as a formula gets an
+    apostrophe in front."""
+    keys = list(record["arms"][0])
     flat = [key for key in keys if key not in ("why", "configuration", "lr")]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(map(cell, [*flat, "best_lr", "lr_sensitivity", "metric", "effect", "alpha", "excluded"]))
-    excluded = "; ".join(f"{one['run']}: {one['reason']}" for one in said["excluded"])
-    for arm in said["arms"]:
+    excluded = "; ".join(f"{one['run']}: {one['reason']}" for one in record["excluded"])
+    for arm in record["arms"]:
         lr = arm["lr"] or {}
         cells = [arm[key] for key in flat] + [lr.get("best"), lr.get("sensitivity")]
-        writer.writerow(map(cell, [*cells, said["metric"], said["effect"], said["alpha"], excluded]))
+        writer.writerow(map(cell, [*cells, record["metric"], record["effect"], record["alpha"], excluded]))
     return text.getvalue()
 
 
 def read_table(text: str) -> list[dict[str, str]]:
-    """The rows of compare.csv, texts as ``table`` was given them."""
+    """Read the rows of compare.csv, without the apostrophes that ``table`` added."""
     return [{key: uncell(value) for key, value in row.items()} for row in csv.DictReader(io.StringIO(text))]
 
 
-def _arm(arm: Arm, comparison: Comparison) -> dict:
-    found, reach = arm.difference, arm.reach
+def _arm_record(arm: ArmResult, comparison: Comparison) -> dict:
+    difference, time_to_target = arm.difference, arm.time_to_target
     facts = next((run.facts for run in arm.runs if run.facts), {})
     low, high = arm.diverged_interval
     return {
@@ -117,23 +118,25 @@ def _arm(arm: Arm, comparison: Comparison) -> dict:
         "conditional": arm.conditional,
         "mean": arm.mean,
         "sd": arm.sd,
-        "difference": found.mean if found else None,
-        "low": found.low if found else None,
-        "high": found.high if found else None,
-        "p": found.p if found else None,
+        "difference": difference.mean if difference else None,
+        "low": difference.low if difference else None,
+        "high": difference.high if difference else None,
+        "p": difference.p if difference else None,
         "p_holm": arm.p_holm,
         "p_equivalence": arm.p_equivalence,
-        "in_noise_sd": found.mean / comparison.noise if found and comparison.noise else None,
-        "paired": found.paired if found else None,
-        "pairs": found.n_arm if found and found.paired else None,
+        "in_noise_sd": difference.mean / comparison.noise if difference and comparison.noise else None,
+        "paired": difference.paired if difference else None,
+        "pairs": difference.n_arm if difference and difference.paired else None,
         "pairing": arm.pairing,
-        "correlation": found.correlation if found and found.n_arm > 2 else None,  # of two pairs it is 1 or -1 always
+        "correlation": difference.correlation
+        if difference and difference.n_arm > 2
+        else None,  # of two pairs, it is always 1 or -1
         "detectable": arm.detectable,
-        "target": reach.target if reach else None,
-        "steps_to_target": reach.steps if reach else None,
-        "flops_to_target": reach.flops if reach else None,
-        "seconds_to_target": reach.seconds if reach else None,
-        "within_steps": reach.within if reach else None,
+        "target": time_to_target.target if time_to_target else None,
+        "steps_to_target": time_to_target.steps if time_to_target else None,
+        "flops_to_target": time_to_target.flops if time_to_target else None,
+        "seconds_to_target": time_to_target.seconds if time_to_target else None,
+        "within_steps": time_to_target.last_step if time_to_target else None,
         "parameters": facts.get("parameters", {}).get("total"),
         "flops_per_token": facts.get("flops_per_token"),
         "tokens": facts.get("tokens"),
@@ -142,7 +145,7 @@ def _arm(arm: Arm, comparison: Comparison) -> dict:
     }
 
 
-def _run(run: Run, metric: str) -> dict:
+def _run_record(run: Run, metric: str) -> dict:
     return {
         "run": run.name,
         "path": str(run.path),

@@ -1,4 +1,4 @@
-"""From folders to plain records: runs, the plan that they answer, and which run belongs to which arm."""
+"""Reads folders: the runs, the plan they belong to, and the arm of each run."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from toolkit.store import journal, seal
 from toolkit.store.disk import read_json
 
 METRIC, ALPHA, EFFECT = "val_full/loss_nats", 0.05, 0.02
-CURVE = "val/loss_nats"  # what is measured along the way; METRIC is measured once, at the end
+CURVE = "val/loss_nats"  # measured during training; METRIC is measured once, at the end
 SEED = "Experiment.seed"
-LARGEST = 1e100  # a value beyond it is no measurement: its square would be none that a float holds
-LOWER_IS_BETTER = ("loss_nats", "bits_per_byte", "perplexity")  # what the toolkit writes; others have to be declared
+LARGEST = 1e100  # larger values are not measurements; their squares would overflow a float
+LOWER_IS_BETTER = ("loss_nats", "bits_per_byte", "perplexity")  # metrics that the toolkit writes
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run as its folder tells it. A run that a plan asks for and that was never begun has no facts and no rows.
-    ``damage`` says, a sentence each, what in the folder is not what was written; ``is_whole`` is False where that may
-    concern the result, and then the run has no value."""
+    """One run, read from its folder. A planned run that was never started has no facts and no rows. ``damage`` holds a
+    sentence for each file that changed after it was written; if this may affect the result, ``is_whole`` is False and
+    the run has no value. ``edits`` holds a sentence for each contradiction between files."""
 
     path: Path
     facts: dict
@@ -43,7 +43,7 @@ class Run:
     is_whole: bool = True
     edits: tuple[str, ...] = ()
     is_sealed: bool = False
-    asked: int | None = None  # the seed of the job that the run answers
+    requested_seed: int | None = None  # the seed in the plan's job for this run
 
     @property
     def name(self) -> str:
@@ -58,42 +58,42 @@ class Run:
         return self.facts.get("steps", 0)
 
     def value(self, metric: str) -> float | None:
-        """The metric at the end of the budget; None for a run that did not get there, that got there without one, or
-        that is damaged."""
+        """The metric at the last step of the budget. None if the run did not get that far, if the value is missing
+        or not finite, or if the run is damaged."""
         if self.state != "done" or not self.is_whole:
             return None
-        found = [row[metric] for row in self.rows if row.get("step") == self.steps and metric in row]
-        return found[-1] if found and _finite(found[-1]) else None
+        values = [row[metric] for row in self.rows if row.get("step") == self.steps and metric in row]
+        return values[-1] if values and _is_finite(values[-1]) else None
 
     def outcome(self, metric: str) -> str:
-        """finished, diverged, damaged or unfinished. A run that ended without a finite value has diverged as well."""
+        """One of "finished", "diverged", "damaged" and "unfinished". A run with a non-finite value has diverged."""
         if self.value(metric) is not None:
             return "finished"
         if not self.is_whole:
             return "damaged"
-        ends = [row[metric] for row in self.rows if metric in row and not _finite(row[metric])]
-        return "diverged" if self.state == "diverged" or ends else "unfinished"
+        non_finite = [row[metric] for row in self.rows if metric in row and not _is_finite(row[metric])]
+        return "diverged" if self.state == "diverged" or non_finite else "unfinished"
 
     def curve(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and finite values of a metric, by step."""
-        found = {row["step"]: row[metric] for row in self.rows if metric in row and _finite(row[metric])}
-        points = sorted(found.items())
+        """(steps, values) of a metric, ordered by step, without values that aren't finite."""
+        value_at_step = {row["step"]: row[metric] for row in self.rows if metric in row and _is_finite(row[metric])}
+        points = sorted(value_at_step.items())
         return np.array([step for step, _ in points], dtype=float), np.array([value for _, value in points])
 
     def seconds_per_step(self) -> float | None:
-        """The median, so that a pause of the machine does not count."""
+        """The median time of a training step, which a pause of the machine does not change; None without data."""
         _, milliseconds = self.curve("time/step_ms")
         return float(np.median(milliseconds)) / 1000 if len(milliseconds) else None
 
     def history(self) -> list[dict]:
-        """Every metric that does not depend on the clock."""
+        """All rows of metrics.jsonl, without the columns that depend on the clock."""
         return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in self.rows]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is asked. ``declared`` is False where it was gathered from the runs, and then nothing was said in advance:
-    ``factor`` is empty and ``effect`` the default."""
+class PlanRecord:
+    """The question that the runs answer. ``declared`` is False if there is no plan file; then the arms come from the
+    runs, ``factor`` is empty and ``effect`` is the default."""
 
     name: str
     question: str
@@ -109,12 +109,12 @@ class Plan:
     lr: dict | None = None
     folder: Path | None = None
     edited: str = ""
-    departures: tuple[str, ...] = ()  # what the command line asks for in place of what was declared
-    strays: tuple[str, ...] = ()  # runs in the folder that no job names
+    departures: tuple[str, ...] = ()  # sentences: what the command line changes in the declared plan
+    runs_without_job: tuple[str, ...] = ()  # runs in the plan's folder that belong to none of its jobs
 
 
-def direction(metric: str, higher_is_better: bool | None) -> None:
-    """Raise ValueError for a metric of which it is not known that lower is better: nothing is assumed."""
+def require_lower_is_better(metric: str, higher_is_better: bool | None) -> None:
+    """Raise ValueError unless lower values of the metric are known to be better. Foreign metrics must be declared."""
     if higher_is_better is None and metric.rpartition("/")[2] not in LOWER_IS_BETTER:
         raise ValueError(
             f"the metric {metric!r}: is lower better, or higher? Write Ablation.higher_is_better = False where lower is"
@@ -123,60 +123,62 @@ def direction(metric: str, higher_is_better: bool | None) -> None:
         raise ValueError(f"the metric {metric!r}: higher is better, which comparisons can't judge yet; use a loss")
 
 
-def find(patterns: Sequence[str], plan_file: str | None, baseline: str | None) -> tuple[Plan, list[Run]]:
-    """The plan and the runs that the command line names: a plan folder, or run folders and globs, each of which may
-    be given to an arm by name: ``wide='runs/wide-*'``. Raises ValueError for what is not there."""
+def find(patterns: Sequence[str], plan_file: str | None, baseline: str | None) -> tuple[PlanRecord, list[Run]]:
+    """Read the plan and the runs that the command line names. ``patterns`` are a plan's folder, or run folders and
+    globs; a name in front puts the runs into that arm: ``wide='runs/wide-*'``. Raises ValueError for a missing folder
+    or run."""
     if not patterns:
         raise ValueError("name a plan's folder, or run folders: python -m toolkit.compare runs/PLAN")
     first = Path(patterns[0])
     if plan_file is not None and (first / "config.gin").is_file():
-        first = first.parent  # a run of the plan was named; all of its runs are compared
-    written = first / "plan.json"
-    if plan_file is None and len(patterns) == 1 and written.is_file():
-        return planned(written, first, baseline)
+        first = first.parent  # the path is a run of the plan: compare all of the plan's runs
+    plan_json = first / "plan.json"
+    if plan_file is None and len(patterns) == 1 and plan_json.is_file():
+        return runs_of_plan(plan_json, first, baseline)
     if plan_file is not None and Path(plan_file).suffix == ".json":
-        return planned(Path(plan_file), first, baseline)
+        return runs_of_plan(Path(plan_file), first, baseline)
     if plan_file is not None:
-        if not written.is_file():
+        if not plan_json.is_file():
             raise ValueError(f"--plan {plan_file}: {first} has no plan.json; name the folder that toolkit.ablate wrote")
-        plan, runs = planned(written, first, baseline)
-        if _sha256(Path(plan_file)) != _plan(written)[0].get("sha256"):
+        plan, runs = runs_of_plan(plan_json, first, baseline)
+        if _sha256(Path(plan_file)) != _read_plan(plan_json)[0].get("sha256"):
             plan = replace(plan, edited=plan.edited or f"{plan_file} is not the plan that was run")
         return plan, runs
-    return gathered(patterns, baseline)
+    return runs_without_plan(patterns, baseline)
 
 
-def planned(file: Path, folder: Path, baseline: str | None) -> tuple[Plan, list[Run]]:
-    """What plan.json says, and the run of each of its jobs, begun or not."""
-    said, edited = _plan(file)
-    arms = tuple(said["arms"])
-    chosen = baseline or said["baseline"]
+def runs_of_plan(file: Path, folder: Path, baseline: str | None) -> tuple[PlanRecord, list[Run]]:
+    """Read plan.json, and the run of each of its jobs, whether it was started or not."""
+    content, edited = _read_plan(file)
+    arms = tuple(content["arms"])
+    chosen = baseline or content["baseline"]
     if chosen not in arms:
         raise ValueError(f"--baseline {chosen}: the arms are {', '.join(arms)}")
-    direction(said.get("metric") or METRIC, said.get("higher_is_better"))
-    copy = folder / "plan.gin"
-    if not edited and copy.is_file() and "sha256" in said and _sha256(copy) != said["sha256"]:
-        edited = f"{copy} is not the plan that was run: its SHA-256 is not the one in plan.json"
-    plan = Plan(
-        name=said["name"],
-        question=said.get("question") or "",
+    require_lower_is_better(content.get("metric") or METRIC, content.get("higher_is_better"))
+    plan_gin = folder / "plan.gin"
+    if not edited and plan_gin.is_file() and "sha256" in content and _sha256(plan_gin) != content["sha256"]:
+        edited = f"{plan_gin} is not the plan that was run: its SHA-256 is not the one in plan.json"
+    plan = PlanRecord(
+        name=content["name"],
+        question=content.get("question") or "",
         baseline=chosen,
         arms=(chosen, *(arm for arm in arms if arm != chosen)),
         declared=True,
-        factor=tuple(said.get("factor") or ()),
-        metric=said.get("metric") or METRIC,
-        alpha=said.get("alpha") or ALPHA,
-        effect=said.get("effect") or EFFECT,
-        budget=said.get("budget") or {},
-        match=said.get("match"),
-        lr=said.get("lr"),
+        factor=tuple(content.get("factor") or ()),
+        metric=content.get("metric") or METRIC,
+        alpha=content.get("alpha") or ALPHA,
+        effect=content.get("effect") or EFFECT,
+        budget=content.get("budget") or {},
+        match=content.get("match"),
+        lr=content.get("lr"),
         folder=folder,
         edited=edited,
-        departures=(f"baseline: declared {said['baseline']}, judged against {chosen}",) * (chosen != said["baseline"]),
-        strays=_strays(folder, {job["run"] for job in said["jobs"]}),
+        departures=(f"baseline: declared {content['baseline']}, judged against {chosen}",)
+        * (chosen != content["baseline"]),
+        runs_without_job=_runs_without_job(folder, {job["run"] for job in content["jobs"]}),
     )
     runs = []
-    for job in said["jobs"]:
+    for job in content["jobs"]:
         run = read_run(folder / job["run"])
         seed = run.seed if run.facts else job["seed"]
         runs.append(
@@ -186,34 +188,35 @@ def planned(file: Path, folder: Path, baseline: str | None) -> tuple[Plan, list[
                 lr=job.get("lr"),
                 purpose=job.get("purpose", "judged"),
                 seed=seed,
-                asked=job["seed"],
+                requested_seed=job["seed"],
             )
         )
     return plan, runs
 
 
-def gathered(patterns: Sequence[str], baseline: str | None) -> tuple[Plan, list[Run]]:
-    """Arms without a plan: runs whose config differs in nothing but the seed, or that were given a name."""
+def runs_without_plan(patterns: Sequence[str], baseline: str | None) -> tuple[PlanRecord, list[Run]]:
+    """Read runs without a plan. Runs with the same given name form an arm; runs without a name form an arm if their
+    configs differ only in the seed."""
     named: list[tuple[str, Run]] = []
     for pattern in patterns:
-        arm, _, rest = pattern.partition("=") if re.match(r"[A-Za-z0-9_. -]+=", pattern) else ("", "", pattern)
-        if arm and Path(pattern).exists():  # a folder may have an equals sign in its name
-            arm, rest = "", pattern
-        folders = [Path(path) for path in sorted(glob.glob(rest)) or [rest]]
+        arm, _, path_pattern = pattern.partition("=") if re.match(r"[A-Za-z0-9_. -]+=", pattern) else ("", "", pattern)
+        if arm and Path(pattern).exists():  # the equals sign is part of a folder's name
+            arm, path_pattern = "", pattern
+        folders = [Path(path) for path in sorted(glob.glob(path_pattern)) or [path_pattern]]
         if len(folders) == 1 and not (folders[0] / "config.gin").is_file():
             folders = sorted(path.parent for path in folders[0].glob("*/config.gin")) or folders
-        found = [folder for folder in folders if (folder / "config.gin").is_file()]
-        if not found:
-            raise ValueError(f"{rest}: there is no run there, nor a plan: a run's folder holds config.gin")
-        named += [(arm, read_run(folder)) for folder in found]
+        run_folders = [folder for folder in folders if (folder / "config.gin").is_file()]
+        if not run_folders:
+            raise ValueError(f"{path_pattern}: there is no run there, nor a plan: a run's folder holds config.gin")
+        named += [(arm, read_run(folder)) for folder in run_folders]
     paths = [run.path.resolve() for _, run in named]
     twice = {str(path) for path in paths if paths.count(path) > 1}
     if twice:
         raise ValueError(f"{', '.join(sorted(twice))}: named twice; a run counts once")
     groups: dict[str, list[Run]] = {}
     for arm, run in named:
-        rest = {key: value for key, value in run.config.items() if key != SEED}
-        groups.setdefault(arm or json.dumps(rest, sort_keys=True), []).append(run)
+        config_without_seed = {key: value for key, value in run.config.items() if key != SEED}
+        groups.setdefault(arm or json.dumps(config_without_seed, sort_keys=True), []).append(run)
     names: dict[str, str] = {}
     for key, runs in groups.items():
         stems = {re.sub(r"[-_.]?(s|seed)?[-_]?\d+$", "", run.name) or run.name for run in runs}
@@ -224,7 +227,7 @@ def gathered(patterns: Sequence[str], baseline: str | None) -> tuple[Plan, list[
     if chosen not in arms:
         raise ValueError(f"--baseline {chosen}: the arms are {', '.join(arms)}")
     order = (chosen, *(arm for arm in arms if arm != chosen))
-    plan = Plan(
+    plan = PlanRecord(
         name=" and ".join(order) if len(order) < 4 else "comparison",
         question="",
         baseline=chosen,
@@ -235,9 +238,9 @@ def gathered(patterns: Sequence[str], baseline: str | None) -> tuple[Plan, list[
 
 
 def read_run(folder: Path) -> Run:
-    """A run's folder, whatever state it is in, and whatever somebody has put into it."""
+    """Read a run's folder. It may be in any state, and its files may be damaged or edited."""
     damage: list[str] = []
-    facts, status = (_checked(folder / name, damage) for name in ("facts.json", "status.json"))
+    facts, status = (_read_checked(folder / name, damage) for name in ("facts.json", "status.json"))
     is_whole = not damage
     journal_damage = _journal_damage(folder, status)
     if journal_damage:
@@ -246,109 +249,112 @@ def read_run(folder: Path) -> Run:
         numbers = ", ".join(map(str, lines[:6])) + (" ..." if len(lines) > 6 else "")
         damage.append(f"{folder / 'metrics.jsonl'}: line {numbers} can't be read")
     damage += [sentence for entry in facts.get("resumed") or [] for sentence in entry.get("damaged", [])]
-    begun = (folder / "config.gin").is_file()
+    started = (folder / "config.gin").is_file()
     return Run(
         path=folder,
         facts=facts,
-        state=status.get("state", "unknown") if begun else "not begun",
+        state=status.get("state", "unknown") if started else "not begun",
         step=status.get("step", 0),
         reason=str(status.get("reason", "")).split("\n")[0],
         rows=journal.read(folder / "metrics.jsonl"),
         seed=facts.get("seed", -1),
         damage=tuple(damage),
         is_whole=is_whole,
-        edits=tuple(_edits(folder, facts, status)),
+        edits=tuple(_contradictions(folder, facts, status)),
         is_sealed=seal.KEY in facts,
     )
 
 
-def _checked(file: Path, damage: list[str]) -> dict:
-    """A JSON file of a run; {} where it is damaged, and why goes into ``damage``."""
+def _read_checked(file: Path, damage: list[str]) -> dict:
+    """Read a run's JSON file. If it is damaged, return {} and add the reason to ``damage``."""
     try:
-        said = read_json(file)
-        schema.check(file, said)
+        content = read_json(file)
+        schema.check(file, content)
     except ValueError as error:
         damage.append(str(error))
         return {}
-    return said
+    return content
 
 
 def _journal_damage(folder: Path, status: dict) -> str | None:
-    """In what the rows are not those that were written: by status.json at the end of a run, else by its newest
-    checkpoint. None also where nothing vouches for them."""
-    covered, whole = status.get("journal"), True
-    for manifest in sorted(folder.glob("checkpoints/step-*/manifest.json"), reverse=True) if covered is None else ():
+    """Describe how metrics.jsonl differs from what was written, according to status.json or, if the run has not ended,
+    to its newest intact checkpoint. None if there is no difference, or nothing to compare with."""
+    vouched, must_be_complete = status.get("journal"), True
+    for manifest in sorted(folder.glob("checkpoints/step-*/manifest.json"), reverse=True) if vouched is None else ():
         try:
-            said = json.loads(manifest.read_text(encoding="utf-8"))
-            if said.pop("sha256") == seal.digest(said):
-                covered, whole = schema.journal(said.get("journal")), False
+            content = json.loads(manifest.read_text(encoding="utf-8"))
+            if content.pop("sha256") == seal.digest(content):
+                vouched, must_be_complete = schema.journal(content.get("journal")), False
                 break
         except (OSError, ValueError, KeyError, AttributeError, RecursionError):
             continue
-    rows = (covered or {}).get("metrics.jsonl")
-    return journal.damage(folder, {"metrics.jsonl": rows}, whole) if rows else None
+    rows = (vouched or {}).get("metrics.jsonl")
+    return journal.damage(folder, {"metrics.jsonl": rows}, must_be_complete) if rows else None
 
 
-def _edits(folder: Path, facts: dict, status: dict) -> list[str]:
-    """Where files of a run contradict each other, a sentence each."""
-    found = []
+def _contradictions(folder: Path, facts: dict, status: dict) -> list[str]:
+    """A sentence for each contradiction between files of a run."""
+    contradictions = []
     try:
         config = seal.unseal_text((folder / "config.gin").read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError):
         config = seal.SealedText("")
     expected = facts.get("config_sha256")
     if config.problem or (expected and hashlib.sha256(config.text.encode()).hexdigest() != expected):
-        found.append("config.gin is not the config that the run was started with")
-    last = [row for row in journal.read(folder / "metrics.jsonl") if row["step"] == status.get("step")]
+        contradictions.append("config.gin is not the config that the run was started with")
+    last_rows = [row for row in journal.read(folder / "metrics.jsonl") if row["step"] == status.get("step")]
     for metric, value in facts.get("final", {}).items():
-        shown = [row[metric] for row in last if metric in row]
-        if status.get("state") == "done" and shown and metric.startswith("val") and shown[-1] != value:
-            found.append(f"{metric} is {shown[-1]} in metrics.jsonl, but {value} in facts.json")
-    return found
+        logged = [row[metric] for row in last_rows if metric in row]
+        if status.get("state") == "done" and logged and metric.startswith("val") and logged[-1] != value:
+            contradictions.append(f"{metric} is {logged[-1]} in metrics.jsonl, but {value} in facts.json")
+    return contradictions
 
 
-def _plan(file: Path) -> tuple[dict, str]:
-    """What a plan.json says, and why it is not what was written. Raises ValueError where it can't be read as a plan."""
+def _read_plan(file: Path) -> tuple[dict, str]:
+    """Read a plan.json. Returns (content, why it is not what ablate wrote or ""). Raises ValueError if it is no
+    plan."""
     edited = ""
     try:
-        said = read_json(file)
+        content = read_json(file)
     except ValueError as error:
-        said = _unsealed(file, error)
+        content = _read_without_seal(file, error)
         edited = f"{file} does not fit its seal: it is not what toolkit.ablate wrote"
-    missing = [key for key in ("name", "baseline", "arms", "jobs") if key not in said]
+    missing = [key for key in ("name", "baseline", "arms", "jobs") if key not in content]
     if missing:
         raise ValueError(f"{file}: this is no plan: {', '.join(missing)} is missing")
-    schema.check(file, said)
-    paths = [job["run"] for job in said["jobs"] if not _is_name(job["run"])]
-    if paths:
-        raise ValueError(f"{file}: {paths[0]!r} is no name of a run in this folder; restore the file from a copy")
-    if strangers := {job["arm"] for job in said["jobs"]} - set(said["arms"]):
+    schema.check(file, content)
+    bad_names = [job["run"] for job in content["jobs"] if not _is_name(job["run"])]
+    if bad_names:
+        raise ValueError(f"{file}: {bad_names[0]!r} is no name of a run in this folder; restore the file from a copy")
+    if unknown_arms := {job["arm"] for job in content["jobs"]} - set(content["arms"]):
         raise ValueError(
-            f"{file}: the plan has no arm {min(strangers)!r}, of which there are jobs; restore it from a copy"
+            f"{file}: the plan has no arm {min(unknown_arms)!r}, of which there are jobs; restore it from a copy"
         )
-    if said["baseline"] not in said["arms"]:
-        raise ValueError(f"{file}: the baseline {said['baseline']!r} is none of the arms; restore the file from a copy")
-    return said, edited
+    if content["baseline"] not in content["arms"]:
+        raise ValueError(
+            f"{file}: the baseline {content['baseline']!r} is none of the arms; restore the file from a copy"
+        )
+    return content, edited
 
 
-def _unsealed(file: Path, error: ValueError) -> dict:
-    """The content of a JSON file whose seal does not fit; the error where there is none."""
+def _read_without_seal(file: Path, error: ValueError) -> dict:
+    """Read a JSON file whose seal does not fit. Raises ``error`` again if it can't be read."""
     try:
-        said = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         raise error from None
-    if not isinstance(said, dict):
+    if not isinstance(content, dict):
         raise error
-    return said
+    return content
 
 
 def _is_name(text: str) -> bool:
-    """Whether a text names something that lies directly in a folder."""
+    """Whether a text is a plain file name, without a path."""
     return text not in ("", ".", "..") and not set(text) & set("/\\\0")
 
 
-def _strays(folder: Path, planned: set[str]) -> tuple[str, ...]:
-    return tuple(sorted({path.parent.name for path in folder.glob("*/config.gin")} - planned))
+def _runs_without_job(folder: Path, planned_runs: set[str]) -> tuple[str, ...]:
+    return tuple(sorted({path.parent.name for path in folder.glob("*/config.gin")} - planned_runs))
 
 
 def _sha256(file: Path) -> str:
@@ -357,8 +363,8 @@ def _sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def _finite(value: object) -> bool:
+def _is_finite(value: object) -> bool:
     try:
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(float(value)) < LARGEST
-    except OverflowError:  # an integer that no float can hold
+    except OverflowError:  # an integer too large for a float
         return False

@@ -1,5 +1,5 @@
-"""The JSON files that a comparison reads, by the kind of each value. A file may come from anybody: one with a value of
-another kind is refused here, by name, before anything computes with it."""
+"""The types of all values in the JSON files that a comparison reads. A file may come from anybody, so a file with a
+value of another type is refused here, before anything computes with it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing_extensions import TypedDict
 
 from toolkit.output.escape import line, shorten
 
-Integer = Annotated[int, Ge(-(2**63)), Lt(2**63)]  # json reads any
-Scalar = str | Integer | float | bool | None  # compared and shown, never computed with
+Integer = Annotated[int, Ge(-(2**63)), Lt(2**63)]  # json itself reads integers of any size
+Scalar = str | Integer | float | bool | None  # values that are compared and shown, but not used in computations
 Number = Integer | Annotated[float, Ge(-1.7e308), Lt(1.7e308)]
-MOST = 3  # faults of a file that are listed
+MAX_FAULTS_LISTED = 3  # at most so many faults of a file are listed
 
 
 def _object(name: str, /, **fields: Any) -> Any:
-    """The type of a JSON object: all of its fields may be missing, and there may be others."""
+    """The type of a JSON object. Every field may be missing, and other fields are allowed."""
     return with_config(ConfigDict(strict=True, extra="allow"))(TypedDict(name, fields, total=False))
 
 
@@ -76,23 +76,25 @@ _KINDS = {"facts.json": FACTS, "status.json": STATUS}
 
 
 def check(file: Path, value: dict) -> None:
-    """Raise ValueError where a value in plan.json (under any name), facts.json or status.json is of another kind than
-    the comparison needs. An empty ``value`` passes: there is no file."""
+    """Raise ValueError if a value in facts.json, status.json or plan.json (any other file name) has a type that the
+    comparison can't use. An empty ``value`` passes: it stands for a missing file."""
     if not value:
         return
     try:
         TypeAdapter(_KINDS.get(file.name, PLAN)).validate_python(value)
     except ValidationError as error:
         faults = {".".join(map(str, fault["loc"])): fault["msg"] for fault in error.errors()}
-        told = "; ".join(f"{shorten(line(key), 80)}: {message}" for key, message in list(faults.items())[:MOST])
-        more = f"; and {len(faults) - MOST} more" if len(faults) > MOST else ""
+        listed = "; ".join(
+            f"{shorten(line(key), 80)}: {message}" for key, message in list(faults.items())[:MAX_FAULTS_LISTED]
+        )
+        more = f"; and {len(faults) - MAX_FAULTS_LISTED} more" if len(faults) > MAX_FAULTS_LISTED else ""
         raise ValueError(
-            f"{file}: a value is not of the kind that toolkit wrote there: {told}{more}; restore the file from a copy"
+            f"{file}: a value is not of the kind that toolkit wrote there: {listed}{more}; restore the file from a copy"
         ) from None
 
 
 def journal(value: object) -> dict:
-    """What a checkpoint's manifest vouches for; {} where that is nothing that toolkit wrote."""
+    """The sizes and hashes of journal files in a checkpoint's manifest; {} if a type is wrong."""
     try:
         return TypeAdapter(dict[str, WRITTEN]).validate_python(value)
     except ValidationError:

@@ -1,4 +1,4 @@
-"""The record on the terminal: the answer first, an arm a line; what explains it where it is asked for."""
+"""Shows the record in the terminal: first the answer with one line for each arm, then guards; details on request."""
 
 from __future__ import annotations
 
@@ -7,36 +7,37 @@ from toolkit.output.escape import shorten
 from toolkit.output.terminal import Column, Terminal, grid, styled
 
 STYLES = {"better": "bold blue", "worse": "bold red", "equivalent": "bold green", "inconclusive": "bold yellow"}
-LONG = 320  # characters of a banner that are shown where nothing more is asked for
+MAX_BANNER_LENGTH = 320  # characters of a banner that are shown without ``verbose``
 
 
-def show(said: dict, console: Terminal, verbose: bool = False) -> None:
-    """The answer, then what speaks against it; ``verbose``: then reasons, pairing and costs as well."""
-    answer(said, console)
-    _legend(said, console)
-    _guards(said, console, verbose)
+def show(record: dict, console: Terminal, verbose: bool = False) -> None:
+    """Print the answer and the guards; with ``verbose``, also costs, reasons and pairing."""
+    answer(record, console)
+    _legend(record, console)
+    _guards(record, console, verbose)
     if verbose:
-        _costs(said, console)
-        _reasons(said, console)
+        _costs(record, console)
+        _reasons(record, console)
 
 
-def answer(said: dict, console: Terminal) -> None:
-    """The question, the verdicts in a sentence, and an arm a line."""
-    console.print(styled((said["question"] or said["name"], "bold")))
-    console.print(styled(said["headline"]))
-    for one in text.exclusions(said):
+def answer(record: dict, console: Terminal) -> None:
+    """Print the question, the headline, and a table with one line for each arm."""
+    console.print(styled((record["question"] or record["name"], "bold")))
+    console.print(styled(record["headline"]))
+    for one in text.exclusions(record):
         console.print(styled((one, "bold red")))
-    table, dropped = grid(_columns(said), [_row(arm, said) for arm in said["arms"]], console.width)
+    table, dropped = grid(_columns(record), [_row(arm, record) for arm in record["arms"]], console.width)
     console.print()
     console.print(table)
     if dropped:
         console.print(styled((f"without {', '.join(dropped)}, for which there is no room here", "dim")))
 
 
-def _columns(said: dict) -> list[Column]:
-    """In the order of their importance, the last to give way first: names and differences stay."""
-    needs = any(arm["needs"] is not None for arm in said["arms"])
-    tuned = any(arm["lr"] for arm in said["arms"])
+def _columns(record: dict) -> list[Column]:
+    """The table's columns. In a narrow terminal, the column with the lowest ``gives_way`` is dropped first; columns
+    without it stay."""
+    needs = any(arm["needs"] is not None for arm in record["arms"])
+    tuned = any(arm["lr"] for arm in record["arms"])
     return [
         Column("verdict"),
         Column("arm", name=True),
@@ -44,16 +45,16 @@ def _columns(said: dict) -> list[Column]:
         Column("mean", right=True, gives_way=7),
         Column("sd", right=True, gives_way=3),
         Column("difference", right=True),
-        Column(f"{1 - said['alpha']:.0%} interval", gives_way=1),
+        Column(f"{1 - record['alpha']:.0%} interval", gives_way=1),
         Column("p Holm", right=True, gives_way=2),
         *([Column("needs n", right=True, gives_way=5)] if needs else []),
         *([Column("best lr", right=True, gives_way=4)] if tuned else []),
     ]
 
 
-def _row(arm: dict, said: dict) -> list:
-    needs = [text.needs(arm)] if any(other["needs"] is not None for other in said["arms"]) else []
-    tuned = any(other["lr"] for other in said["arms"])
+def _row(arm: dict, record: dict) -> list:
+    needs = [text.needs(arm)] if any(other["needs"] is not None for other in record["arms"]) else []
+    tuned = any(other["lr"] for other in record["arms"])
     best = [text.rate(arm["lr"]["best"]) if arm["lr"] else ""] if tuned else []
     return [
         (arm["verdict"], STYLES.get(arm["verdict"], "bold")),
@@ -62,20 +63,20 @@ def _row(arm: dict, said: dict) -> list:
         text.number(arm["mean"]),
         text.number(arm["sd"]),
         text.number(arm["difference"], "+"),
-        text.ends(arm),
-        text.p(arm["p_holm"]),
+        text.interval(arm),
+        text.p_value(arm["p_holm"]),
         *needs,
         *best,
     ]
 
 
-def _legend(said: dict, console: Terminal) -> None:
+def _legend(record: dict, console: Terminal) -> None:
     console.print()
-    console.print(styled((text.legend(said), "dim")))
+    console.print(styled((text.legend(record), "dim")))
 
 
-def _guards(said: dict, console: Terminal, verbose: bool) -> None:
-    groups = alike.banners(said)
+def _guards(record: dict, console: Terminal, verbose: bool) -> None:
+    groups = alike.banners(record)
     console.print()
     if not groups:
         console.print("no guard fired: the runs differ in nothing but the factor")
@@ -85,44 +86,44 @@ def _guards(said: dict, console: Terminal, verbose: bool) -> None:
     for group in groups:
         mark = styled((f"! {group.guard}", "red"), "  ")
         _print_group(group, mark, console, verbose)
-    for group in alike.notes(said):
+    for group in alike.notes(record):
         _print_group(group, styled(("-", "yellow"), " "), console, verbose)
 
 
-def _print_group(group: alike.Alike, mark, console: Terminal, verbose: bool) -> None:
+def _print_group(group: alike.TextGroup, mark, console: Terminal, verbose: bool) -> None:
     if verbose:
         for each in group.texts:
             console.print(mark + styled(each))
         return
-    console.print(mark + styled(shorten(group.texts[0], LONG)))
+    console.print(mark + styled(shorten(group.texts[0], MAX_BANNER_LENGTH)))
     if group.others:
         console.print(styled(f"  {group.others}"))
 
 
-def _costs(said: dict, console: Terminal) -> None:
+def _costs(record: dict, console: Terminal) -> None:
     right = ("steps", "FLOPs", "seconds", "pairs", "correlation", "finds")
     columns = [Column("to the baseline's last loss", name=True)]
     columns += [Column(title, right=True, gives_way=6 - i) for i, title in enumerate(right)]
     rows = []
-    for arm in said["arms"]:
+    for arm in record["arms"]:
         pairs = "" if arm["paired"] is None else str(arm["pairs"]) if arm["paired"] else "Welch"
-        rows.append([arm["arm"], *text.cost(arm), pairs, text.form(arm["correlation"], "+.2f")])
+        rows.append([arm["arm"], *text.cost(arm), pairs, text.formatted(arm["correlation"], "+.2f")])
         rows[-1].append(text.number(arm["detectable"]))
     console.print()
     console.print(grid(columns, rows, console.width)[0])
 
 
-def _reasons(said: dict, console: Terminal) -> None:
+def _reasons(record: dict, console: Terminal) -> None:
     console.print()
-    for arm in said["arms"][1:]:
+    for arm in record["arms"][1:]:
         console.print(styled((arm["arm"], "bold"), f"  {arm['why']}"))
-    for why in dict.fromkeys(arm["pairing"] for arm in said["arms"] if arm["pairing"]):
-        of = [arm["arm"] for arm in said["arms"] if arm["pairing"] == why]
-        of = "every arm" if len(of) == len(said["arms"]) - 1 > 1 else ", ".join(of)
-        console.print(styled((of, "bold"), f"  {why}"))
-    tuned = [f"{arm['arm']} {text.rate(arm['lr']['best'])}" for arm in said["arms"] if arm["lr"]]
+    for pairing in dict.fromkeys(arm["pairing"] for arm in record["arms"] if arm["pairing"]):
+        arm_names = [arm["arm"] for arm in record["arms"] if arm["pairing"] == pairing]
+        arm_names = "every arm" if len(arm_names) == len(record["arms"]) - 1 > 1 else ", ".join(arm_names)
+        console.print(styled((arm_names, "bold"), f"  {pairing}"))
+    tuned = [f"{arm['arm']} {text.rate(arm['lr']['best'])}" for arm in record["arms"] if arm["lr"]]
     if tuned:
         console.print(styled(f"best learning rate, chosen on other seeds: {', '.join(tuned)}"))
     console.print()
-    for name, meaning in text.meanings(said):
+    for name, meaning in text.meanings(record):
         console.print(styled((name, "bold"), f"  {meaning}"))

@@ -1,18 +1,18 @@
-"""From the values of two arms to a verdict: scipy's t tests, statsmodels' Holm, and the rules that make words of them.
+"""From the values of two arms to a verdict: scipy's t tests, Holm's method from statsmodels, rules for verdicts.
 
-Values are the metric of one run each, one per seed, and every difference is arm minus baseline in units of the metric.
+Each value is the metric of one run, one per seed. Every difference is arm minus baseline, in units of the metric.
 Values may carry leading axes of independent repetitions, ``(..., seeds)``: ``measure`` and ``words`` compute with
-arrays only, and ``judge`` is the two of them at one repetition, so a simulation tries the formulas that judge runs.
+arrays only, and ``judge`` applies both to one repetition, so a simulation tests the formulas that judge runs.
 
 Multiplicity. Two families of tests, each over all arms of the plan, each held at alpha by Holm's step-down method:
 "it differs from the baseline" (two-sided t tests) and "it is inside the smallest effect of interest" (two one-sided
 t tests; the p of an arm is the larger of its two). So the chance of any false "better" or "worse" in a plan is at most
 alpha, and the chance of any false "equivalent" is at most alpha. An arm without a test counts with p = 1.
-The interval of a Difference is for that arm alone: Holm has no simple intervals, and it may leave out zero where the
-adjusted p does not.
+The interval of a Difference is not adjusted: Holm has no simple intervals. So it may exclude zero even if the adjusted
+p does not reject zero.
 
-Both at once. An arm that differs beyond doubt, by less than the smallest effect of interest beyond doubt, is
-"equivalent": the plan said beforehand that such a difference does not matter. The sentence says that it is there."""
+Both at once. An arm whose difference is significant, and significantly smaller than the smallest effect of interest,
+is "equivalent": the plan declared in advance that such a difference does not matter. The sentence reports it."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ import numpy as np
 from scipy import optimize, special, stats
 from statsmodels.stats.multitest import multipletests
 
-FEW = 5  # below this many seeds, the sd of one arm is too unsure to plan with
-MOST = 1000  # seeds: beyond, "needed" only says more than that
-ROUNDING = 1e-12  # values that agree to this share of their size have no spread
+FEW = 5  # with fewer seeds, the sd of one arm is too uncertain for planning
+MOST = 1000  # seeds: above this, "needed" only says that it is more
+ROUNDING = 1e-12  # values that differ by less than this share of their size count as equal
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Arm minus baseline. ``low`` and ``high`` end the Student-t interval, ``p`` is two-sided, ``sd`` is that of the
-    paired differences, or the arms' pooled one where unpaired. What can't be computed is None: all but the mean with
-    one seed; interval, p and df where the values have no spread; the correlation where unpaired or an arm is constant.
+    """Arm minus baseline. ``low`` and ``high`` are the ends of the Student-t interval, ``p`` is two-sided, ``sd`` is
+    that of the paired differences, or pooled over both arms if unpaired. A number that can't be computed is None: with
+    one seed, all but the mean; without spread, interval, p and df; unpaired or with a constant arm, the correlation.
     """
 
     mean: float
@@ -53,9 +53,9 @@ class Difference:
 
 @dataclass(frozen=True)
 class Verdict:
-    """``word`` is "better", "worse", "equivalent" or "inconclusive"; or "difference", which is no verdict: one seed, or
-    values without spread. ``why`` is one sentence with the numbers. ``needs`` is the seeds per arm that an inconclusive
-    one needs (above MOST: more than MOST), else None."""
+    """``word`` is "better", "worse", "equivalent" or "inconclusive"; or "difference", which is no verdict: there is
+    one seed, or no spread. ``why`` is one sentence with the numbers. ``needs`` is the number of seeds per arm that an
+    inconclusive arm needs (a number above MOST means "more than MOST"), else None."""
 
     word: str
     why: str
@@ -67,7 +67,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Measured:
-    """What the tests say of one arm, in arrays over the repetitions; nan where there is no test."""
+    """The test results of one arm, as arrays over the repetitions; nan where no test is possible."""
 
     mean: np.ndarray
     low: np.ndarray
@@ -95,7 +95,7 @@ def equivalence(arm: Sequence[float], base: Sequence[float], paired: bool, effec
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's adjusted p: the k-th smallest of m times (m - k + 1), made monotone, at most 1; in the order given.
+    """Holm's adjusted p, in the order given: the k-th smallest of m times (m - k + 1), made monotone, at most 1.
     ValueError: a p outside [0, 1]."""
     ps = np.asarray(ps, dtype=float)
     if not ((ps >= 0) & (ps <= 1)).all():
@@ -104,7 +104,7 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def detectable(sd: float, n: int, paired: bool, alpha: float = 0.05, power: float = 0.8) -> float:
-    """The smallest true difference that n seeds per arm find (two-sided p below alpha, right sign) with this power.
+    """The smallest true difference that n seeds per arm detect (two-sided p below alpha, right sign) with this power.
     ``sd`` is that of the paired differences when paired, of one arm otherwise (Welch's test at equal true
     variances, exactly), and the answer has its unit. For a plan of m arms, alpha / m is Holm's strictest step.
     ValueError: fewer than 2 seeds, a negative sd, alpha or power outside (0, 1)."""
@@ -118,8 +118,9 @@ def detectable(sd: float, n: int, paired: bool, alpha: float = 0.05, power: floa
 
 
 def needed(sd: float, effect: float, paired: bool, alpha: float = 0.05, power: float = 0.8) -> int:
-    """The seeds per arm that find a true difference of ``effect`` with this power, at least 2; MOST + 1 means that even
-    MOST are too few. ``sd`` as in ``detectable``. ValueError: as there, and an effect that isn't above 0."""
+    """The number of seeds per arm that detects a true difference of ``effect`` with this power, at least 2; MOST + 1
+    means that even MOST are too few. ``sd`` as in ``detectable``. ValueError: as in ``detectable``, or an effect that
+    isn't above 0."""
     _check(alpha=alpha, power=power, sd=sd, effect=effect)
     if sd == 0:
         return 2
@@ -128,7 +129,8 @@ def needed(sd: float, effect: float, paired: bool, alpha: float = 0.05, power: f
 
 def noise_floor(groups: Iterable[Sequence[float]]) -> tuple[float, int]:
     """The sd over seeds pooled over groups, sqrt(sum (n_i - 1) s_i^2 / sum (n_i - 1)), and its degrees of freedom.
-    Groups of one value add nothing; with no degree of freedom the sd is nan. ValueError: values that aren't finite."""
+    Groups with one value add nothing; without a degree of freedom the sd is nan. ValueError: values that aren't
+    finite."""
     groups = [_values(group, "a group") for group in groups]
     df = sum(group.size - 1 for group in groups)
     squares = sum(float(((group - group.mean()) ** 2).sum()) for group in groups)
@@ -148,8 +150,8 @@ def judge(
     paired over the seeds that both have). ``effect`` is the smallest effect of interest, in units of the metric.
 
     The sentence of an "equivalent" gives the 1 - 2 alpha interval, which belongs to two one-sided tests at alpha.
-    "inconclusive" says how many seeds per arm find a true difference of ``effect`` in 4 of 5 tries at alpha / arms,
-    Holm's strictest step. Where that many are there already, it asks for those that find half of it: a true difference
+    "inconclusive" says how many seeds per arm detect a true difference of ``effect`` in 4 of 5 tries at alpha / arms,
+    Holm's strictest step. If there are that many already, it says how many detect half of ``effect``: a true difference
     is at least that far from zero or from the effect. The sd is that of the arm's paired differences; with fewer than
     FEW seeds it is pooled over all paired arms, and where unpaired it is the noise floor over all arms.
     ValueError: as in ``difference`` and ``equivalence``; an arm that ``paired`` does not name."""
@@ -184,7 +186,7 @@ def measure(arm, base, paired: bool, alpha: float = 0.05, effect: float | None =
     sd = _spread(arm, base, paired)
     flat = sd <= ROUNDING * np.maximum(np.abs(arm).max(-1), np.abs(base).max(-1))
     test = partial(stats.ttest_rel, axis=-1) if paired else partial(stats.ttest_ind, axis=-1, equal_var=False)
-    with warnings.catch_warnings():  # of values without spread, which are masked below
+    with warnings.catch_warnings():  # values without spread cause warnings; they are masked below
         warnings.simplefilter("ignore", RuntimeWarning)
         found = test(arm, base)
         interval = found.confidence_interval(1 - alpha)
@@ -200,7 +202,7 @@ def measure(arm, base, paired: bool, alpha: float = 0.05, effect: float | None =
 
 
 def words(measured: Iterable[Measured], alpha: float, lower_is_better: bool = True):
-    """The verdicts' words, and the two adjusted p, in arrays ``(..., arms)``."""
+    """The word of each verdict and the two adjusted p, as arrays ``(..., arms)``."""
     measured = list(measured)
     if not measured:
         return np.empty(0, dtype=str), np.empty(0), np.empty(0)
@@ -255,9 +257,10 @@ def _holm(ps):
 
 
 def _power(size, n, paired, alpha):
-    """Chance that a true difference of ``size`` sd is found with its right sign. Unpaired: Welch's df depends on the
-    share x of one arm in the sum of both variances. With equal true variances x is Beta((n - 1) / 2, (n - 1) / 2) and
-    independent of t, which is noncentral with 2 n - 2 degrees of freedom, so the power is an average over x."""
+    """The probability that a true difference of ``size`` sd is detected with the right sign. Unpaired: Welch's df
+    depends on the share x of one arm in the sum of both variances. With equal true variances x is
+    Beta((n - 1) / 2, (n - 1) / 2) and independent of t, which is noncentral with 2 n - 2 degrees of freedom. So the
+    power is an average over x."""
     if paired:
         return float(stats.nct.sf(stats.t.isf(alpha / 2, n - 1), n - 1, size * math.sqrt(n)))
     x, weight = special.roots_jacobi(40, (n - 3) / 2, (n - 3) / 2)
@@ -276,8 +279,8 @@ def _difference(arm, base, paired, m):
 
 
 def _sd_to_plan_with(name, diff, arms, bases, measured, paired):
-    """The sd that says how many seeds are needed, and in words where it is from. Arms whose differences have no spread
-    stay out: a copy of the baseline says nothing about noise."""
+    """Choose the sd that determines how many seeds are needed. Returns (sd, its source in words). Arms whose
+    differences have no spread are left out: a copy of the baseline says nothing about noise."""
     if not diff.paired:
         sd, _ = noise_floor([*arms.values(), max(bases.values(), key=len)])
         return sd, "noise floor pooled over all arms"
@@ -308,7 +311,7 @@ def _verdict(word, diff, p, q, effect, alpha, arms, planning):
         side = "below" if diff.mean < 0 else "above"
         return Verdict(word, f"It is {side} the baseline: {found} (p = {p:.2g}, {over}{seeds}).")
     if word == "equivalent":
-        # the interval that is inside the effect exactly when both one-sided tests of this arm say so
+        # this interval lies inside the effect exactly when both one-sided tests of this arm reject
         half = (diff.high - diff.low) / 2 * stats.t.isf(alpha, diff.df) / stats.t.isf(alpha / 2, diff.df)
         ends = f"[{diff.mean - half:+.4g}, {diff.mean + half:+.4g}]"
         found = f"{diff.mean:+.4g}, {100 * (1 - 2 * alpha):.4g} % interval {ends}"

@@ -1,6 +1,6 @@
-"""What the outputs say of a record, in plain words and numbers: the same sentence on the terminal and on paper.
+"""Sentences and numbers about a record, shared by all outputs: terminal, HTML and Markdown say the same.
 
-Nothing here is escaped: each output does that for its own medium, with ``toolkit.output.escape``."""
+Nothing here is escaped. Each output escapes for its own format, with ``toolkit.output.escape``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import shlex
 from toolkit.comparison.statistics import MOST
 
 
-def form(value: object, spec: str) -> str:
-    """A number from a file by a format; what is no number as it is, and None as nothing."""
+def formatted(value: object, spec: str) -> str:
+    """Format a number from a file. None gives an empty text; anything else that is no number is shown as it is."""
     try:
         return "" if value is None else format(value, spec)
     except (TypeError, ValueError, OverflowError):
@@ -18,81 +18,81 @@ def form(value: object, spec: str) -> str:
 
 
 def verdict(arm: dict) -> str:
-    """ "inconclusive (needs n = 7)"."""
+    """The verdict as text: "better", or "inconclusive (needs n = 7)"."""
     if arm["needs"] is None:
         return arm["verdict"]
     return f"{arm['verdict']} ({needed(arm)})"
 
 
 def needed(arm: dict) -> str:
-    """ "needs n = 7"."""
+    """The seeds that an inconclusive arm needs, as a phrase: "needs n = 7"."""
     return f"needs n {'' if arm['needs'] > MOST else '= '}{needs(arm)}"
 
 
 def needs(arm: dict) -> str:
-    """Seeds that an inconclusive arm needs: "7", "> 1000"."""
+    """The number of seeds that an inconclusive arm needs: "7" or "> 1000"; empty for other verdicts."""
     return "" if arm["needs"] is None else f"> {MOST}" if arm["needs"] > MOST else str(arm["needs"])
 
 
 def count(arm: dict) -> str:
-    """ "4 of 5" where a run did not finish."""
+    """The number of runs with a value: "5", or "4 of 5" if a run did not finish."""
     return str(arm["n"]) if arm["n"] == arm["runs"] else f"{arm['n']} of {arm['runs']}"
 
 
 def spread(arm: dict) -> str:
-    """ "2.0030 ± 0.0136"; the mean alone with one seed."""
+    """Mean and sd: "2.0030 ± 0.0136"; with one seed only the mean."""
     return number(arm["mean"]) + (f" ± {number(arm['sd'])}" if arm["sd"] is not None else "")
 
 
-def ends(arm: dict) -> str:
-    """ "[-0.0249, -0.0018]"; empty where there is no interval."""
+def interval(arm: dict) -> str:
+    """The interval as text: "[-0.0249, -0.0018]"; empty if there is none."""
     return "" if arm["low"] is None else f"[{number(arm['low'], '+')}, {number(arm['high'], '+')}]"
 
 
-def p(value: float | None) -> str:
-    """ "<.001", ".012"."""
+def p_value(value: float | None) -> str:
+    """A p-value as text: "<.001" or ".012"; empty for None."""
     if value is None:
         return ""
     return "<.001" if value < 0.001 else f"{value:.3f}".removeprefix("0")
 
 
 def steps(arm: dict) -> str:
-    """Steps to the baseline's final loss, or that it was not reached."""
+    """Steps until the arm reaches the baseline's final loss: "1,200", or "not in 2,000"; empty if unknown."""
     if arm["target"] is None:
         return ""
     if arm["steps_to_target"] is None:
-        return f"not in {form(arm['within_steps'], ',')}"
-    return form(arm["steps_to_target"], ",.0f")
+        return f"not in {formatted(arm['within_steps'], ',')}"
+    return formatted(arm["steps_to_target"], ",.0f")
 
 
 def cost(arm: dict) -> list[str]:
-    """Steps, FLOPs and seconds to the baseline's final loss."""
+    """[steps, FLOPs, seconds] until the arm reaches the baseline's final loss, as text."""
     seconds = arm["seconds_to_target"]
     short = isinstance(seconds, float) and seconds < 100
-    return [steps(arm), form(arm["flops_to_target"], ".3g"), form(seconds, ".1f" if short else ",.0f")]
+    return [steps(arm), formatted(arm["flops_to_target"], ".3g"), formatted(seconds, ".1f" if short else ",.0f")]
 
 
 def number(value: float | None, sign: str = "") -> str:
-    """Four decimals, more where the value is tiny."""
+    """A number with four decimals, or with two significant digits if it is tiny; ``sign`` is "+" or ""."""
     tiny = isinstance(value, float) and 0 < abs(value) < 0.0005
-    return form(value, f"{sign}.2g" if tiny else f"{sign}.4f")
+    return formatted(value, f"{sign}.2g" if tiny else f"{sign}.4f")
 
 
 def rate(lr: float | None) -> str:
-    """ "0.003"; None is an arm of which no rate finished."""
-    return "none finished" if lr is None else form(lr, "g")
+    """A learning rate as text: "0.003". None means that no run of the arm finished at any rate."""
+    return "none finished" if lr is None else formatted(lr, "g")
 
 
-def rates(said: dict) -> tuple[list[str], list[list[tuple[str, bool]]]]:
-    """Head and rows of the table of learning rates: an arm a row, a rate a column. A cell is a text and whether its
-    rate was chosen."""
-    tried = _ordered({point["lr"] for arm in said["arms"] if arm["lr"] for point in arm["lr"]["points"]})
+def rates(record: dict) -> tuple[list[str], list[list[tuple[str, bool]]]]:
+    """(head, rows) of the table of learning rates, with a row for each arm and a column for each rate. A cell is (text,
+    whether this rate was chosen)."""
+    rates_tried = _ordered({point["lr"] for arm in record["arms"] if arm["lr"] for point in arm["lr"]["points"]})
     rows = []
-    for arm in (arm for arm in said["arms"] if arm["lr"]):
+    for arm in (arm for arm in record["arms"] if arm["lr"]):
         by_rate = {point["lr"]: point for point in arm["lr"]["points"]}
-        cells = [(_point(by_rate.get(lr)), lr == arm["lr"]["best"]) for lr in tried]
+        cells = [(_point(by_rate.get(lr)), lr == arm["lr"]["best"]) for lr in rates_tried]
         rows.append([(arm["arm"], False), *cells, (number(arm["lr"]["sensitivity"]), False)])
-    return ["arm", *map(rate, tried), "sensitivity"], rows
+    return ["arm", *map(rate, rates_tried), "sensitivity"], rows
 
 
 def _point(point: dict | None) -> str:
@@ -103,35 +103,35 @@ def _point(point: dict | None) -> str:
 
 
 def _ordered(values: set) -> list:
-    """Numbers by size; what else a file may hold comes after them."""
+    """Sort numbers by size; other values, which a damaged file may hold, follow as text."""
     numbers = {value for value in values if isinstance(value, int | float)}
     return [*sorted(numbers), *sorted(values - numbers, key=str)]
 
 
-def explained(arm: dict) -> str:
-    """The verdict's reason, how it was paired, what could have been found."""
-    said = [arm["why"]]
+def explanation(arm: dict) -> str:
+    """Explain an arm's verdict: its reason, its pairing, and the difference that its seeds can detect."""
+    sentences = [arm["why"]]
     if arm["pairing"]:
         rho = f", correlation of the pairs {arm['correlation']:+.2f}" if arm["correlation"] is not None else ""
-        said.append(f"{arm['pairing'][0].upper()}{arm['pairing'][1:]}{rho}.")
+        sentences.append(f"{arm['pairing'][0].upper()}{arm['pairing'][1:]}{rho}.")
     if arm["detectable"] is not None:
-        said.append(f"{arm['n']} seeds find a difference of {number(arm['detectable'])} in 4 of 5 tries.")
+        sentences.append(f"{arm['n']} seeds find a difference of {number(arm['detectable'])} in 4 of 5 tries.")
     if arm["conditional"] and arm["n"]:
-        said.append(f"{arm['losses']}: the mean is over those that finished, alone.")
-    return " ".join(said)
+        sentences.append(f"{arm['losses']}: the mean is over those that finished, alone.")
+    return " ".join(sentences)
 
 
-def exclusions(said: dict) -> list[str]:
-    """A line for each run that was left out; it stands next to the verdicts, which may hang on it."""
-    return [f"excluded by hand: {one['run']}: {one['reason']}" for one in said["excluded"]]
+def exclusions(record: dict) -> list[str]:
+    """A line for each excluded run. Outputs show it next to the verdicts, since these may depend on it."""
+    return [f"excluded by hand: {one['run']}: {one['reason']}" for one in record["excluded"]]
 
 
-def by_seed(said: dict) -> tuple[list[str], list[list[tuple[str, bool]]]]:
-    """Head and rows of the table of values: a seed a row, an arm a column. A cell is a text and whether it is the
-    outcome of a run that did not finish."""
-    arms = [arm["arm"] for arm in said["arms"]]
+def by_seed(record: dict) -> tuple[list[str], list[list[tuple[str, bool]]]]:
+    """(head, rows) of the table of values, with a row for each seed and a column for each arm. A cell is (text, whether
+    a run of it has no value); for such a run the text is its outcome."""
+    arms = [arm["arm"] for arm in record["arms"]]
     cells: dict[tuple, list[tuple[str, bool]]] = {}
-    for run in said["runs"]:
+    for run in record["runs"]:
         lost = run["value"] is None
         cells.setdefault((run["seed"], run["arm"]), []).append((run["outcome"] if lost else number(run["value"]), lost))
     rows = []
@@ -141,29 +141,29 @@ def by_seed(said: dict) -> tuple[list[str], list[list[tuple[str, bool]]]]:
     return ["seed", *arms], rows
 
 
-def legend(said: dict) -> str:
-    """What the table is in."""
-    noise = f"; noise between seeds (sd, pooled over arms) {number(said['noise_sd'])}" if said["noise_sd"] else ""
-    some = any(arm["conditional"] and arm["n"] for arm in said["arms"])
-    mark = "; * over the runs that finished alone" if some else ""
-    effect = f"smallest effect of interest {said['effect']:.4g}"
-    better = "lower" if said["lower_is_better"] else "higher"
-    return f"{said['metric']} in {said['unit']}, {better} is better; {effect}{noise}{mark}"
+def legend(record: dict) -> str:
+    """The line below the table: metric, unit, direction, smallest effect and noise."""
+    noise = f"; noise between seeds (sd, pooled over arms) {number(record['noise_sd'])}" if record["noise_sd"] else ""
+    has_conditional = any(arm["conditional"] and arm["n"] for arm in record["arms"])
+    mark = "; * over the runs that finished alone" if has_conditional else ""
+    effect = f"smallest effect of interest {record['effect']:.4g}"
+    better = "lower" if record["lower_is_better"] else "higher"
+    return f"{record['metric']} in {record['unit']}, {better} is better; {effect}{noise}{mark}"
 
 
-def meanings(said: dict) -> list[tuple[str, str]]:
-    """Each number in a line."""
-    level, effect = f"{1 - said['alpha']:.0%}", f"{said['effect']:.4g}"
-    found = [
+def meanings(record: dict) -> list[tuple[str, str]]:
+    """(name, meaning) of each number in the outputs."""
+    level, effect = f"{1 - record['alpha']:.0%}", f"{record['effect']:.4g}"
+    result = [
         (
             "verdict",
-            f"better or worse: Holm p below {said['alpha']:g}; equivalent: the difference lies inside ±{effect}; "
+            f"better or worse: Holm p below {record['alpha']:g}; equivalent: the difference lies inside ±{effect}; "
             "inconclusive: neither can be said yet",
         ),
         ("needs n", "seeds per arm that find a difference of the size in question in 4 of 5 tries"),
         ("n", "runs that finished, one for each seed"),
-        ("mean ± sd", f"of {said['metric']} over the seeds, at the end of the budget"),
-        ("difference", f"arm minus {said['baseline']}; with pairs, the mean of the differences at each seed"),
+        ("mean ± sd", f"of {record['metric']} over the seeds, at the end of the budget"),
+        ("difference", f"arm minus {record['baseline']}; with pairs, the mean of the differences at each seed"),
         (
             f"{level} interval",
             f"Student-t; over many such experiments {level} of the intervals hold the true difference",
@@ -181,23 +181,23 @@ def meanings(said: dict) -> list[tuple[str, str]]:
             "between two evaluations by a straight line",
         ),
     ]
-    if any(arm["lr"] for arm in said["arms"]):
-        found.append(("sensitivity", "mean over the grid of learning rates, above the best of them"))
-    return found
+    if any(arm["lr"] for arm in record["arms"]):
+        result.append(("sensitivity", "mean over the grid of learning rates, above the best of them"))
+    return result
 
 
-def commands(said: dict) -> list[str]:
-    """What to type. Names and reasons are quoted for the shell: none of them can become a command."""
+def commands(record: dict) -> list[str]:
+    """Shell commands that repeat the comparison. Names and reasons are quoted, so none of them can act as a command."""
     excluded = "".join(
-        f" --exclude {shlex.quote(one['run'])} --reason {shlex.quote(one['reason'])}" for one in said["excluded"]
+        f" --exclude {shlex.quote(one['run'])} --reason {shlex.quote(one['reason'])}" for one in record["excluded"]
     )
-    if said["folder"]:
-        plan = f"{said['folder']}/plan.gin"
+    if record["folder"]:
+        plan = f"{record['folder']}/plan.gin"
         return [
             f"python -m toolkit.ablate {shlex.quote(plan)}",
-            f"python -m toolkit.compare {shlex.quote(said['folder'])}{excluded}",
+            f"python -m toolkit.compare {shlex.quote(record['folder'])}{excluded}",
         ]
-    folders = [run["path"] for run in said["runs"]]
+    folders = [run["path"] for run in record["runs"]]
     again = [
         f"python -m toolkit.run --base {shlex.quote(folder + '/config.gin')} "
         f"--name {shlex.quote(folder.rsplit('/', 1)[-1])}"
@@ -206,9 +206,9 @@ def commands(said: dict) -> list[str]:
     return [*again, f"python -m toolkit.compare {' '.join(map(shlex.quote, folders))}{excluded}"]
 
 
-def environment(said: dict) -> str:
-    """What it ran on."""
-    known = said["environment"]
+def environment(record: dict) -> str:
+    """The device, precision, versions and commit of the runs, in one sentence."""
+    known = record["environment"]
     if not known["device"]:
         return "No run was begun."
     versions = known["packages"] if isinstance(known["packages"], dict) else {}

@@ -1,12 +1,12 @@
-"""The conformance check: what a part of each kind has to keep, tried on the part and reported a line each.
+"""The conformance checks: rules for the parts of each kind, tested on a part and reported with one line for each check.
 
-``lines(bench)`` runs every check that is there for the part's kind. A check is a function that takes a Bench and
-returns a Gauge; it raises NotApplicable with the reason where it does not apply. What else it raises counts as a
-failure of its line, so a broken part can fail but never stop the report."""
+``lines(bench)`` runs all checks for the part's kind. A check is a function that takes a Bench and returns a Gauge. It
+raises NotApplicable, with the reason, if it does not apply to the part. Any other exception makes its line a failure,
+so a broken part never stops the report."""
 
 from toolkit.conformance import decoding, inits, kernels, layers, loggers, losses, optimizers, schedules, texts
 from toolkit.conformance.bench import Bench, bench_of
-from toolkit.conformance.report import CHECKS, Line, lines
+from toolkit.conformance.lines import CHECKS, Line, lines
 
 __all__ = ["CHECKS", "Bench", "Line", "bench_of", "lines"]
 ORDER = [m.__name__ for m in (layers, decoding, kernels, inits, losses, optimizers, schedules, texts, loggers)]

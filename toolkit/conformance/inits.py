@@ -1,4 +1,4 @@
-"""Checks of an initialisation."""
+"""Checks of an init part, which draws the initial weights."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from toolkit.conformance.bench import VOCAB, Bench
-from toolkit.conformance.report import Broken, Gauge, check
+from toolkit.conformance.lines import Broken, Gauge, check
 
 
 @check("fills what it is given", "init")
 def fills(bench: Bench) -> Gauge:
-    """Weights and biases are overwritten with finite numbers, from the generator given and from no other."""
+    """Weights and biases are overwritten with finite numbers, drawn only from the given generator."""
     gauge, init = Gauge(0.0, "largest difference"), bench.cls(2)
     cases = {
         "blocks.0.a.weight": (48, 32),
@@ -32,18 +32,18 @@ def fills(bench: Bench) -> Gauge:
             if (parameter == 9.0).any() or not parameter.isfinite().all():
                 raise Broken(f"{name} of shape {shape} was not filled, or not with finite numbers")
             drawn.append(parameter.detach())
-        gauge.see((drawn[0] - drawn[1]).abs().max(), f"{name.split('.')[-1]} {tuple(shape)}")
+        gauge.record((drawn[0] - drawn[1]).abs().max(), f"{name.split('.')[-1]} {tuple(shape)}")
     return gauge
 
 
 @check("padding the vocabulary changes nothing", "init")
 def padding(bench: Bench) -> Gauge:
-    """The rows that stand for tokens start alike, however many more rows pad the table."""
+    """The rows of real tokens get the same initial values, however many rows pad the table."""
     gauge = Gauge(0.0, "largest difference")
     for tied in (True, False):
         if tied and bench.untied:
             continue
-        bare, padded = (bench.model(pad_vocab_to=to, tie_embeddings=tied).state_dict() for to in (1, 64))
-        for name, value in bare.items():
-            gauge.see((value - padded[name][: len(value)]).abs().max(), f"V={VOCAB}, {'tied' if tied else 'untied'}")
+        unpadded, padded = (bench.model(pad_vocab_to=to, tie_embeddings=tied).state_dict() for to in (1, 64))
+        for name, value in unpadded.items():
+            gauge.record((value - padded[name][: len(value)]).abs().max(), f"V={VOCAB}, {'tied' if tied else 'untied'}")
     return gauge

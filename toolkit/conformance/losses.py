@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from toolkit.conformance.bench import VOCAB, Bench, relative, two_steps
-from toolkit.conformance.report import Broken, Gauge, check
+from toolkit.conformance.lines import Broken, Gauge, check
 from toolkit.model import Head
 
-ROWS, WIDTH, TABLE = 24, 16, 64  # the table has 14 rows that only pad it
+ROWS, WIDTH, TABLE = 24, 16, 64  # 14 rows of the table are padding
 
 
 @check("reports plain cross-entropy and the count", "loss")
 def plain(bench: Bench) -> Gauge:
-    """nats is the summed cross-entropy whatever the objective, without a gradient; count the targets that count."""
+    """nats is the summed cross-entropy, whatever the objective is, and has no gradient. count is the number of targets
+    that are not ignored."""
     gauge = Gauge(1e-5)
     for softcap in (None, 5.0):
         hidden, weight, targets = _inputs()
         _, nats, count = bench.cls()(hidden, Head(weight, VOCAB, softcap), targets)
         logits = (hidden @ weight.T)[:, :VOCAB]
         logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
-        gauge.see(relative(nats, F.cross_entropy(logits, targets, reduction="sum")), f"N={ROWS}, softcap {softcap}")
+        gauge.record(relative(nats, F.cross_entropy(logits, targets, reduction="sum")), f"N={ROWS}, softcap {softcap}")
         if nats.requires_grad or int(count) != ROWS - 6:
             raise Broken(f"count {int(count)} of {ROWS - 6}, or nats with a gradient")
     return gauge
@@ -29,7 +31,8 @@ def plain(bench: Bench) -> Gauge:
 
 @check("micro-batches add up", "loss")
 def additive(bench: Bench) -> Gauge:
-    """Objective, nats, count and gradients of pieces add up to those of the whole, also where one piece counts none."""
+    """Objective, nats, count and gradients of pieces add up to those of the whole, even if one has only ignored
+    targets."""
     gauge = Gauge(1e-4)
     for sizes in ([8, 8, 8], [1, 2, 21], [7, 17]):
         hidden, weight, targets = _inputs()
@@ -38,71 +41,73 @@ def additive(bench: Bench) -> Gauge:
         pieces = [loss(h, head, t) for h, t in zip(hidden.split(sizes), targets.split(sizes), strict=True)]
         summed = [sum(column) for column in zip(*pieces, strict=True)]
         for ours, theirs in zip(summed, whole, strict=True):
-            gauge.see(relative(torch.as_tensor(ours), torch.as_tensor(theirs)), f"N={'+'.join(map(str, sizes))}")
-        both = (_gradients(value[0], hidden, weight) for value in (summed, whole))
-        for ours, theirs in zip(*both, strict=True):
-            gauge.see(relative(ours, theirs), f"N={'+'.join(map(str, sizes))}, gradients")
+            gauge.record(relative(torch.as_tensor(ours), torch.as_tensor(theirs)), f"N={'+'.join(map(str, sizes))}")
+        gradients = (_gradients(value[0], hidden, weight) for value in (summed, whole))
+        for ours, theirs in zip(*gradients, strict=True):
+            gauge.record(relative(ours, theirs), f"N={'+'.join(map(str, sizes))}, gradients")
     return gauge
 
 
 @check("ignored targets take no part", "loss")
 def ignored(bench: Bench) -> Gauge:
-    """Targets of -100 get no gradient and change nothing; nothing but them gives 0, and gradients of 0."""
+    """Targets of -100 get no gradient and do not change the loss. If all targets are -100, loss and gradients are 0."""
     hidden, weight, targets = _inputs()
-    gauge, skipped, loss, head = Gauge(1e-5), targets == -100, bench.cls(), Head(weight, VOCAB, None)
+    gauge, is_ignored, loss, head = Gauge(1e-5), targets == -100, bench.cls(), Head(weight, VOCAB, None)
     value = loss(hidden, head, targets)[0]
     gradient = _gradients(value, hidden)[0]
-    gauge.see(gradient[skipped].abs().max(), "6 of 24 ignored, gradient")
-    if not gradient[~skipped].any(1).all():
+    gauge.record(gradient[is_ignored].abs().max(), "6 of 24 ignored, gradient")
+    if not gradient[~is_ignored].any(1).all():
         raise Broken("a target that counts gets no gradient")
-    gauge.see(relative(loss(hidden[~skipped], head, targets[~skipped])[0], value), "6 of 24 ignored, value")
-    nothing = loss(hidden, head, torch.full_like(targets, -100))
-    gauge.see(max(abs(float(value)) for value in nothing), "all ignored, value")
-    gauge.see(max(g.abs().max() for g in _gradients(nothing[0], hidden, weight)), "all ignored, gradient")
+    gauge.record(relative(loss(hidden[~is_ignored], head, targets[~is_ignored])[0], value), "6 of 24 ignored, value")
+    all_ignored = loss(hidden, head, torch.full_like(targets, -100))
+    gauge.record(max(abs(float(value)) for value in all_ignored), "all ignored, value")
+    gauge.record(max(g.abs().max() for g in _gradients(all_ignored[0], hidden, weight)), "all ignored, gradient")
     return gauge
 
 
 @check("rows that pad the table take no part", "loss")
 def padded(bench: Bench) -> Gauge:
-    """Whatever stands in the rows past the vocabulary, the loss and its gradients are the same."""
+    """The rows past the vocabulary do not change the loss, and get no gradient."""
     hidden, weight, targets = _inputs()
     gauge, loss = Gauge(1e-6), bench.cls()
     value = loss(hidden, Head(weight, VOCAB, None), targets)[0]
-    raised = torch.cat((weight[:VOCAB], weight[VOCAB:] + 100)).detach().requires_grad_()
-    other = loss(hidden, Head(raised, VOCAB, None), targets)[0]
-    gauge.see(relative(other, value), f"{TABLE} rows for {VOCAB} tokens")
-    gauge.see(_gradients(other, raised)[0][VOCAB:].abs().max(), "gradient of the padding")
+    changed_padding = torch.cat((weight[:VOCAB], weight[VOCAB:] + 100)).detach().requires_grad_()
+    value_with_change = loss(hidden, Head(changed_padding, VOCAB, None), targets)[0]
+    gauge.record(relative(value_with_change, value), f"{TABLE} rows for {VOCAB} tokens")
+    gauge.record(_gradients(value_with_change, changed_padding)[0][VOCAB:].abs().max(), "gradient of the padding")
     return gauge
 
 
 @check("gradients are those of the value", "loss")
-def slopes(bench: Bench) -> Gauge:
-    """The analytic gradient, along a random direction, against the difference of the values a small step apart."""
+def gradients_match_value(bench: Bench) -> Gauge:
+    """The gradient along a random direction equals the finite difference of the values along it."""
     gauge, loss = Gauge(1e-2), bench.cls()
     for softcap in (None, 5.0):
         hidden, weight, targets = _inputs()
         gradients = _gradients(loss(hidden, Head(weight, VOCAB, softcap), targets)[0], hidden, weight)
         generator = torch.Generator().manual_seed(7)
         for index, title in enumerate(("hidden", "weight")):
-            direction, ends = torch.randn(gradients[index].shape, generator=generator), []
+            direction, values = torch.randn(gradients[index].shape, generator=generator), []
             for step in (0.01, -0.01):
-                at = [hidden.detach(), weight.detach()]
-                at[index] = at[index] + step * direction
-                ends.append(loss(at[0], Head(at[1], VOCAB, softcap), targets)[0].double())
-            slope, wanted = (ends[0] - ends[1]) / 0.02, (gradients[index] * direction).sum()
-            gauge.see((slope - wanted).abs() / gradients[index].norm(), f"N={ROWS}, softcap {softcap}, {title}")
+                inputs = [hidden.detach(), weight.detach()]
+                inputs[index] = inputs[index] + step * direction
+                values.append(loss(inputs[0], Head(inputs[1], VOCAB, softcap), targets)[0].double())
+            slope, expected_slope = (values[0] - values[1]) / 0.02, (gradients[index] * direction).sum()
+            gauge.record(
+                (slope - expected_slope).abs() / gradients[index].norm(), f"N={ROWS}, softcap {softcap}, {title}"
+            )
     return gauge
 
 
 @check("two steps lower the loss", "loss")
 def learns(bench: Bench) -> Gauge:
-    """Trained on, the part lowers itself on one batch."""
+    """Two steps of AdamW with this loss lower it on one batch."""
     return two_steps(bench.model(plain_init=True), bench.cls())
 
 
 @check("one graph under compile", "loss", slow=True)
 def compiles(bench: Bench) -> Gauge:
-    """Loss and gradients compile into one graph without a break, and equal eager."""
+    """Loss and gradients compile into one graph without a break, and equal those of eager mode."""
     gauge = Gauge(1e-4)
     for backend in ("aot_eager", "inductor") if bench.inductor else ("aot_eager",):
         torch.compiler.reset()
@@ -114,13 +119,13 @@ def compiles(bench: Bench) -> Gauge:
 
         compiled = torch.compile(value, backend=backend, fullgraph=True)(hidden, weight, targets)
         eager = value(hidden, weight, targets)
-        gauge.see(relative(compiled, eager), f"{backend}, N={ROWS}")
+        gauge.record(relative(compiled, eager), f"{backend}, N={ROWS}")
         for ours, theirs in zip(_gradients(compiled, hidden, weight), _gradients(eager, hidden, weight), strict=True):
-            gauge.see(relative(ours, theirs), f"{backend}, gradients")
+            gauge.record(relative(ours, theirs), f"{backend}, gradients")
     return gauge
 
 
-def _inputs():
+def _inputs() -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(5)
     hidden, weight = torch.randn(ROWS, WIDTH, generator=generator), torch.randn(TABLE, WIDTH, generator=generator)
     targets = torch.randint(VOCAB, (ROWS,), generator=generator)
@@ -128,5 +133,5 @@ def _inputs():
     return hidden.requires_grad_(), weight.requires_grad_(), targets
 
 
-def _gradients(value, *inputs):
+def _gradients(value: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad(value, inputs, retain_graph=True)
