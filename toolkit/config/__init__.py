@@ -1,1 +1,1 @@
-"""gin files as layers, and every check of what they say."""
+"""Read gin files into layers, check them, and merge them into one config."""

@@ -1,8 +1,8 @@
-"""Every check of a config before data is read: names, kinds, types, ranges, and that each binding changes something.
+"""Check a config before data is read: names, kinds, types, ranges, and that each binding changes something.
 
-A binding has to matter in the config as it stood when its layer was laid on; a later layer may displace it. What
-matters is found by walking from Experiment through references, scopes (children inherit them), lists and macros, the
-way gin will."""
+A binding must change something at the moment its layer is applied; later layers may override it. Which bindings take
+effect is found by walking from Experiment through references, scopes (children inherit them), lists and macros, in the
+way gin does."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ UNBOUND = object()  # stands for a knob that has neither binding nor default
 
 
 def resolve(layers: list[Layer]) -> Config:
-    """Check the layers, base first, and lay them over each other. Raises ConfigError, a line for each problem."""
+    """Check and merge the layers, base first; later ones override. Raises ConfigError with a line for each problem."""
     problems = [problem for layer in layers for problem in _check_layer(layer, layers)]
     _raise(problems)
     final = _Walk({_key(b): b for layer in layers for b in layer.bindings})
@@ -42,15 +42,15 @@ def resolve(layers: list[Layer]) -> Config:
     places = {}
     for (scope, name), knobs in final.parts.items():
         for knob, value in knobs.items():
-            source = final._effective(scope, name, knob)
+            source = final._effective_binding(scope, name, knob)
             if value is UNBOUND:
                 problems.append(f"{name}.{knob} is not bound, and has no default; bind it in {layers[0].title}")
             elif source:
-                told = "".join(f"; {macro} is at {final.merged[macro].where}" for macro in _macros(source.value))
-                places["/".join(filter(None, [scope, f"{name}.{knob}"]))] = source.where + told
-                if told:
-                    found = _check_value(CATALOG[name], knob, value)
-                    problems += [f"{source.where}: {problem}{told}" for problem in found]
+                origins = "".join(f"; {macro} is at {final.merged[macro].where}" for macro in _macros(source.value))
+                places["/".join(filter(None, [scope, f"{name}.{knob}"]))] = source.where + origins
+                if origins:
+                    value_problems = _check_value(CATALOG[name], knob, value)
+                    problems += [f"{source.where}: {problem}{origins}" for problem in value_problems]
     _raise(problems)
     written = [b for layer in layers[1:] for b in layer.bindings if merged[_key(b)] is b]
     modules = [each.module for layer in layers for each in layer.imports]
@@ -69,10 +69,11 @@ class _Walk:
         self._visit(*ROOT)
 
     def _visit(self, scope: str, name: str) -> None:
+        """Record the knobs of a part in a scope, and visit the parts that they refer to."""
         if (scope, name) in self.parts:
             return
         knobs = self.parts[scope, name] = {}
-        bound = {knob: self._effective(scope, name, knob) for knob in CATALOG[name].knobs}
+        bound = {knob: self._effective_binding(scope, name, knob) for knob in CATALOG[name].knobs}
         ignored = self._ignored_slots(bound)
         for knob, parameter in CATALOG[name].knobs.items():
             binding = bound[knob]
@@ -80,7 +81,7 @@ class _Walk:
                 default = parameter.default
                 if default is inspect.Parameter.empty:
                     knobs[knob] = UNBOUND
-                elif _literal(default):
+                elif _is_literal(default):
                     knobs[knob] = default
                 continue
             knobs[knob] = value = self._expand(binding.value)
@@ -93,14 +94,15 @@ class _Walk:
                     self.entered.setdefault(reference.scope, binding.where)
                     self._visit(reference.scope or scope, _entry(reference.name).name)
 
-    def _effective(self, scope, name, knob) -> Binding | None:
-        """The binding that wins in a scope: gin lets the bindings of a/b override those of a, and those of no scope."""
+    def _effective_binding(self, scope: str, name: str, knob: str) -> Binding | None:
+        """The binding of a knob that gin uses in a scope: one in a/b overrides one in a, and that one without scope."""
         levels = scope.split("/") if scope else []
         keys = ["/".join([*levels[:depth], f"{name}.{knob}"]) for depth in range(len(levels), -1, -1)]
         return next((self.merged[key] for key in keys if key in self.merged), None)
 
-    def _ignored_slots(self, bound) -> dict[str, str]:
-        """Slots that no part in some sibling slot uses, as those parts declare in ``ignores``."""
+    def _ignored_slots(self, bound: dict[str, Binding | None]) -> dict[str, str]:
+        """{slot: part} of the slots that have no effect: all parts in another slot of ``bound`` list them in their
+        ``ignores``. ``part`` is the first of those parts."""
         ignored = {}
         for slot, binding in bound.items():
             names = (
@@ -111,8 +113,9 @@ class _Walk:
                     ignored[sibling] = names[0].name
         return ignored
 
-    def _expand(self, value, seen=()):
-        """The value with its macros replaced; they count as used."""
+    def _expand(self, value: object, seen: tuple[str, ...] = ()) -> object:
+        """The value with its macros replaced by their values; the macros count as used. ``seen``: the macros whose
+        definitions contain this value. Raises ConfigError for a macro that is defined by itself."""
         if isinstance(value, Macro):
             if value.name in seen:
                 raise ConfigError(f"{self.merged[value.name].where}: macro {value.name} is defined by itself")
@@ -127,6 +130,7 @@ class _Walk:
         return value
 
     def why_unused(self, binding: Binding) -> str:
+        """Why a binding changes nothing, in words."""
         if not binding.parameter:
             return f"macro {binding.name} is used nowhere"
         name = _entry(binding.name).name
@@ -138,19 +142,19 @@ class _Walk:
             slots = {
                 f"{s}/{p}.{k}".lstrip("/"): v for (s, p), ks in self.parts.items() for k, v in ks.items() if k == kind
             }
-            held = ", ".join(f"{slot} is {show(value)}" for slot, value in slots.items())
-            return f"{binding.key} changes nothing: no {name} is built" + (f" ({held})" if held else "")
+            slot_values = ", ".join(f"{slot} is {show(value)}" for slot, value in slots.items())
+            return f"{binding.key} changes nothing: no {name} is built" + (f" ({slot_values})" if slot_values else "")
         if not any(
             scope == binding.scope or scope.startswith(binding.scope + "/") or not binding.scope for scope in scopes
         ):
             near = nearest(binding.scope, scopes)
-            place = f"; did you mean {near!r}, as at {self.entered.get(near)}?" if near else ""
-            return f"no {name} is built in the scope {binding.scope!r}{place}"
+            hint = f"; did you mean {near!r}, as at {self.entered.get(near)}?" if near else ""
+            return f"no {name} is built in the scope {binding.scope!r}{hint}"
         return f"{binding.key} changes nothing: a binding in a closer scope wins wherever {name} is built"
 
 
 def _check_layer(layer: Layer, layers: list[Layer]) -> Iterable[str]:
-    """Problems that a binding has by itself: duplicate, unknown name, parameter or macro, wrong kind, type or range."""
+    """Problems of single bindings: duplicate, unknown name, parameter or macro, wrong kind, type or range."""
     macros = {b.name: b.where for each in layers for b in each.bindings if not b.parameter}
     first: dict[str, Binding] = {}
     for binding in layer.bindings:
@@ -175,14 +179,15 @@ def _check_layer(layer: Layer, layers: list[Layer]) -> Iterable[str]:
 
 
 def _check_binding(binding: Binding, entry: Entry) -> Iterable[str]:
+    """Problems of a binding's parameter and value, for the part ``entry``."""
     if binding.parameter in supplied(entry.kind):
         knobs = f"; its knobs are {', '.join(entry.knobs)}" if entry.knobs else "; it has no knobs"
         yield f"{entry.name}.{binding.parameter} can't be bound: the toolkit supplies it{knobs}"
         return
     if binding.parameter not in entry.knobs:
         near = suggest(binding.parameter, entry.knobs)
-        known = "" if near else f"; its knobs are {', '.join(entry.knobs)}" if entry.knobs else "; it has no knobs"
-        yield f"{entry.name} has no parameter {binding.parameter!r}{near}{known}"
+        knob_list = "" if near else f"; its knobs are {', '.join(entry.knobs)}" if entry.knobs else "; it has no knobs"
+        yield f"{entry.name} has no parameter {binding.parameter!r}{near}{knob_list}"
         return
     problems = list(_check_references(binding))
     if not problems and not list(_macros(binding.value)):
@@ -191,17 +196,18 @@ def _check_binding(binding: Binding, entry: Entry) -> Iterable[str]:
 
 
 def _check_references(binding: Binding) -> Iterable[str]:
+    """Problems of the references in a binding's value: unknown names, and parentheses."""
     for reference in references(binding.value):
         if _entry(reference.name) is None:
             owner = _entry(binding.name) if binding.parameter else None
             kind = _kind(owner, binding.parameter) if owner else None
-            yield f"there is no part {reference.name!r}{suggest(reference.name, _named(kind) or CATALOG)}"
+            yield f"there is no part {reference.name!r}{suggest(reference.name, _names_of(kind) or CATALOG)}"
         elif reference.called:
             yield f"{binding.key} takes the class itself: write {str(reference)}, without parentheses"
 
 
 def _check_value(entry: Entry, knob: str, value: object) -> Iterable[str]:
-    """Kinds by the slot's name, everything else by the annotation, strictly."""
+    """Problems of a value. A slot is checked by the kind that its name says, any other knob by its annotation."""
     kind, name = _kind(entry, knob), f"{entry.name}.{knob}"
     if too_large(value):
         yield f"{name} = {show(value)[:40]}: {TOO_LARGE}"
@@ -210,21 +216,21 @@ def _check_value(entry: Entry, knob: str, value: object) -> Iterable[str]:
         yield f"{name} = {show(value)[:40]}: the text holds half a surrogate pair, which no file can; leave it out"
         return
     if kind and not (value is None and _fits(entry, knob, None)):
-        example = next(iter(_named(kind)), "Name")
-        wrong = None
+        example = next(iter(_names_of(kind)), "Name")
+        fault = None
         for item in value if isinstance(value, list) else [value]:
             if not isinstance(item, Reference):
-                wrong = f"{name} takes a reference to a {kind}, such as @{example}, not {show(item)}"
+                fault = f"{name} takes a reference to a {kind}, such as @{example}, not {show(item)}"
             elif _entry(item.name).kind != kind:
                 other = _entry(item.name).kind
-                wrong = f"{name} = {item}: that is of kind {other}; of kind {kind} are {', '.join(_named(kind))}"
-        if wrong is None and value == []:
-            wrong = f"{name} = [] is empty; it needs at least one {kind}"
-        elif wrong is None and not _fits(entry, knob, value):
-            wants = f"one {kind}, not a list" if isinstance(value, list) else f"a list: write [{show(value)}]"
-            wrong = f"{name} = {show(value)}: it takes {wants}"
-        if wrong:
-            yield wrong
+                fault = f"{name} = {item}: that is of kind {other}; of kind {kind} are {', '.join(_names_of(kind))}"
+        if fault is None and value == []:
+            fault = f"{name} = [] is empty; it needs at least one {kind}"
+        elif fault is None and not _fits(entry, knob, value):
+            expected = f"one {kind}, not a list" if isinstance(value, list) else f"a list: write [{show(value)}]"
+            fault = f"{name} = {show(value)}: it takes {expected}"
+        if fault:
+            yield fault
         return
     try:
         _adapter(entry, knob).validate_python(_classes(value))
@@ -234,7 +240,7 @@ def _check_value(entry: Entry, knob: str, value: object) -> Iterable[str]:
 
 
 def too_large(value: object) -> bool:
-    """Whether an integer in a value, lists, tuples and dicts searched, is one that torch and numpy can't hold."""
+    """Whether a value has an integer that torch and numpy can't hold; lists, tuples and dicts are searched."""
     if isinstance(value, list | tuple):
         return any(map(too_large, value))
     if isinstance(value, dict):
@@ -243,7 +249,7 @@ def too_large(value: object) -> bool:
 
 
 def _is_text(value: object) -> bool:
-    """Whether all text in a value, lists, tuples and dicts searched, can be written as UTF-8."""
+    """Whether all text in a value can be written as UTF-8; lists, tuples and dicts are searched."""
     if isinstance(value, list | tuple):
         return all(map(_is_text, value))
     if isinstance(value, dict):
@@ -252,6 +258,7 @@ def _is_text(value: object) -> bool:
 
 
 def _fits(entry: Entry, knob: str, value: object) -> bool:
+    """Whether a value has the type of the knob's annotation."""
     try:
         _adapter(entry, knob).validate_python(_classes(value))
     except ValidationError:
@@ -261,12 +268,13 @@ def _fits(entry: Entry, knob: str, value: object) -> bool:
 
 @functools.cache
 def _adapter(entry: Entry, knob: str) -> TypeAdapter:
+    """pydantic's strict check of a knob's annotation; a knob without one accepts anything."""
     return TypeAdapter(entry.hints.get(knob, object), config=STRICT)
 
 
 def _kind(entry: Entry, knob: str) -> str | None:
-    """The kind that a knob holds: one named after a kind is a slot, one named after several a list of them, and one
-    whose name ends in a kind a slot if it takes a class (qk_norm)."""
+    """The kind of part that a knob holds, or None. A knob with the name of a kind, or its plural, holds that kind; so
+    does one whose name ends in a kind, if its annotation is a class (qk_norm)."""
     for name in (knob, knob.removesuffix("s")):
         if name in KINDS:
             return name
@@ -274,33 +282,36 @@ def _kind(entry: Entry, knob: str) -> str | None:
     return kind if kind in KINDS and type in typing.get_args(entry.hints.get(knob)) else None
 
 
-def _named(kind: str | None) -> list[str]:
+def _names_of(kind: str | None) -> list[str]:
+    """The names of all registered parts of a kind."""
     return [entry.name for entry in CATALOG.values() if entry.kind == kind]
 
 
 def _entry(name: str) -> Entry | None:
-    """The part of that name, alone or with as much of its module in front as one likes."""
+    """The part of a name, or None. The part's module, or the end of it, may precede the name: ``attention.Name``."""
     entry = CATALOG.get(name.rpartition(".")[2])
     return entry if entry and f".{entry.module}.{entry.name}".endswith(f".{name}") else None
 
 
 def _key(binding: Binding) -> str:
-    """The binding's key with the part's bare name, so that two spellings of one part are one."""
+    """The binding's key with the part's bare name, so that all spellings of a part give the same key."""
     entry = _entry(binding.name) if binding.parameter else None
     return "/".join(filter(None, [binding.scope, f"{entry.name}.{binding.parameter}"])) if entry else binding.key
 
 
 def _is_required(binding: Binding) -> bool:
-    """A slot without a default has to be bound, so the base binds it whether or not its siblings use it."""
+    """Whether the knob has no default. The base must bind such a knob even if no other slot uses it."""
     entry = _entry(binding.name) if binding.parameter else None
     return entry is not None and entry.knobs[binding.parameter].default is inspect.Parameter.empty
 
 
 def _order_hint(binding: Binding, final: _Walk) -> str:
+    """A hint for a binding that changes nothing in its own layer, but would after the later ones; else ""."""
     return "; a later file names it, so put this one after that" if _key(binding) in final.used else ""
 
 
 def _macros(value: object) -> Iterable[str]:
+    """The names of the macros in a value; lists, tuples and the values of dicts are searched."""
     if isinstance(value, Macro):
         yield value.name
     elif isinstance(value, list | tuple):
@@ -312,36 +323,39 @@ def _macros(value: object) -> Iterable[str]:
 
 
 def _classes(value: object) -> object:
+    """The value with references, alone or in a list, replaced by their classes."""
     if isinstance(value, Reference):
         return _entry(value.name).cls
     return [_classes(item) for item in value] if isinstance(value, list) else value
 
 
-def _literal(value: object) -> bool:
+def _is_literal(value: object) -> bool:
+    """Whether gin can write a default as it is."""
     if isinstance(value, list | tuple):
-        return all(map(_literal, value))
+        return all(map(_is_literal, value))
     return value is None or isinstance(value, bool | int | float | str)
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """ "; did you mean X?" for the nearest known word; empty where none is near."""
+    """ "; did you mean X?" for the nearest known word; "" if none is near."""
     near = nearest(word, known)
     return f"; did you mean {near!r}?" if near else ""
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that one slip of the fingers turns into this one, or else the most alike; case aside. Letters
-    that changed places come before one too many or too few, and these before a replaced one."""
+    """The known word closest to ``word``, ignoring case; None if none is similar. A word that differs by one slip of
+    the fingers comes before the most similar one. Of several slips, swapped letters come before a letter too many or
+    too few, and these before a replaced one."""
     by_lower = {name.lower(): name for name in known}
     near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
-    slips = [name for name in by_lower if _one_slip(word.lower(), name)]
+    slips = [name for name in by_lower if _is_one_slip(word.lower(), name)]
     slips.sort(key=lambda name: (sorted(name) != sorted(word.lower()), len(name) == len(word), name not in near))
-    alike = next(iter([*slips, *near]), None)
-    return by_lower[alike] if alike else None
+    closest = next(iter([*slips, *near]), None)
+    return by_lower[closest] if closest else None
 
 
-def _one_slip(one: str, other: str) -> bool:
-    """Whether two words differ by one letter too many, too few, replaced, or changed places with the next."""
+def _is_one_slip(one: str, other: str) -> bool:
+    """Whether two words differ by one slip: a letter too many, too few or replaced, or two neighbours swapped."""
     start = 0
     while start < min(len(one), len(other)) and one[start] == other[start]:
         start += 1
@@ -353,5 +367,6 @@ def _one_slip(one: str, other: str) -> bool:
 
 
 def _raise(problems: list[str]) -> None:
+    """Raise ConfigError with all problems, if there are any."""
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))

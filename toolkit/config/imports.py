@@ -1,4 +1,4 @@
-"""Modules and files with parts, imported: by name, from a file, from a run's copy, or offered by installed packages."""
+"""Import modules that register parts: by name, from a file, from a run's copy, or from installed packages."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def load_module(name: str) -> None:
         importlib.import_module(name)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # a script that calls sys.exit, a panic of a compiled module
-        raise ValueError(f"can't import {name!r}: {_told(error)}") from error
+    except BaseException as error:  # also sys.exit() in a script, or a panic in a compiled module
+        raise ValueError(f"can't import {name!r}: {_describe(error)}") from error
 
 
 def load_file(path: str | Path) -> str:
-    """Import a Python file; returns its module name. One that the import path reaches is imported under the name it has
-    there, never twice. Raises ValueError."""
+    """Import a Python file; returns its module name. A file that sys.path can reach is imported under its full dotted
+    name, so that it is never imported twice. Raises ValueError."""
     file = Path(path).resolve()
     if file.suffix != ".py" or not file.is_file():
         raise ValueError(f"--import {path}: there is no such Python file")
@@ -48,8 +48,8 @@ def load_file(path: str | Path) -> str:
 
 
 def load_copy(file: Path) -> None:
-    """Import a run's copy of a module under the module's name, whatever else the path holds of that name. Raises
-    ValueError when that fails, or when a module of that name and another content is loaded already."""
+    """Import a run's copy of a module under the module's name, even if sys.path has another module of that name.
+    Raises ValueError if that fails, or if a module of that name but with other content is loaded already."""
     loaded = sys.modules.get(file.stem)
     if loaded is None:
         _execute(file)
@@ -63,7 +63,7 @@ def load_copy(file: Path) -> None:
 
 
 def own_file(name: str) -> Path | None:
-    """The file of a module that is loaded, is one file, and belongs to no package: what a run keeps a copy of."""
+    """The file of a loaded module that is a single file outside any package, else None. A run keeps copies of these."""
     module = sys.modules[name]
     file = getattr(module, "__file__", None)
     if "." in name or hasattr(module, "__path__") or name in offered() or not str(file).endswith(".py"):
@@ -72,11 +72,12 @@ def own_file(name: str) -> Path | None:
 
 
 def offered() -> set[str]:
-    """Top-level names of the modules that installed packages bring under ``toolkit.components``."""
-    return {point.module.split(".")[0] for point in _points()}
+    """Top-level names of the modules that installed packages offer as entry points of ``toolkit.components``."""
+    return {point.module.split(".")[0] for point in _entry_points()}
 
 
 def _execute(file: Path) -> None:
+    """Import a file as a module named after it. Raises ValueError with the reason when that fails."""
     spec = importlib.util.spec_from_file_location(file.stem, file)
     sys.modules[file.stem] = module = importlib.util.module_from_spec(spec)
     try:
@@ -85,36 +86,37 @@ def _execute(file: Path) -> None:
         del sys.modules[file.stem]
         if isinstance(error, KeyboardInterrupt):
             raise
-        raise ValueError(f"can't import {file}: {_told(error)}") from error
+        raise ValueError(f"can't import {file}: {_describe(error)}") from error
 
 
 def load_entry_points() -> list[str]:
-    """Import the modules that installed packages name under ``toolkit.components``. Returns what failed, a line each:
-    one broken package takes nobody else's parts away."""
+    """Import the modules that installed packages offer as entry points of ``toolkit.components``. Returns a line for
+    each failure: one broken package does not hide the others."""
     failures = []
-    for point in _points():
+    for point in _entry_points():
         try:
             point.load()
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            failures.append(f"entry point {point.name} = {point.value}: {_told(error)}")
+            failures.append(f"entry point {point.name} = {point.value}: {_describe(error)}")
     return failures
 
 
-@functools.cache  # what is installed does not change while a command runs, and looking costs 20 ms
-def _points() -> tuple[importlib.metadata.EntryPoint, ...]:
+@functools.cache  # installed packages don't change while a command runs, and a search takes 20 ms
+def _entry_points() -> tuple[importlib.metadata.EntryPoint, ...]:
     return tuple(importlib.metadata.entry_points(group=ENTRY_POINTS))
 
 
-def _told(error: BaseException) -> str:
-    """An error with the line that raised it, unless that is ours, where the message says all."""
+def _describe(error: BaseException) -> str:
+    """An error with the line that raised it, unless that line is in the toolkit, whose messages need none."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     ours = Path(frame.filename).is_relative_to(ROOT / "toolkit") or "importlib" in frame.filename
     return f"{type(error).__name__}: {error}" + ("" if ours else f" ({frame.filename}:{frame.lineno})")
 
 
 def _origin(module: str) -> Path | None:
+    """The file that a module is imported from, or None. Parents of the module are imported."""
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):

@@ -1,8 +1,8 @@
-"""gin files as data: read into layers without executing a binding, resolved into one complete config, handed to gin.
+"""Read gin files as data: parse them into layers without executing a binding, and hand the resolved config to gin.
 
-The base file is the first layer, each further file one more, all ``-p`` bindings together the last. All of them are
-parsed before the first import is made. ``guard.resolve`` checks them and returns a Config; its text is both what gin
-parses and what the run saves, so a run can't differ from its ``config.gin``."""
+The base file is the first layer, each further file is one more, and all ``-p`` bindings together are the last. All are
+parsed before anything is imported. ``guard.resolve`` checks them and returns a Config. Its text is both what gin parses
+and what the run saves, so a run can't differ from its ``config.gin``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import re
 import sys
 import sysconfig
 import tokenize
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,12 +30,12 @@ BASE = "gin/default.gin"
 
 
 class ConfigError(ValueError):
-    """The config is wrong; the message has a line for each thing that is, with its place and the remedy."""
+    """The config is wrong. The message has a line for each problem, with its place and a remedy."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """``@scope/Name``: a class, to be built in that scope. ``called`` is True for ``@Name()``, which is refused."""
+    """``@scope/Name``: a class that will be built in that scope. ``called``: ``@Name()``, which is refused."""
 
     scope: str
     name: str
@@ -47,7 +47,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Macro:
-    """``%NAME``: the value that ``NAME = ...`` gives."""
+    """``%NAME``: stands for the value in ``NAME = ...``."""
 
     name: str
 
@@ -64,10 +64,11 @@ class Binding:
     parameter: str
     value: object
     where: str
-    header: str = ""  # in a block: where the part is named
+    header: str = ""  # for a binding in a block: the place of the block's first line
 
     @property
     def key(self) -> str:
+        """``scope/name.parameter``, as in the file."""
         scope = f"{self.scope}/" if self.scope else ""
         return scope + self.name + (f".{self.parameter}" if self.parameter else "")
 
@@ -85,27 +86,27 @@ class Import:
 
 @dataclass(frozen=True)
 class Layer:
-    """What one file, or the command line, lays over the layers before it."""
+    """The statements of one file, or of the command line. A layer overrides the layers before it."""
 
     title: str
     bindings: list[Binding] = field(default_factory=list)
     imports: list[Import] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)  # a line for each statement that gin has and we do not
-    run: Path | None = None  # the run whose file it is
+    refused: list[str] = field(default_factory=list)  # a message for each statement that is refused
+    run: Path | None = None  # the folder of the run that the file belongs to
 
 
 @dataclass(frozen=True)
 class Config:
-    """A resolved config: every part that is built, by (scope, name), with every knob, defaults included."""
+    """A resolved config. ``parts``: {(scope, name): {knob: value}} of every part that is built, defaults included."""
 
     parts: dict[tuple[str, str], dict[str, object]]
-    written: list[Binding]  # laid over the base, and not displaced
+    written: list[Binding]  # those that override the base and are not overridden themselves
     imports: list[str]
-    places: dict[str, str]  # where each knob is bound that a file or the command line binds
+    places: dict[str, str]  # {flat key: place of the binding} of the knobs that have one
 
     @property
     def text(self) -> str:
-        """The whole config as gin: what gin is given, and what ``config.gin`` holds."""
+        """The whole config in gin's language: gin parses this text, and ``config.gin`` holds it."""
         lines = [f"import {module}" for module in self.imports]
         for (scope, name), knobs in self.parts.items():
             entry = CATALOG[name]
@@ -129,7 +130,7 @@ class Config:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
     def knobs_of(self, name: str, words: Iterable[str]) -> list[str]:
-        """The flat keys of those knobs of a part whose names are among the words."""
+        """The flat keys of the knobs of part ``name`` whose names are in ``words``."""
         return [
             f"{scope}/{part}.{knob}".lstrip("/")
             for (scope, part), knobs in self.parts.items()
@@ -138,7 +139,7 @@ class Config:
         ]
 
     def holding(self, name: str) -> list[str]:
-        """The flat keys of the knobs that hold a part."""
+        """The flat keys of the knobs whose values refer to part ``name``."""
         return [
             f"{scope}/{part}.{knob}".lstrip("/")
             for (scope, part), knobs in self.parts.items()
@@ -147,14 +148,14 @@ class Config:
         ]
 
     def build(self):
-        """Give gin this config, in place of any other, and return the Experiment that it makes."""
+        """Replace gin's config by this one, and return the Experiment that gin builds from it."""
         gin.clear_config()
         gin.parse_config(self.text)
         return gin.get_configurable("Experiment")()
 
 
 def show(value: object) -> str:
-    """A value in gin's own spelling."""
+    """A value as gin writes it."""
     if isinstance(value, Reference | Macro):
         return str(value)
     if isinstance(value, list):
@@ -167,12 +168,12 @@ def show(value: object) -> str:
 
 
 def plain(value: object) -> object:
-    """A value as JSON: references and macros become their spelling, tuples lists."""
+    """A value as JSON values: references and macros become strings, tuples become lists."""
     return json.loads(json.dumps(value, default=str))
 
 
 def references(value: object) -> Iterator[Reference]:
-    """Every reference in a value, lists, tuples and dicts searched."""
+    """Every reference in a value; lists, tuples and dicts are searched."""
     if isinstance(value, Reference):
         yield value
     elif isinstance(value, list | tuple):
@@ -184,17 +185,17 @@ def references(value: object) -> Iterator[Reference]:
 
 
 def check_statements(layers: Sequence[Layer]) -> None:
-    """Raise ConfigError, a line for each statement that is refused."""
+    """Raise ConfigError with a line for each refused statement, if there are any."""
     refused = [problem for layer in layers for problem in layer.refused]
     if refused:
         raise ConfigError("\n".join(refused))
 
 
 def load_import(statement: Import) -> None:
-    """Make one import; the folder that one is in is on the path. Raises ConfigError with its place."""
-    here = str(Path.cwd())
-    if "" not in sys.path and here not in sys.path:  # an installed command does not search the folder it is in
-        sys.path.insert(0, here)
+    """Import one module; the current folder is searched too. Raises ConfigError with the statement's place."""
+    current_folder = str(Path.cwd())
+    if "" not in sys.path and current_folder not in sys.path:  # an installed command does not search the current folder
+        sys.path.insert(0, current_folder)
     try:
         load_module(statement.module)
     except ValueError as error:
@@ -202,19 +203,19 @@ def load_import(statement: Import) -> None:
 
 
 def parse_file(path: str | Path) -> Layer:
-    """A gin file as a layer; nothing is imported or built. Raises ConfigError with file and line."""
+    """Parse a gin file into a layer; nothing is imported or built. Raises ConfigError with file and line."""
     file = find(path)
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: can't be read: {error}") from error
-    of_a_run = file.name == "config.gin" or (file.parent / "facts.json").is_file()
+    belongs_to_run = file.name == "config.gin" or (file.parent / "facts.json").is_file()
     _check_seal(file, path, text)
-    return _parse(text, str(path), lambda line: f"{path}:{line}", file.parent if of_a_run else None)
+    return _parse(text, str(path), lambda line: f"{path}:{line}", file.parent if belongs_to_run else None)
 
 
 def _check_seal(file: Path, path: str | Path, text: str) -> None:
-    """Raise ConfigError for a file that is not what a run wrote. A run's config without a seal costs a warning."""
+    """Raise ConfigError if a run's file is not what the run wrote. Warns about a run's config without a seal."""
     sealed = seal.unseal_text(text)
     problem = sealed.problem
     if problem is None and file.name != "config.gin":
@@ -226,38 +227,42 @@ def _check_seal(file: Path, path: str | Path, text: str) -> None:
 
 
 def parse_bindings(bindings: Sequence[str]) -> Layer:
-    """All ``-p`` bindings of a command line as one layer; nothing is imported or built."""
+    """Parse all ``-p`` bindings of a command line into one layer; nothing is imported or built."""
     layer = Layer("-p")
     for text in bindings:
         quote = '"' if "'" in text else "'"
-        one = _parse(text, "-p", lambda line, place=f"-p {quote}{text}{quote}": place)
-        layer.bindings.extend(one.bindings)
-        layer.imports.extend(one.imports)
-        layer.refused.extend(one.refused)
+        parsed = _parse(text, "-p", lambda line, place=f"-p {quote}{text}{quote}": place)
+        layer.bindings.extend(parsed.bindings)
+        layer.imports.extend(parsed.imports)
+        layer.refused.extend(parsed.refused)
     return layer
 
 
 def find(path: str | Path) -> Path:
-    """A gin file as named, or, where no such file is here, the one that the toolkit brings."""
+    """The path of a gin file: as named, or, if no such file exists, that of the toolkit's own file of that name. Raises
+    ConfigError if neither exists."""
     installed = Path(sysconfig.get_path("data")) / "share" / "gpt-ablation-toolkit"
     for root in (Path(), ROOT, installed):
         if (root / path).is_file():
             return root / path
-    near = sorted(str(p) for p in Path().glob("gin/**/*.gin") if p.name == Path(path).name)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    similar = sorted(str(p) for p in Path().glob("gin/**/*.gin") if p.name == Path(path).name)
+    hint = f"; did you mean {similar[0]}?" if similar else ""
     raise ConfigError(f"{path}: there is no such file{hint}")
 
 
 class _Delegate(config_parser.ParserDelegate):
-    def configurable_reference(self, name, evaluate):
+    """Makes gin's parser return references and macros as data."""
+
+    def configurable_reference(self, name: str, evaluate: bool) -> Reference:
         scope, _, name = name.rpartition("/")
         return Reference(scope, name, evaluate)
 
-    def macro(self, name):
+    def macro(self, name: str) -> Macro:
         return Macro(name)
 
 
-def _parse(text, title, where, run=None) -> Layer:
+def _parse(text: str, title: str, where: Callable[[int], str], run: Path | None = None) -> Layer:
+    """Parse a gin text into a layer. ``where``: a line number's place, for messages. Raises ConfigError."""
     layer, header, parser = Layer(title, run=run), "", None
     try:
         parser = config_parser.ConfigParser(text, _Delegate())
@@ -284,7 +289,7 @@ def _parse(text, title, where, run=None) -> Layer:
         elif isinstance(statement, config_parser.BlockDeclaration):
             header = place
         elif isinstance(statement, config_parser.BindingStatement):
-            in_block = statement.location.char_num is not None  # the parser keeps a column for those alone
+            in_block = statement.location.char_num is not None  # gin keeps a column only in blocks
             key = (statement.scope, statement.selector, statement.arg_name)
             layer.bindings.append(Binding(*key, statement.value, place, header if in_block else ""))
     return layer

@@ -1,8 +1,9 @@
-"""gin files are code, since they import modules: what a config may import, and what it would do, told without doing it.
+"""Decide what a config may import, and list what it would do without doing it. gin files import modules, so they are
+code.
 
-Files that a person names on the command line may import what they like, as a script may. A config that was read from a
-run's folder may not: folders are passed on. It imports from the shelf, from installed packages that offer parts, from
-its own ``code/``, and what the command line names with ``--import``."""
+A file that a person names on the command line may import anything, as a script may. A config in a run's folder may not,
+because such folders are passed on. It may import from the shelf, from installed packages that offer parts, from its own
+``code/``, and what the command line names with ``--import``."""
 
 from __future__ import annotations
 
@@ -34,31 +35,31 @@ SHELF = ("toolkit", "components", "experiments")
 
 
 def read_file(path: str | Path) -> Layer:
-    """A gin file as a layer; what it imports is imported. Raises ConfigError with file and line."""
+    """Parse a gin file into a layer, and import what it imports. Raises ConfigError with file and line."""
     layer = parse_file(path)
     load([layer])
     return layer
 
 
 def read_bindings(bindings: Sequence[str]) -> Layer:
-    """All ``-p`` bindings of a command line as one layer; what they import is imported. Raises ConfigError."""
+    """Parse all ``-p`` bindings into one layer, and import what they import. Raises ConfigError."""
     layer = parse_bindings(bindings)
     load([layer])
     return layer
 
 
 def load(layers: Sequence[Layer], named: Collection[str] = (), code: bool = True) -> None:
-    """Import what the layers import, once all of it is allowed. ``named`` are the modules of the command line; with
-    ``code`` False nothing that a run keeps in its code/ is run. Raises ConfigError, a line for each import that is
-    refused, and for code that is not what the run has sealed."""
+    """Import what the layers import, after all imports have passed the checks. ``named``: the modules that the command
+    line names. With ``code`` False, imports from a run's code/ are refused. Raises ConfigError, with a line for each
+    import that is refused and for each file in code/ that does not match its seal."""
     check_statements(layers)
     wanted = [(each, layer.run) for layer in layers for each in layer.imports]
-    known = {entry.module for entry in CATALOG.values()} & sys.modules.keys() | set(named)  # these have run already
+    already_run = {entry.module for entry in CATALOG.values()} & sys.modules.keys() | set(named)
     refused = [
         f"{each.where}: {each.module} is neither on the shelf nor in {run / 'code'}, and a run's config imports "
-        f"nothing else; pass --import {each.module} if you trust it{_shadowed(each.module)}"
+        f"nothing else; pass --import {each.module} if you trust it{_shadow_note(each.module)}"
         for each, run in wanted
-        if run and not (each.module in known or on_shelf(each.module) or copy_of(each.module, run))
+        if run and not (each.module in already_run or on_shelf(each.module) or copy_of(each.module, run))
     ]
     copies = [
         copy_of(each.module, run) if run and each.module not in named and not on_shelf(each.module) else None
@@ -84,13 +85,13 @@ def load(layers: Sequence[Layer], named: Collection[str] = (), code: bool = True
 
 
 def on_shelf(module: str) -> bool:
-    """Whether a module is the toolkit's own: a package of yours that is called experiments is not."""
+    """Whether a module is the toolkit's own. A user's own package that is called experiments is not."""
     package = module.split(".")[0]
     return package in SHELF and _package(package) == ROOT / package
 
 
 def copy_of(module: str, run: Path) -> Path | None:
-    """The copy of a module that a run keeps."""
+    """The copy of a module in a run's code/, or None."""
     code = (run / "code").resolve()
     file = (code / f"{module}.py").resolve()
     return file if "." not in module and file.is_file() and file.parent == code else None
@@ -99,11 +100,11 @@ def copy_of(module: str, run: Path) -> Path | None:
 def scan(
     overlays: Sequence[str] = (), bindings: Sequence[str] = (), base: str | Path = BASE, imports: Sequence[str] = ()
 ) -> tuple[list[str], list[str]]:
-    """What a command with these files would do, a line each, and why it is refused, a line each. Nothing is imported,
-    built or run; the files are parsed."""
+    """(effects, refusals) of a command with these files: what it would do, and what is refused and why, a line each.
+    The files are parsed; nothing is imported, built or run."""
     named = {Path(name).stem if name.endswith(".py") else name for name in imports}
-    told = [f"--import {name}: would run {name}" for name in imports]
-    told += [f"installed packages: would import {name}" for name in sorted(offered())]
+    acts = [f"--import {name}: would run {name}" for name in imports]
+    acts += [f"installed packages: would import {name}" for name in sorted(offered())]
     refused = []
     sources = [(parse_file, base), *((parse_file, path) for path in overlays)]
     for parse, source in [*sources, *([(parse_bindings, bindings)] if bindings else [])]:
@@ -112,55 +113,58 @@ def scan(
         except ConfigError as error:
             refused.append(str(error))
             continue
-        told += [f"{each.where}: would import {each.module}{_found(each, layer.run)}" for each in layer.imports]
-        told += [f"{each.where}: binds {each}" for each in layer.bindings]
-        refused += [*layer.refused, *_refused_imports(layer, named), *_calls(layer.bindings)]
-    return told, refused
+        acts += [f"{each.where}: would import {each.module}{_origin_note(each, layer.run)}" for each in layer.imports]
+        acts += [f"{each.where}: binds {each}" for each in layer.bindings]
+        refused += [*layer.refused, *_refused_imports(layer, named), *_refused_calls(layer.bindings)]
+    return acts, refused
 
 
 def _refused_imports(layer: Layer, named: Collection[str]) -> Iterator[str]:
+    """A message for each import of a layer that ``scan`` refuses."""
     for each in layer.imports:
         own = layer.run and copy_of(each.module, layer.run)
         if not (on_shelf(each.module) or own or each.module in named or each.module.split(".")[0] in offered()):
             yield (
                 f"{each.where}: would import {each.module}, which is not of {', '.join(SHELF)}; read it, and pass "
-                f"--import {each.module} if you trust it{_shadowed(each.module)}"
+                f"--import {each.module} if you trust it{_shadow_note(each.module)}"
             )
 
 
-def _calls(bindings: Iterable[Binding]) -> Iterator[str]:
+def _refused_calls(bindings: Iterable[Binding]) -> Iterator[str]:
+    """A message for each reference with parentheses, ``@Name()``."""
     for binding in bindings:
         for reference in references(binding.value):
             if reference.called:
                 yield f"{binding.where}: would call {reference.name}: write {reference}, without parentheses"
 
 
-def _found(each: Import, run: Path | None) -> str:
+def _origin_note(each: Import, run: Path | None) -> str:
+    """The file or folder that an import would use, in parentheses."""
     copy = copy_of(each.module, run) if run else None
     place = copy or _package(each.module.split(".")[0])
     return f" ({place})" if place else " (not found)"
 
 
-def _shadowed(module: str) -> str:
-    """Where a module comes from that bears a name of the shelf and is not on it."""
+def _shadow_note(module: str) -> str:
+    """A note on where a refused module would come from, if its package is named like one of the toolkit's; or ""."""
     package = module.split(".")[0]
     return f" ({package} is {_package(package)} here)" if package in SHELF else ""
 
 
 def _package(name: str) -> Path | None:
-    """The file of a top-level module, or the folder of a package, as the path has it. Nothing is run: only the
-    parents of a module are, and these have none."""
-    here = str(Path.cwd())
-    added = "" not in sys.path and here not in sys.path
-    if added:
-        sys.path.insert(0, here)  # as an import would
+    """The file of a top-level module, or the folder of a top-level package, that an import would find, or None. Nothing
+    is run: ``find_spec`` runs only the parents of a module, and a top-level one has none."""
+    current_folder = str(Path.cwd())
+    path_extended = "" not in sys.path and current_folder not in sys.path
+    if path_extended:
+        sys.path.insert(0, current_folder)  # as for an import
     try:
         spec = find_spec(name)
-    except (ImportError, ValueError):  # loaded by hand, without a spec
+    except (ImportError, ValueError):  # a module that was loaded by hand has no spec
         spec = None
     finally:
-        if added:
-            sys.path.remove(here)
+        if path_extended:
+            sys.path.remove(current_folder)
     if spec is None or spec.origin is None or not spec.has_location:
         return None
     file = Path(spec.origin).resolve()

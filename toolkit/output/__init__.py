@@ -1,1 +1,1 @@
-"""Text on its way to a terminal or a page."""
+"""Prepare text for a terminal or a page."""

@@ -1,4 +1,4 @@
-"""Exit codes, and an error's name and message as a user reads them."""
+"""Exit codes, and an error's name and message as they are shown to users."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ BAD_INPUT, DIVERGED, STORAGE, PREEMPTED = 2, 3, 4, 75
 
 
 def kind_of(error: BaseException) -> str:
-    """The name of an error's class; "OutOfMemoryError" also for what PyTorch's CPU allocator raises instead."""
+    """The name of an error's class; "OutOfMemoryError" also for the RuntimeError of PyTorch's CPU allocator."""
     memory = isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
@@ -16,5 +16,5 @@ def kind_of(error: BaseException) -> str:
 
 
 def clean(error: BaseException) -> str:
-    """An error's message without what gin adds to it on the way up."""
+    """An error's message without the lines that gin appends."""
     return re.sub(r"\n\s*In call to configurable '.*", "", str(error)).strip()

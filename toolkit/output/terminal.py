@@ -1,7 +1,7 @@
-"""The console on which the commands show text: rich, without any of its own languages.
+"""The console on which commands show text: rich, without its markup.
 
-A string is printed as it is: no markup, no emoji codes, no highlighting, and control characters are shown by their
-code. Style comes from ``styled`` alone."""
+A string is printed as it is, without markup, emoji codes or highlighting; control characters are replaced by their
+codes. Only ``styled`` adds style."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.text import Text
 
 from toolkit.output import escape
 
-COMFORT = 24  # columns of a terminal that a name gets before a column of numbers is dropped
+COMFORT = 24  # terminal columns that a name keeps before other columns are dropped
 
 
 class Terminal(Console):
@@ -30,24 +30,24 @@ class Terminal(Console):
 
 
 def styled(*parts: str | tuple[str, str]) -> Text:
-    """One line of text from parts: a string, or a string with a style of rich's."""
+    """One line of text. Each part is a string, or a pair of a string and a style that rich knows."""
     pairs = (part if isinstance(part, tuple) else (part, "") for part in parts)
     return Text.assemble(*((escape.line(text), style) for text, style in pairs))
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a grid. Where there is no room, columns are dropped in the order of ``gives_way``; 0 stays."""
+    """A column of a grid. If there is no room, columns are dropped in the order of ``gives_way``; one with 0 stays."""
 
     title: str
     right: bool = False
     gives_way: int = 0
-    name: bool = False  # a name, which may be folded or cut; what is no name is never broken
+    name: bool = False  # names may be folded or cut, other columns not
 
 
 def grid(columns: Sequence[Column], rows: Iterable[Sequence], width: int, lines: int = 2) -> tuple[Table, list[str]]:
-    """A table without borders, at most ``width`` wide, and the titles of the columns that were dropped for that.
-    A cell is a string, or a string with a style. Names take at most ``lines`` lines."""
+    """A table without borders, at most ``width`` wide, and the titles of the columns that were dropped to fit. A cell
+    is a string, or a pair of a string and a style. Names take at most ``lines`` lines."""
     rows = [[cell if isinstance(cell, tuple) else (cell, "") for cell in row] for row in rows]
     rows = [[(escape.line(text), style) for text, style in row] for row in rows]
     widths = [max(cell_len(text) for text in (c.title, *(row[i][0] for row in rows))) for i, c in enumerate(columns)]
@@ -55,6 +55,7 @@ def grid(columns: Sequence[Column], rows: Iterable[Sequence], width: int, lines:
     kept = list(range(len(columns)))
 
     def room() -> int:
+        """Terminal columns that are left; negative if there are too few."""
         return width - sum(wanted[i] for i in kept) - 2 * (len(kept) - 1)
 
     while room() < 0 and any(columns[i].gives_way for i in kept):
@@ -72,11 +73,12 @@ def grid(columns: Sequence[Column], rows: Iterable[Sequence], width: int, lines:
 
 
 def _cell(text: str, style: str, width: int | None, lines: int) -> Text:
+    """A cell of a grid; a name, which has a ``width``, is folded."""
     return Text(text if width is None else "\n".join(fold(text, width, lines)), style)
 
 
 def fold(name: str, width: int, lines: int = 2) -> list[str]:
-    """A name in at most ``lines`` lines, broken after a space or a sign within it, or cut in its middle."""
+    """A name in at most ``lines`` lines, broken after spaces and signs; or in one, cut in its middle."""
     folded = [""]
     for piece in re.findall(r"[^\s\-_/.,+=:]*[\s\-_/.,+=:]*", name):
         if cell_len(folded[-1] + piece.rstrip()) <= width:

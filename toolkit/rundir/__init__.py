@@ -1,1 +1,1 @@
-"""A run's folder: what is written in it, and what is shown of it."""
+"""A run's folder: what a run writes into it, and what commands show of it."""

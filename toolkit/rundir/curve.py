@@ -1,4 +1,4 @@
-"""``draw(run_dir)`` turns metrics.jsonl into curve.png: the losses of one run at a glance."""
+"""Draw curve.png from metrics.jsonl: the training and validation loss of one run."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import numpy as np
 from toolkit.output.escape import label
 
 TRAIN, VAL = "#3b6fa0", "#c8553d"
-MANY = 150  # points from which on a smoothed line is easier to read than the values themselves
+MANY = 150  # from this many points on, a smoothed line is easier to read than the values
 
 
 def draw(run_dir: Path) -> Path:
-    """Draw training and validation loss against steps. Values that aren't finite and lines that can't be read are
-    left out; a run without any value gives an empty frame that says so."""
-    from matplotlib.figure import Figure  # here: half a second that commands without a picture need not spend
+    """Draw training and validation loss, in nats per token, against steps; returns the picture's path. Values that
+    aren't finite and lines that can't be read are left out. A run without any value gives an empty frame that says so.
+    """
+    from matplotlib.figure import Figure  # imported late, since it takes half a second
     from matplotlib.ticker import MaxNLocator
 
     run_dir = Path(run_dir).resolve()
@@ -44,7 +45,7 @@ def draw(run_dir: Path) -> Path:
         size = 4.5 if len(val_steps) <= 60 else 2.5
         marker = {"markersize": size, "markeredgecolor": "white", "markeredgewidth": 0.6}
         axes.plot(val_steps, val_loss, "o", color=VAL, label="validation", zorder=3, **marker)
-        # Beside the last point rather than above it, where the training loss passes.
+        # To the right of the last point: above it, the label would cover the training loss.
         beside = {"xytext": (7, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
         last = val_steps[-1], val_loss[-1]
         axes.annotate(f"{val_loss[-1]:.4f}", last, color=VAL, fontsize=9, fontweight="bold", **beside)
@@ -57,7 +58,7 @@ def draw(run_dir: Path) -> Path:
     else:
         axes.set(xticks=[], yticks=[])
         axes.text(0.5, 0.5, "nothing logged yet", transform=axes.transAxes, ha="center", color="0.5")
-    # Tokens as a note: a second axis for them took a tenth of the picture and told no more.
+    # A note, because a second axis for tokens takes a tenth of the picture and shows no more.
     if tokens := max((row["tokens"] for row in rows if isinstance(row.get("tokens"), int)), default=0):
         size, unit = next(s for s in ((1e9, " billion"), (1e6, " million"), (1, "")) if tokens >= s[0])
         count = f"{tokens / size:.3g}{unit} tokens" if unit else f"{tokens:,} tokens"
@@ -70,7 +71,7 @@ def draw(run_dir: Path) -> Path:
 
 
 def _rows(path: Path) -> list[dict]:
-    """The objects in the file that have a step; a killed process may have left half a line."""
+    """The objects in the file that have a step. Other lines are skipped, such as the half line of a killed process."""
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
@@ -83,28 +84,28 @@ def _rows(path: Path) -> list[dict]:
 
 
 def _series(rows: list[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and finite values of one metric, by step; of two values for a step the later counts."""
-    found = {row["step"]: row[name] for row in rows if isinstance(row.get(name), (int, float))}
-    points = sorted((step, value) for step, value in found.items() if np.isfinite(value))
+    """Steps and finite values of one metric, both (N,), sorted by step. Of two values for a step the later counts."""
+    values = {row["step"]: row[name] for row in rows if isinstance(row.get(name), (int, float))}
+    points = sorted((step, value) for step, value in values.items() if np.isfinite(value))
     return np.array([step for step, _ in points], dtype=float), np.array([value for _, value in points], dtype=float)
 
 
 def _smooth(values: np.ndarray, reach: int) -> np.ndarray:
-    """Mean over ``reach`` neighbours on either side, fewer near the ends: centred, so it neither lags nor leads."""
+    """Centred mean over ``reach`` neighbours on each side, fewer near the ends; (N,) as ``values``."""
     reach = np.minimum(np.minimum(np.arange(len(values)), np.arange(len(values))[::-1]), reach)
     sums = np.concatenate([[0.0], np.cumsum(values)])
-    at = np.arange(len(values))
-    return (sums[at + reach + 1] - sums[at - reach]) / (2 * reach + 1)
+    positions = np.arange(len(values))
+    return (sums[positions + reach + 1] - sums[positions - reach]) / (2 * reach + 1)
 
 
 def _limits(series: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
-    """The y range. The first steps fall from ln(vocabulary) and would leave the rest a flat line, so the top is the
-    loss after a fiftieth of the run, and the curve enters from above."""
+    """The y range as (low, high). In the first steps the loss falls from ln(vocabulary), which would flatten the rest
+    of the curve. So the top is the highest loss after a fiftieth of the run, and the curve enters from above."""
     last = max(steps[-1] for steps, _ in series if len(steps))
-    every = np.concatenate([values for _, values in series])
+    all_values = np.concatenate([values for _, values in series])
     later = np.concatenate([values[steps >= last / 50] for steps, values in series])
-    # Nor may a spike or the last steps of a divergence: one value in a hundred may leave the frame.
-    final = series[-1][1][-1:]  # of the validation, the last of the series
-    low, high = every.min(), max([np.quantile(later, 0.99, method="higher"), *final])
+    # A spike or a late divergence must not flatten it either: one value in a hundred may lie outside.
+    final = series[-1][1][-1:]  # of the last series, the validation: always inside
+    low, high = all_values.min(), max([np.quantile(later, 0.99, method="higher"), *final])
     space = 0.06 * (high - low) or 0.5
     return float(low - space), float(high + space)

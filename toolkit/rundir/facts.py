@@ -1,4 +1,4 @@
-"""What is true of a run before and after it: parameters, FLOPs, memory, and what it ran on."""
+"""Facts about a run: parameters, FLOPs, memory, and the device and software that it runs on."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PACKAGES = (
 )
 
 
-PEAKS = {  # dense bfloat16 FLOP/s by the makers' data sheets; the first name that fits counts
+PEAKS = {  # dense bfloat16 FLOP/s from the makers' data sheets; the first name that is in the device's name counts
     "B200": 2250e12,
     "H200": 989e12,
     "H100 PCIe": 756e12,
@@ -49,33 +49,34 @@ PEAKS = {  # dense bfloat16 FLOP/s by the makers' data sheets; the first name th
 
 
 def peak_flops(device_name: str, dtype: torch.dtype) -> float | None:
-    """FLOP/s that a device could do in bfloat16; None for another precision, and where nobody has told us."""
+    """Peak FLOP/s of a device in bfloat16; None for another precision and for a device that ``PEAKS`` lacks."""
     if dtype != torch.bfloat16:
         return None
     return next((peak for name, peak in PEAKS.items() if re.search(rf"\b{name}\b", device_name)), None)
 
 
 def parameters(model: nn.Module) -> dict[str, int]:
-    """Counts: "total" without the rows that only pad the vocabulary, which are "padding"; "non_embedding" without
-    embedding tables and the output matrix; "active" is what one token passes through, the total unless a part says
-    less."""
-    counted = {id(p): p.numel() for p in model.parameters()}
+    """Numbers of parameters. "padding": in rows that only pad the vocabulary; "total": all others; "non_embedding":
+    without embedding tables and the output matrix; "active": used for one token, which is the total unless a part has
+    ``idle_parameters``."""
+    sizes = {id(p): p.numel() for p in model.parameters()}
     padding = getattr(model, "padding", 0)
     tables = {id(p): p.numel() for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     output = getattr(model, "unembed", None)
     tables |= {id(p): p.numel() for p in output.parameters()} if output is not None else {}
     idle = sum(getattr(module, "idle_parameters", 0) for module in model.modules())
-    total = sum(counted.values()) - padding
+    total = sum(sizes.values()) - padding
     return {
         "total": total,
-        "non_embedding": sum(counted.values()) - sum(tables.values()),
+        "non_embedding": sum(sizes.values()) - sum(tables.values()),
         "active": total - idle,
         "padding": padding,
     }
 
 
 def parameter_table(model: nn.Module) -> list[tuple[str, str, int]]:
-    """(name, shape or times, parameters) a row; the layers of a stack are one row, padding is not counted."""
+    """A row (name, shape, parameters) for each tensor. The layers of a stack share one row, with a shape such as
+    "12 of 768 x 768". Rows that pad the vocabulary are included."""
     rows: dict[str, list] = {}
     for name, parameter in model.named_parameters():
         stacked = re.sub(r"\.\d+\.", ".*.", name)
@@ -84,14 +85,14 @@ def parameter_table(model: nn.Module) -> list[tuple[str, str, int]]:
         row[1].add(" x ".join(f"{size:,}" for size in parameter.shape))
         row[2] += parameter.numel()
     table = []
-    for name, (times, shapes, count) in rows.items():
+    for name, (tensors, shapes, count) in rows.items():
         shape = shapes.pop() if len(shapes) == 1 else "various"
-        table.append((name, f"{times} of {shape}" if times > 1 else shape, count))
+        table.append((name, f"{tensors} of {shape}" if tensors > 1 else shape, count))
     return table
 
 
 def on_meta(count: Callable, *arguments: object) -> Any:
-    """``count(*arguments)``, or None, with a warning, where a part does not run on meta tensors."""
+    """Return ``count(*arguments)``; None, with a warning, if a part does not run on meta tensors."""
     try:
         return count(*arguments)
     except (NotImplementedError, RuntimeError) as error:
@@ -102,30 +103,32 @@ def on_meta(count: Callable, *arguments: object) -> Any:
 
 
 def flops_per_token(model: nn.Module, seq_len: int) -> int:
-    """Training FLOPs per token, forward and backward, counted on meta tensors: 3 times the matrix products of one
-    forward pass. Products over all pairs of positions count half, since causality leaves half of the pairs:
-    6N + 6LdT for a GPT with N matrix parameters. ``model`` lies on the meta device."""
+    """Training FLOPs per token, forward and backward, counted on meta tensors. ``model`` is on the meta device.
 
-    def pairs(a_shape, b_shape, *args, out_shape=None, **kwargs):
+    They are 3 times the matrix products of one forward pass. Products over all pairs of positions count half, because
+    causal attention needs half of the pairs. Rows that pad the vocabulary are left out. A GPT with N matrix parameters,
+    L layers, width d and T positions takes 6N + 6LdT."""
+
+    def bmm_flops(a_shape, b_shape, *args, out_shape=None, **kwargs):
         batch, rows, inner = a_shape
         columns = b_shape[-1]
         product = 2 * batch * rows * inner * columns
         return product // 2 if rows == seq_len and seq_len in (inner, columns) else product
 
     ids = torch.zeros(1, seq_len, dtype=torch.int64, device="meta")
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.bmm: pairs})
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.bmm: bmm_flops})
     with torch.no_grad(), counter:
         hidden, head = model(ids)
         head.logits(hidden)
-    padded = 2 * seq_len * hidden.shape[-1] * (head.weight.shape[0] - head.vocab_size)
-    return 3 * (counter.get_total_flops() - padded) // seq_len
+    padding_flops = 2 * seq_len * hidden.shape[-1] * (head.weight.shape[0] - head.vocab_size)
+    return 3 * (counter.get_total_flops() - padding_flops) // seq_len
 
 
 def memory(
     objective: Objective, optimizer: torch.optim.Optimizer, batch: int, seq_len: int, half: bool
 ) -> dict[str, int]:
-    """An estimate in bytes: weights, gradients, optimizer state, and what a forward pass keeps for the backward pass,
-    counted on meta tensors. ``half``: activations in 16 bits."""
+    """Estimated bytes of weights, gradients, optimizer state, and the activations that a forward pass over ``batch``
+    sequences keeps for the backward pass, counted on meta tensors. ``half``: activations have 16 bits."""
     kept: dict[int, int] = {}
 
     def pack(tensor):
@@ -156,10 +159,11 @@ def memory(
 
 
 class _FusedAttention(TorchFunctionMode):
-    """On meta tensors, scaled_dot_product_attention takes the path that holds all pairs; real devices don't."""
+    """Replaces scaled_dot_product_attention on meta tensors, where torch would keep a value for each pair of
+    positions. On real devices a fused kernel keeps far less."""
 
     class Kernel(torch.autograd.Function):
-        """Keeps what a fused kernel keeps: q, k, v and the output."""
+        """Keeps what a fused kernel keeps for the backward pass: q, k, v and the output."""
 
         @staticmethod
         def forward(ctx, q, k, v):
@@ -174,17 +178,17 @@ class _FusedAttention(TorchFunctionMode):
 
 
 def initial_values(model: nn.Module) -> dict[str, str]:
-    """{parameter: "SHAPE DIGEST"} of the values that a model begins with: what two runs share can then be told."""
-    told = {}
+    """{parameter: "SHAPE DIGEST"} of a new model's values, to tell which initial values two runs share."""
+    digests = {}
     for name, parameter in model.named_parameters():
         content = parameter.detach().to("cpu", torch.float32).contiguous().numpy()
         shape = "x".join(map(str, parameter.shape))
-        told[name] = f"{shape} {hashlib.sha256(content.data).hexdigest()[:12]}"
-    return told
+        digests[name] = f"{shape} {hashlib.sha256(content.data).hexdigest()[:12]}"
+    return digests
 
 
 def package_digest() -> str:
-    """SHA-256 over the Python files of toolkit and components: which code ran, where no commit tells it."""
+    """SHA-256, hex, over the Python files of toolkit and components: identifies the code even without a commit."""
     digest = hashlib.sha256()
     for path in sorted(path for name in ("toolkit", "components") for path in (ROOT / name).rglob("*.py")):
         digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
@@ -192,7 +196,7 @@ def package_digest() -> str:
 
 
 def environment(device: torch.device) -> dict[str, object]:
-    """What the run ran on: device, threads, versions, commit."""
+    """What the run runs on: device, threads, versions, commit."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     versions = {}
     for package in PACKAGES:
@@ -217,24 +221,24 @@ def environment(device: torch.device) -> dict[str, object]:
 def attention_implementation(
     model: nn.Module, device: torch.device, dtype: torch.dtype, batch: int, seq_len: int
 ) -> str:
-    """Which attention trains, in words: every kernel of the model by name, with what it says of itself for
-    micro-batches of ``batch`` sequences."""
-    found = []
+    """The attention kernels of a model, in words: each by its class name, with what its ``implementation`` method, if
+    it has one, returns for micro-batches of ``batch`` sequences. "none" for a model without any."""
+    parts = []
     for part in model.modules():
         kernel = getattr(part, "attention", None)
         if isinstance(kernel, nn.Module):
             says = getattr(kernel, "implementation", None)
-            found.append(type(kernel).__name__ + (f": {says(device.type, dtype, batch, seq_len)}" if says else ""))
-    return ", ".join(dict.fromkeys(found)) or "none"
+            parts.append(type(kernel).__name__ + (f": {says(device.type, dtype, batch, seq_len)}" if says else ""))
+    return ", ".join(dict.fromkeys(parts)) or "none"
 
 
 def peak_memory(device: torch.device) -> int:
-    """Peak bytes so far: of the GPU's tensors, or of this process on a CPU."""
+    """Peak memory so far in bytes: of tensors on the GPU, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")  # Linux, whose ru_maxrss starts at the peak of whatever started this process
-    if status.exists() and (told := re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE)):
-        return 1024 * int(told[1])
+    status = Path("/proc/self/status")  # on Linux; its ru_maxrss starts at the peak of the parent process
+    if status.exists() and (match := re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE)):
+        return 1024 * int(match[1])
     try:
         import resource
     except ImportError:  # Windows
@@ -243,18 +247,19 @@ def peak_memory(device: torch.device) -> int:
     return peak if platform.system() == "Darwin" else peak * 1024
 
 
-def _processor():
-    """The processor's name, as the system tells it."""
+def _processor() -> str:
+    """The processor's name."""
     try:
-        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+        match = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
+        match = None
+    return match[1] if match else platform.processor() or platform.machine()
 
 
-def _git(folder, *command):
+def _git(folder: Path, *command: str) -> str | None:
+    """What a git command prints when run in a folder; None if it fails."""
     try:
-        done = subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True, timeout=10, check=False)
+        result = subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return result.stdout.strip() if result.returncode == 0 else None

@@ -1,4 +1,4 @@
-"""A run's folder: who may write to it, what it says of the run, and when it may be continued."""
+"""A run's folder: lock it for one process, write the run's state into it, and decide whether the run may continue."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from toolkit.config import changes
 from toolkit.config.layers import Config
 from toolkit.output.errors import DIVERGED, PREEMPTED, STORAGE
 from toolkit.parallel import distributed
+from toolkit.protocols import Tokenizer
 from toolkit.store import checkpoint, journal, seal
 from toolkit.store.disk import read_json_or_warn, refuse_links, sha256, write_bytes, write_json, write_text
 
@@ -26,12 +27,13 @@ EXIT_CODES = {"done": 0, "stopped": 0, "diverged": DIVERGED, "preempted": PREEMP
 
 
 def run_name(overlays: list[str]) -> str:
-    """The name of a run that was given none: its overlays', such as quickstart or tiny-alibi."""
+    """The default name of a run: the names of its overlays, such as quickstart or tiny-alibi."""
     return "-".join(Path(overlay).stem for overlay in overlays) or "default"
 
 
 class RunDir:
-    """``runs/NAME``. Raises ValueError for a name that is no folder's name, and for a run that is there already."""
+    """The folder ``root``/``name`` of a run. Raises ValueError for an invalid name, for a link that leads out of
+    ``root``, for a run that exists already unless ``resume``, and for a missing run with ``resume``."""
 
     def __init__(self, root: Path, name: str, resume: bool):
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+=,@-]{0,119}", name):
@@ -51,23 +53,25 @@ class RunDir:
             raise ValueError(f"--resume: there is no run {self.path}; leave out --resume to start it")
 
     def exists(self) -> bool:
-        """Whether a run was ever started here, or at least configured."""
+        """Whether the folder holds a run, started or only configured."""
         return (self.path / "config.gin").is_file()
 
     def begun(self) -> bool:
-        """Whether a run got as far as its first step: its folder holds what can't be had again for nothing."""
+        """Whether the run reached its first step, so that the folder holds results that took time to compute."""
         return (self.path / "facts.json").is_file() or (self.path / "checkpoints").is_dir()
 
     def finished(self, steps: int) -> bool:
-        """Whether the run that is to be resumed has come to its end at ``steps``."""
+        """Whether this is a resumed run that is already done, after ``steps`` steps or more."""
         status = self.read("status.json")
         return self.resume and status.get("state") == "done" and status.get("step", 0) >= steps
 
     @contextlib.contextmanager
     def opened(self, config: Config, allow_change: bool) -> Iterator[None]:
-        """Hold the folder alone, with the config in it. Raises ValueError when another process does, when a resumed
-        run's config differs and that was not allowed, or when a link in it leads elsewhere; OSError when it can't be
-        written. A folder that was created here is deleted if the run never started, unless it was preempted."""
+        """Lock the folder for this process, and check the config against the one that the run was started with.
+
+        Raises ValueError if another process holds the folder, if a resumed run's config differs and ``allow_change`` is
+        False, or if a link in the folder leads out of it; OSError if the folder can't be written. A folder that was
+        created by this call is deleted on exit if the run never started, unless it was preempted."""
         new = not self.path.exists()
         refuse_links(self.path)
         lock = filelock.FileLock(self.path / ".lock")
@@ -79,8 +83,8 @@ class RunDir:
         except OSError as error:
             raise OSError(f"can't write to {self.path}: {error}; choose another place with --runs") from error
         try:
-            self._compare(config, allow_change)
-            self._sweep()
+            self._check_config(config, allow_change)
+            self._delete_drafts()
             yield
         finally:
             preempted = self.read("status.json").get("state") == "preempted"
@@ -89,7 +93,7 @@ class RunDir:
                 shutil.rmtree(self.path, ignore_errors=True)
 
     def write_config(self, config: Config, code: list[Path]) -> None:
-        """Write what was asked for: from here on the run can be resumed."""
+        """Write the config, the bindings, and copies of the files in ``code``. From then on the run can be resumed."""
         digests = {}
         for file in code:
             (self.path / "code").mkdir(exist_ok=True)
@@ -103,27 +107,28 @@ class RunDir:
         write_text(self.path / "config.gin", seal.seal_text(config.text, digests))  # last: it makes the folder a run
         self.write_status("preparing", 0)
 
-    def write_start(self, tokenizer, facts: dict[str, object], step: int) -> None:
-        """Write all else that has to be in the folder before the first step."""
-        before = self.read("facts.json")
+    def write_start(self, tokenizer: Tokenizer, facts: dict[str, object], step: int) -> None:
+        """Write what else must be in the folder before the first step: the tokenizer and facts.json."""
+        previous = self.read("facts.json")
         entry = {"step": step, "changed": self.changes} | ({"damaged": self.damage} if self.damage else {})
-        resumed = [*before.get("resumed", []), entry] if self.resume else []
-        if facts["device"] == "cpu" and before.get("threads", facts["threads"]) != facts["threads"]:
+        resumed = [*previous.get("resumed", []), entry] if self.resume else []
+        if facts["device"] == "cpu" and previous.get("threads", facts["threads"]) != facts["threads"]:
             log.warning(
                 "%s was trained with %s threads and goes on with %s: sums round differently, so the run is not bit for "
                 "bit what it would have been; bind Experiment.threads = %s for that",
-                *(self.path, before["threads"], facts["threads"], before["threads"]),
+                *(self.path, previous["threads"], facts["threads"], previous["threads"]),
             )
-        files = before.get("tokenizer_files") or {}
+        files = previous.get("tokenizer_files") or {}
         if not files or seal.compare(self.path / "tokenizer", files):
             (self.path / "tokenizer").mkdir(exist_ok=True)
             tokenizer.save(self.path / "tokenizer")
             files = {path.name: sha256(path) for path in sorted((self.path / "tokenizer").iterdir()) if path.is_file()}
-        more = {"tokenizer_files": files, "resumed": resumed, "seconds_before": before.get("seconds", 0.0)}
+        more = {"tokenizer_files": files, "resumed": resumed, "seconds_before": previous.get("seconds", 0.0)}
         write_json(self.path / "facts.json", facts | more)
 
     def check_journal(self, source: Path | None) -> None:
-        """Name, in a warning and in facts.json, what is damaged in the rows and samples before a checkpoint."""
+        """Check the rows and samples before the checkpoint ``source``. Damage is reported in a warning, and kept for
+        facts.json."""
         covered = checkpoint.read_manifest(source).get("journal") if source else None
         damage = journal.damage(self.path, covered) if covered else None
         if damage:
@@ -132,25 +137,26 @@ class RunDir:
             self.damage = [damage]
 
     def check_sources(self, found: dict[str, str], before: dict[str, object]) -> None:
-        """Raises ValueError where a resumed run would go on with other text or another vocabulary than ``before``."""
+        """Raise ValueError if a resumed run would go on with other text, another tokenizer or another config: if one of
+        the fingerprints in ``found`` differs from that in ``before``."""
         other = {"data": "on other text", "tokenizer": "with another tokenizer", "config": "under another config"}
-        for what, fingerprint in found.items():
-            if before.get(what, fingerprint) != fingerprint:
+        for key, fingerprint in found.items():
+            if before.get(key, fingerprint) != fingerprint:
                 raise ValueError(
-                    f"{self.path} was trained {other[what]}: its fingerprint was {str(before[what])[:12]}, here it is "
+                    f"{self.path} was trained {other[key]}: its fingerprint was {str(before[key])[:12]}, here it is "
                     f"{fingerprint[:12]}; restore what it was, or begin a new run with --from {self.path}"
                 )
 
     def write_status(self, state: str, step: int | None = None, **more: object) -> None:
-        """Say in status.json how things stand; nothing where no run was started. A disk that refuses costs a warning:
-        what it would hide is told by the exit code."""
+        """Write the run's state to status.json; does nothing if the folder holds no run. ``step`` defaults to the step
+        at which a resumed run would begin. If the disk refuses, a warning is enough: the exit code tells the state."""
         if not self.exists():
             return
-        if step is None:  # where a resumed run would begin
+        if step is None:
             saved = [int(folder.name[5:]) for folder in (self.path / "checkpoints").glob(checkpoint.STEPS)]
             step = max([self.read("status.json").get("step", 0), *saved])
-        ended = {} if state in ("preparing", "running") else {"journal": journal.measure(self.path)}
-        status = {"state": state, "step": step, "time": time.time()} | ended | more
+        end = {} if state in ("preparing", "running") else {"journal": journal.measure(self.path)}
+        status = {"state": state, "step": step, "time": time.time()} | end | more
         try:
             write_json(self.path / "status.json", status)
         except OSError as error:
@@ -158,7 +164,7 @@ class RunDir:
                 log.warning("status.json does not say that the run is %s: %s", state, error)
 
     def _overwrite_status(self, status: dict) -> bool:
-        """Put a status into the file that is there already, which takes no room on a full disk."""
+        """Overwrite the existing status.json, which needs no room on a full disk; returns whether that worked."""
         try:
             with open(self.path / "status.json", "r+b") as file:
                 file.write(json.dumps(seal.seal(status)).encode())
@@ -168,7 +174,7 @@ class RunDir:
         return True
 
     def write_end(self, ended: dict[str, object], peak_memory: int, digest: str | None) -> None:
-        """Add to the facts what is known at the end, and close the status. Raises OSError."""
+        """Add the results in ``ended`` to facts.json, and write the last status. Raises OSError."""
         not_saved = {key: ended[key] for key in ("not_saved",) if key in ended}
         final = {key: value for key, value in ended.items() if key not in not_saved}
         facts = self.read("facts.json")
@@ -178,28 +184,29 @@ class RunDir:
         self.write_status(ended["state"], ended["step"], **not_saved)
 
     def exit_code(self) -> int:
-        """The exit code that the run's own process would have had, for a launcher that hides it."""
+        """The exit code of the run's own process, derived from status.json: for a launcher that hides it."""
         status = self.read("status.json")
-        if status.get("time", 0.0) < self.opened_at:  # nothing was written this time: it failed before it began
+        if status.get("time", 0.0) < self.opened_at:  # none since this object was made: the run never began
             return 2
-        if status["state"] in ("preparing", "running"):  # killed, all of them: nobody was left to say so
+        if status["state"] in ("preparing", "running"):  # all processes were killed, so none could write a status
             self.write_status("failed", reason="its processes exited without writing a status", kind="Killed")
-        failed = {"OSError": STORAGE, "OutOfMemoryError": STORAGE, "ValueError": 2, "ConfigError": 2}.get(
+        failure = {"OSError": STORAGE, "OutOfMemoryError": STORAGE, "ValueError": 2, "ConfigError": 2}.get(
             status.get("kind"), 1
         )
-        return EXIT_CODES.get(status["state"], failed)
+        return EXIT_CODES.get(status["state"], failure)
 
     def read(self, name: str) -> dict:
-        """A JSON file of the run; {} where there is none, and, with a warning, where it is damaged."""
+        """The object in a JSON file of the run; {} if the file is missing or, with a warning, damaged."""
         return read_json_or_warn(self.path / name)
 
-    def _sweep(self):
-        """Delete drafts that a killed process left."""
+    def _delete_drafts(self) -> None:
+        """Delete unfinished files that a killed process left."""
         for draft in self.path.glob("*.tmp"):
             if draft.is_file() or draft.is_symlink():
                 draft.unlink(missing_ok=True)
 
-    def _compare(self, config, allow_change):
+    def _check_config(self, config: Config, allow_change: bool) -> None:
+        """Note what a resumed run changes in its config. Raises ValueError if that is neither harmless nor allowed."""
         before, now = self.read("facts.json").get("config"), config.flat
         if not (self.resume and before):
             return
@@ -207,5 +214,5 @@ class RunDir:
         harmless = all(changes.shapes(key) == "harmless" for key in self.changes)
         if not harmless and not allow_change:
             remedy = "resume with the same files and bindings, or with none; --allow-change accepts the difference"
-            lines = [f"{self.path} was started with another config; {remedy}:", *changes.told(self.changes)]
+            lines = [f"{self.path} was started with another config; {remedy}:", *changes.describe(self.changes)]
             raise ValueError("\n".join(lines))

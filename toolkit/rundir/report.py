@@ -1,4 +1,4 @@
-"""What a command shows of a run: the header before the first step, the end, and the dry run."""
+"""What commands print about a run: the header before the first step, the footer at the end, and the dry run."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ console = Terminal()
 
 
 def say(text: str) -> None:
-    """Text as it is, never folded."""
+    """Print a text as it is, without wrapping its lines."""
     console.print(text, soft_wrap=True)
 
 
-def header(run: Path, known: dict, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Architecture, parameters, what the optimizer treats alike, and what it all runs on."""
-    count = known["parameters"]
-    console.print(styled((str(run), "bold"), f"  {_architecture(known['config'])}"), soft_wrap=True)
+def header(run: Path, info: dict, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Print architecture, parameters, the optimizer's parameter groups, the device, and the size of the data."""
+    count = info["parameters"]
+    console.print(styled((str(run), "bold"), f"  {_architecture(info['config'])}"), soft_wrap=True)
     console.print(parameter_table(model, count))
     for group in optimizer.param_groups:
         size = sum(parameter.numel() for parameter in group["params"])
         tensors = f"{len(group['params'])} tensors, {size:,} parameters"
         console.print(f"{type(optimizer).__name__}, {group['name']}: {tensors}, weight decay {group['weight_decay']:g}")
-    threads = f", {known['threads']} threads" if known["device"] == "cpu" else ""
-    several = f", {known['processes']} processes" if known["processes"] > 1 else ""
-    compiled = "compiled" if known["compiled"] else "not compiled"
-    console.print(f"{known['device_name']} ({known['device']}{threads}{several}), {known['precision']}, {compiled}")
-    console.print(f"attention: {known['attention']}")
-    console.print(f"data: {known['windows']['train']:,} training windows, {known['windows']['val']:,} for validation\n")
+    threads = f", {info['threads']} threads" if info["device"] == "cpu" else ""
+    processes = f", {info['processes']} processes" if info["processes"] > 1 else ""
+    compiled = "compiled" if info["compiled"] else "not compiled"
+    console.print(f"{info['device_name']} ({info['device']}{threads}{processes}), {info['precision']}, {compiled}")
+    console.print(f"attention: {info['attention']}")
+    console.print(f"data: {info['windows']['train']:,} training windows, {info['windows']['val']:,} for validation\n")
 
 
 def footer(run: Path, ended: dict, prompt: str) -> None:
-    """Final values, the curve, the last sample, and what to try next."""
-    whole = ended.get("val_full/loss_nats")
-    if whole is not None:
+    """Print the final validation loss, the last sample, where the curve is, and commands to try next."""
+    loss = ended.get("val_full/loss_nats")
+    if loss is not None:
         bits = ended["val_full/bits_per_byte"]
-        console.print(f"\nvalidation, whole split: {whole:.4f} nats per token, {bits:.4f} bits per byte", style="bold")
+        console.print(f"\nvalidation, whole split: {loss:.4f} nats per token, {bits:.4f} bits per byte", style="bold")
     samples = run / "samples.md"
     if samples.exists():
         last = re.split(r"(?m)^## step (\d+)$", samples.read_text(encoding="utf-8"))[-2:]
@@ -61,7 +61,8 @@ def footer(run: Path, ended: dict, prompt: str) -> None:
 
 
 def dry_run(config, experiment, blank, as_json: bool) -> int:
-    """Print the resolved config, parameters, FLOPs and memory of an experiment that was built on the meta device."""
+    """Print the resolved config, parameters, FLOPs and memory of an experiment; returns the exit code. ``blank`` holds
+    its parts, built on the meta device. ``as_json``: print one JSON object instead."""
     from toolkit.experiment import dtype_of, micro_batch_size, process_count
 
     count = facts.parameters(blank.model)
@@ -95,7 +96,7 @@ def dry_run(config, experiment, blank, as_json: bool) -> int:
 
 
 def parameter_table(model: torch.nn.Module, count: dict[str, int]) -> Table:
-    """Parameters by name, the layers of a stack in one row."""
+    """A table of a model's parameters, with one row for the layers of a stack. ``count``: see ``facts.parameters``."""
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for title, justify in (("parameters", "left"), ("shape", "left"), ("count", "right"), ("share", "right")):
         table.add_column(title, justify=justify)
@@ -111,14 +112,15 @@ def parameter_table(model: torch.nn.Module, count: dict[str, int]) -> Table:
     return table
 
 
-def _architecture(config):
+def _architecture(config: dict) -> str:
+    """A flat config's model in one line: its sizes and the parts in its slots."""
     model = config["Experiment.model"].removeprefix("@")
-    get = {key.removeprefix(f"{model}."): value for key, value in config.items() if key.startswith(f"{model}.")}
+    knobs = {key.removeprefix(f"{model}."): value for key, value in config.items() if key.startswith(f"{model}.")}
     sizes = [
-        f"{get[key]:,} {word}"
+        f"{knobs[key]:,} {word}"
         for key, word in (("dim", "wide"), ("n_layer", "layers"), ("n_head", "heads"))
-        if key in get
+        if key in knobs
     ]
-    slots = [str(get[s]).replace("@", "") for s in ("block", "norm", "position", "attention", "ffn") if s in get]
+    slots = [str(knobs[s]).replace("@", "") for s in ("block", "norm", "position", "attention", "ffn") if s in knobs]
     context = f"context {config['Experiment.seq_len']:,}"
     return f"{model}: {', '.join([*sizes, context])}; {', '.join(slots)}"

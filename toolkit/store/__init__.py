@@ -1,1 +1,1 @@
-"""Files that survive a crash, and that prove that they are what was written."""
+"""Write files so that they survive a crash, and verify on reading that they are what was written."""

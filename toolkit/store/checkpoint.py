@@ -1,9 +1,10 @@
-"""Checkpoints: a folder that is there whole or not at all, and that proves itself by a manifest of SHA-256 sums.
+"""Checkpoints: folders that are written whole or not at all, each with a manifest of SHA-256 sums that verifies it.
 
     checkpoints/step-00001000/{model.safetensors, state.pt, manifest.json}        checkpoints/best/ the same
 
-``model.safetensors`` holds the weights that one evaluates and generates with; ``state.pt`` the optimizer, the step,
-the best score, fingerprints of config, data and tokenizer, and the training weights where the optimizer keeps both."""
+``model.safetensors`` holds the weights for evaluation and generation. ``state.pt`` holds the optimizer, the step, the
+best score, fingerprints of config, data and tokenizer, and the training weights if the optimizer averages others for
+evaluation."""
 
 from __future__ import annotations
 
@@ -26,21 +27,23 @@ from toolkit.store.seal import digest as digest_of
 from toolkit.store.statefile import read_state, write_state
 
 MANIFEST = "manifest.json"
-MANIFEST_LIMIT = 1_000_000  # bytes; ours have a thousand
+MANIFEST_LIMIT = 1_000_000  # bytes; a manifest has about a thousand
 STEPS = "step-" + "[0-9]" * 8
-TRIES = 3  # saves in a row that the disk may refuse
-PAUSES = (0.1, 1.0)  # seconds until a save that the disk refused is tried again: the refusal may pass by itself
+TRIES = 3  # failed saves in a row after which the run ends
+PAUSES = (0.1, 1.0)  # seconds to wait before each retry of a failed save: the disk may have room by then
 FILES = ("model.safetensors", "state.pt")
 log = logging.getLogger("toolkit")
 
 
 class Keeper:
-    """Saves the checkpoints of one run. A save that the disk refuses is tried again twice within two seconds. If that
-    does not help, it costs a warning, and the next interval is the next chance; the third such save in a row raises
-    OSError. ``lost`` is why there is no newer checkpoints/best, or None."""
+    """Saves the checkpoints of one run and deletes old ones.
+
+    A save that fails with OSError is tried again twice within two seconds. If it still fails, ``save`` warns, and the
+    run goes on until the next interval. The third failed save in a row raises OSError. ``lost`` is why
+    checkpoints/best could not be replaced by a newer one, or None."""
 
     def __init__(self, root: Path, keep: int):
-        self.root, self.keep, self.refused, self.lost = root, keep, 0, None
+        self.root, self.keep, self.failed_in_a_row, self.lost = root, keep, 0, None
 
     def save(
         self,
@@ -51,8 +54,10 @@ class Keeper:
         journal: dict | None = None,
         last: bool = False,
     ) -> bool:
-        """Whether the checkpoint was saved. ``journal`` is what vouches for the rows before it. ``last``: there is no
-        later chance, so a refusal raises OSError."""
+        """Save a checkpoint as ``name``; returns whether that succeeded.
+
+        ``journal``: sizes and digests of the rows before this step, for the manifest. ``last``: no later save follows,
+        so this one raises OSError if it fails."""
         for pause in (*PAUSES, None):
             try:
                 save(self.root / name, model, optimizer, progress, journal)
@@ -61,31 +66,33 @@ class Keeper:
                 if pause is not None:
                     time.sleep(pause)
                     continue
-                self.refused += 1
+                self.failed_in_a_row += 1
                 self.lost = str(error) if name == "best" else self.lost
-                if last or self.refused == TRIES:
+                if last or self.failed_in_a_row == TRIES:
                     raise
-                log.warning("step %d is not saved (%d of %d): %s", progress["step"], self.refused, TRIES, error)
+                log.warning("step %d is not saved (%d of %d): %s", progress["step"], self.failed_in_a_row, TRIES, error)
                 return False
-        self.refused = 0
+        self.failed_in_a_row = 0
         self.lost = None if name == "best" else self.lost
         return True
 
     def prune(self) -> None:
-        """Delete all but the last steps, once the newest has been read back and verified."""
+        """Delete all but the newest ``keep`` step checkpoints. Deletes nothing if the newest one does not verify."""
         steps = sorted(self.root.glob(STEPS))
         if len(steps) > self.keep and problem(steps[-1]) is None:
             for folder in steps[: -self.keep]:
-                (folder / MANIFEST).unlink(missing_ok=True)  # first: half a checkpoint must not look like one
+                (folder / MANIFEST).unlink(missing_ok=True)  # first: a half-deleted checkpoint must not look whole
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 def save(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict, journal: dict | None = None
 ) -> Path:
-    """Write a checkpoint beside ``folder``, then move it there. ``progress`` (plain values and tensors) goes into the
-    state, ``journal`` (sizes and digests of the rows before this step) into the manifest. Raises OSError when the disk
-    refuses; what was there before is then untouched."""
+    """Write a checkpoint into a temporary folder beside ``folder``, then rename it to ``folder``, which is returned.
+
+    ``progress`` (plain values and tensors) goes into the state, ``journal`` (sizes and digests of the rows before this
+    step) into the manifest. Raises OSError if the disk refuses; a checkpoint already in ``folder`` is then unchanged.
+    """
     temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -102,8 +109,8 @@ def save(
         for name in FILES:
             fsync(temporary / name)
         files = {n: {"sha256": sha256(temporary / n), "size": (temporary / n).stat().st_size} for n in FILES}
-        told = {name: progress[name] for name in ("step", "best", "config", "data", "tokenizer") if name in progress}
-        manifest = {"files": files, "torch": torch.__version__, **told} | ({"journal": journal} if journal else {})
+        about = {name: progress[name] for name in ("step", "best", "config", "data", "tokenizer") if name in progress}
+        manifest = {"files": files, "torch": torch.__version__, **about} | ({"journal": journal} if journal else {})
         (temporary / MANIFEST).write_text(json.dumps(manifest | {"sha256": digest_of(manifest)}, indent=1))
         fsync(temporary / MANIFEST)
         fsync(temporary)
@@ -116,23 +123,25 @@ def save(
 
 @contextlib.contextmanager
 def evaluation_weights(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[dict | None]:
-    """The model with the weights to judge by, where the optimizer keeps others to train on: then yields a copy of
-    those, which goes back in afterwards. There and back by the optimizer's own arithmetic alone would round, and how
-    often one evaluates would change the run."""
+    """Swap in the optimizer's averaged evaluation weights; restore the training weights exactly on exit.
+
+    Yields a copy of the training weights, or None if the optimizer has no ``eval`` and the model stays as it is. The
+    copy is restored because ``optimizer.train`` alone would round: evaluating more often would change the run."""
     if not hasattr(optimizer, "eval"):
         yield None
         return
-    kept = {name: value.clone() for name, value in model.state_dict().items()}
+    training_weights = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer.eval()
     try:
-        yield kept
+        yield training_weights
     finally:
         optimizer.train()
-        model.load_state_dict(kept)
+        model.load_state_dict(training_weights)
 
 
 def sweep(root: Path) -> None:
-    """Clear what an interrupted save left behind; a folder that was making way for its successor goes back."""
+    """Delete what interrupted saves left. A checkpoint that was moved aside gets its name back if its successor is
+    missing."""
     for stale in root.glob("*.tmp-*"):
         original = stale.with_name(stale.name.split(".tmp-")[0])
         if ".tmp-old-" in stale.name and not original.exists():
@@ -142,7 +151,7 @@ def sweep(root: Path) -> None:
 
 
 def problem(folder: Path) -> str | None:
-    """Why a checkpoint can't be trusted, or None when its manifest verifies."""
+    """Why a checkpoint can't be trusted, in words; None if its manifest and files verify."""
     try:
         if (folder / MANIFEST).stat().st_size > MANIFEST_LIMIT:
             return f"{MANIFEST} is too long to be one"
@@ -167,29 +176,29 @@ def problem(folder: Path) -> str | None:
 
 
 def read_manifest(folder: Path) -> dict:
-    """The manifest of a checkpoint that has no ``problem``."""
+    """Read a checkpoint's manifest. It is not verified here; ``problem`` does that."""
     return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
 
 
 def digest(folder: Path) -> str:
-    """SHA-256 of a checkpoint's weights, as its manifest has it."""
+    """SHA-256 of a checkpoint's weights, hex, read from its manifest."""
     return read_manifest(folder)["files"]["model.safetensors"]["sha256"]
 
 
 def newest(root: Path, set_aside: bool = False) -> Path | None:
-    """The newest step checkpoint that verifies; says what it skips, and with ``set_aside`` renames that to
-    bad-step-..., so that it neither counts as kept nor is overwritten. None where none was ever written.
+    """The newest step checkpoint that verifies; None if ``root`` has no step checkpoint.
 
-    Raises OSError when there are some, and none of them is sound."""
-    steps, bad = sorted(root.glob(STEPS), reverse=True), []
+    Warns about each damaged one that it skips. ``set_aside`` renames these to bad-step-..., so that they are neither
+    counted among the kept ones nor overwritten. Raises OSError if there are step checkpoints but none verifies."""
+    steps, damaged = sorted(root.glob(STEPS), reverse=True), []
     for folder in steps:
         reason = problem(folder)
         if reason is None:
-            for each in bad if set_aside else ():
+            for each in damaged if set_aside else ():
                 _replace(each, each.with_name(f"bad-{each.name}"))
             return folder
         log.warning("skipping checkpoint %s: %s", folder, reason)
-        bad.append(folder)
+        damaged.append(folder)
     if steps:
         raise OSError(
             f"none of the {len(steps)} checkpoints in {root} is sound, and nothing was changed: "
@@ -199,7 +208,8 @@ def newest(root: Path, set_aside: bool = False) -> Path | None:
 
 
 def newest_step(root: Path) -> int | None:
-    """The step of the newest checkpoint, by its manifest alone: quick, and enough to refuse what can't work."""
+    """The step of the newest checkpoint with a readable manifest, or None. Nothing is verified, so this is quick: it
+    serves to refuse impossible requests early."""
     for folder in sorted(root.glob(STEPS), reverse=True):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             return int(read_manifest(folder)["step"])
@@ -207,7 +217,7 @@ def newest_step(root: Path) -> int | None:
 
 
 def best_score(root: Path) -> float:
-    """The score of checkpoints/best, lower is better; infinite where there is none that verifies."""
+    """The score of checkpoints/best, lower is better; infinity if it is missing, damaged or has no score."""
     folder = root / "best"
     if not folder.is_dir() or problem(folder) is not None:
         return float("inf")
@@ -216,8 +226,10 @@ def best_score(root: Path) -> float:
 
 
 def find(path: str | Path) -> tuple[Path, Path]:
-    """A run, or a checkpoint in one, as (run folder, checkpoint folder). A run stands for its best checkpoint, or the
-    newest where there is no best. Raises ValueError when there is none, or the named one does not verify."""
+    """(run folder, checkpoint folder) for the path of a run or of a checkpoint in one.
+
+    A run stands for its best checkpoint, or for its newest if it has no best one. Raises ValueError if no checkpoint is
+    found or it does not verify, and OSError if a run without a best one has only damaged checkpoints."""
     path = Path(path)
     if (path / MANIFEST).is_file() or path.parent.name == "checkpoints":
         run, folder = path.parent.parent, path
@@ -235,25 +247,26 @@ def find(path: str | Path) -> tuple[Path, Path]:
 
 
 def load_weights(folder: Path, model: nn.Module) -> None:
-    """Read a checkpoint's weights into a model. Raises ValueError for a checkpoint of another architecture, and for a
+    """Load a checkpoint's weights into a model. Raises ValueError for a checkpoint of another architecture, and for a
     file that can't be read."""
     path = folder / "model.safetensors"
     try:
         weights = safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, FileNotFoundError) as error:
         raise ValueError(f"{path} can't be read: {error}; use another checkpoint") from error
-    _fit(model, weights, folder)
+    _load_tensors(model, weights, folder)
 
 
 def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
-    """Read weights and optimizer state; returns the progress that was saved with them. Raises ValueError for another
-    architecture or optimizer, and for a state that is not safe to read."""
+    """Load weights and optimizer state; returns the progress that was saved with them. The peak learning rates of the
+    optimizer stay as they are. Raises ValueError for another architecture or optimizer, and for a state file that is
+    not safe to read."""
     state = read_state(folder / "state.pt")
     progress = state.get("progress") if isinstance(state, dict) else None
     if not (isinstance(progress, dict) and {"step", "best"} <= progress.keys() and "optimizer" in state):
         raise ValueError(f"{folder / 'state.pt'} is no state of a run: step, best score or optimizer is missing")
     if "training_weights" in state:
-        _fit(model, state["training_weights"], folder)
+        _load_tensors(model, state["training_weights"], folder)
     else:
         load_weights(folder, model)
     peaks = [group["peak_lr"] for group in optimizer.param_groups]
@@ -262,41 +275,44 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> di
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{folder} holds the state of another optimizer ({error}); use --weights-only") from error
     for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-        group["peak_lr"] = peak  # the config's, not the checkpoint's
+        group["peak_lr"] = peak  # from the config: load_state_dict replaced it by the checkpoint's
     return progress
 
 
-def _check_space(root, values):
-    """Raises OSError where the disk can't hold so many tensors; a save that has begun would fill it for others too."""
-    needed = sum(t.numel() * t.element_size() for t in _tensors(values))
+def _check_space(root: Path, values: object) -> None:
+    """Raise OSError if the disk has no room for all tensors in ``values``. Checked before anything is written, because
+    a save that fails halfway would fill the disk for other processes too."""
+    needed = sum(t.numel() * t.element_size() for t in _tensors_in(values))
     free = shutil.disk_usage(root).free
     if free < needed:
         raise OSError(errno.ENOSPC, f"it takes {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free on that disk")
 
 
-def _tensors(value):
+def _tensors_in(value: object) -> Iterator[torch.Tensor]:
+    """Every tensor in a value; dicts, lists and tuples are searched."""
     if torch.is_tensor(value):
         yield value
     elif isinstance(value, dict | list | tuple):
         for item in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(item)
+            yield from _tensors_in(item)
 
 
-def _fit(model, weights, folder):
+def _load_tensors(model: nn.Module, weights: dict[str, torch.Tensor], folder: Path) -> None:
+    """Load tensors into a model. Raises ValueError if their names or shapes are not the model's."""
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    theirs = {name: tuple(value.shape) for name, value in weights.items()}
-    if own != theirs:
-        differ = [name for name in sorted(own | theirs) if own.get(name) != theirs.get(name)]
+    saved = {name: tuple(value.shape) for name, value in weights.items()}
+    if own != saved:
+        differ = [name for name in sorted(own | saved) if own.get(name) != saved.get(name)]
         shown = "; ".join(
-            f"{n} is {theirs.get(n, 'absent')} in the checkpoint, {own.get(n, 'absent')} in the model"
+            f"{n} is {saved.get(n, 'absent')} in the checkpoint, {own.get(n, 'absent')} in the model"
             for n in differ[:3]
         )
-        raise ValueError(f"{folder} is of another architecture: {len(differ)} of {len(own | theirs)} tensors ({shown})")
+        raise ValueError(f"{folder} is of another architecture: {len(differ)} of {len(own | saved)} tensors ({shown})")
     model.load_state_dict(weights)
 
 
 def _replace(temporary: Path, folder: Path) -> None:
-    """Put a finished folder in its place; one that is there already makes way first."""
+    """Rename a finished folder to ``folder``. A folder of that name is moved aside first and deleted afterwards."""
     old = folder.with_name(f"{folder.name}.tmp-old-{os.getpid()}")
     if folder.exists():
         folder.rename(old)

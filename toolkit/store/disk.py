@@ -1,7 +1,7 @@
-"""Reading and writing files safely: whole or not at all, never through a link, never from a damaged JSON file.
+"""Read and write files safely: whole or not at all, never through a link, never from a damaged JSON file.
 
-Every file that a command writes into the folder of a run or of a plan is written by ``write_text`` or ``write_bytes``,
-and every command calls ``refuse_links`` on such a folder before it writes there."""
+Commands write every file in the folder of a run or of a plan with ``write_text`` or ``write_bytes``, and call
+``refuse_links`` on the folder before they write in it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pathlib import Path
 from toolkit.store import seal
 
 log = logging.getLogger("toolkit")
-NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
-BINARY = getattr(os, "O_BINARY", 0)  # Windows alone has one
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # 0 on Windows, which lacks it
+BINARY = getattr(os, "O_BINARY", 0)  # 0 everywhere but on Windows
 
 
 def fsync(path: Path) -> None:
-    """Return once a file or folder is on the disk."""
+    """Wait until the content of a file or folder is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -36,8 +36,8 @@ def sha256(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict:
-    """The object in a JSON file; {} where there is no such file. Raises ValueError, with the file's name, for a file
-    that is damaged: one that holds no JSON object, or whose seal does not fit its content."""
+    """The object in a JSON file; {} if the file does not exist. Raises ValueError, naming the file, if it is damaged:
+    if it holds no JSON object, or its seal does not match its content."""
     if not path.is_file():
         return {}
     remedy = "restore it from a copy"
@@ -57,7 +57,7 @@ def read_json(path: Path) -> dict:
 
 
 def read_json_or_warn(path: Path) -> dict:
-    """As ``read_json``; a damaged file costs a warning that names it, and counts as missing."""
+    """As ``read_json``, but a damaged file gives a warning that names it, and {}."""
     try:
         return read_json(path)
     except ValueError as error:
@@ -66,22 +66,23 @@ def read_json_or_warn(path: Path) -> dict:
 
 
 def write_json(path: Path, value: dict) -> None:
-    """Write a JSON file, sealed, whole or not at all. Raises OSError."""
+    """Write a JSON object with its seal, whole or not at all. Raises OSError."""
     write_text(path, json.dumps(seal.seal(value), indent=1) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Put a text in a file's place; see ``write_bytes``."""
+    """Replace a file's content by a text in UTF-8; see ``write_bytes``."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Put a content in a file's place, on the disk: a process that is killed on the way leaves the old or the new. A
-    link in its place is replaced, and not followed. Raises OSError, with the old content untouched."""
+    """Replace a file's content, and wait until it is on the disk. A process that is killed meanwhile leaves the old
+    content or the new. If ``path`` is a link, the link is replaced, not followed. Raises OSError; the old content is
+    then unchanged."""
     draft = path.with_name(f"{path.name}.tmp")
     try:
         with contextlib.suppress(FileNotFoundError):
-            draft.unlink()  # left by a process that was killed, or a link that somebody put there
+            draft.unlink()  # left by a process that was killed, or a link that somebody made
         handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_FOLLOW | BINARY, 0o666)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -95,9 +96,11 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def refuse_links(folder: Path, below: Path | None = None) -> None:
-    """Raise ValueError where writing into a folder could change a file elsewhere: for a symbolic link in it that leads
-    out of it, and for anything that is neither a file, a folder nor a link. The folder itself may be a link, but no
-    folder between it and ``below``, which contains it. A folder that does not exist passes."""
+    """Raise ValueError if writing into a folder could change a file elsewhere: for a symbolic link in the folder that
+    leads out of it, and for anything in it that is neither a file, a folder nor a link.
+
+    The folder itself may be a link. With ``below``, a folder that contains it, neither the folder nor any folder
+    between the two may be a link. A folder that does not exist passes."""
     if below is not None:
         names = folder.absolute().relative_to(below.absolute()).parts
         for depth in range(1, len(names) + 1):
@@ -114,6 +117,7 @@ def refuse_links(folder: Path, below: Path | None = None) -> None:
 
 
 def _refuse_link(path: Path, folder: Path) -> None:
+    """Raise ValueError if ``path`` is a symbolic link. ``folder`` is named in the message."""
     if path.is_symlink():
         raise ValueError(
             f"{path} is a link to {os.readlink(path)}, and nothing is written through a link that lies in {folder}: "
@@ -122,7 +126,7 @@ def _refuse_link(path: Path, folder: Path) -> None:
 
 
 def _target(link: Path) -> Path:
-    """Where a link leads, whether or not anything is there; a link that leads to itself leads nowhere."""
+    """The path that a link leads to, which need not exist; the root folder for a link that leads to itself."""
     try:
         return link.resolve()
     except (OSError, RuntimeError):

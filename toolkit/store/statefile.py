@@ -1,4 +1,4 @@
-"""state.pt: written so that a full disk is told as what it is, read so that a hostile file can do nothing."""
+"""Write state.pt so that a full disk is reported as one; read it so that a hostile file can do no harm."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 
-class _Noted:
-    """A file for torch.save, which tells a full disk as a RuntimeError without its cause; this keeps the cause."""
+class _ErrorRecorder:
+    """A file for torch.save that keeps the first OSError: torch.save raises a RuntimeError without its cause."""
 
     def __init__(self, file):
         self.file, self.error = file, None
@@ -27,24 +27,24 @@ class _Noted:
 
 
 def write_state(path: Path, state: dict) -> None:
-    """Raises OSError with the disk's own reason."""
+    """Write a state with torch.save. Raises OSError with the disk's own reason."""
     with open(path, "wb", buffering=0) as file:
-        noted = _Noted(file)
+        recorder = _ErrorRecorder(file)
         try:
-            torch.save(state, noted)
+            torch.save(state, recorder)
         except RuntimeError as error:
-            raise noted.error or OSError(str(error)) from error
+            raise recorder.error or OSError(str(error)) from error
 
 
 def read_state(path: Path) -> dict:
-    """What ``write_state`` wrote. Raises ValueError, before anything is read, for a file that could grow when it is
-    unpacked, and for one that holds more than tensors and plain values."""
+    """Read what ``write_state`` wrote; tensors are put on the CPU. Raises ValueError for a file whose entries could
+    need more memory than its size, before it reads them, and for a file with more than tensors and plain values."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-        if any(e.compress_type != zipfile.ZIP_STORED or ".." in Path(e.filename).parts for e in entries):
+        if any(entry.compress_type != zipfile.ZIP_STORED or ".." in Path(entry.filename).parts for entry in entries):
             raise ValueError("an entry is compressed, or outside")
-        if sum(e.file_size for e in entries) > path.stat().st_size:
+        if sum(entry.file_size for entry in entries) > path.stat().st_size:
             raise ValueError("its entries claim more bytes than it has")
         return torch.load(path, weights_only=True, map_location="cpu")
     except (ValueError, RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:

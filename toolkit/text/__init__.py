@@ -1,1 +1,1 @@
-"""From text files to files of tokens, and from those to batches."""
+"""Turn text files into token files, and read batches from those."""

@@ -1,4 +1,4 @@
-"""Files that may be compressed, opened by their suffix and read as a stream in bounded memory."""
+"""Open files that may be compressed, as their suffix says, as a stream in bounded memory."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """The content of a file as a binary stream; decompressed where the suffix is a key of ``COMPRESSIONS``.
+    """Open a file as a binary stream; it is decompressed if its suffix is a key of ``COMPRESSIONS``.
 
     Raises ValueError, also while the stream is read, for compressed content that is damaged or cut short, and OSError
-    where the disk fails."""
+    if the disk fails."""
     decompress = COMPRESSIONS.get(path.suffix.lower())
     with path.open("rb") as file:
         if decompress is None:
@@ -30,18 +30,18 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def named_damage(path: Path) -> Iterator[None]:
-    """What decompressors and pyarrow raise on a damaged file becomes a ValueError that names it."""
+    """Turn what decompressors and pyarrow raise on a damaged file into a ValueError that names the file."""
     try:
         yield
     except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # the disk, not the content
+            raise  # the disk failed; the content may be whole
         reason = " ".join(str(error).split())[:120].rstrip(". ")
         raise ValueError(f"{path} is damaged or was cut short ({reason}); copy or download it again") from error
 
 
 def _zstandard(file: BinaryIO) -> BinaryIO:
-    """By pyarrow, which notices where a frame was cut short."""
+    """Decompress with pyarrow, which notices a frame that was cut short."""
     import pyarrow
 
     if not pyarrow.Codec.is_available("zstd"):

@@ -1,4 +1,4 @@
-"""Texts to ids, many at a time, and the referee that compares a fast way of doing it with ``encode``."""
+"""Encode many texts at a time, and compare a tokenizer's fast ``encode_batch`` with its ``encode``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ EXCERPT = 2_000  # characters of a text that the referee encodes again: about 1 
 
 
 class Disagreement(Exception):
-    """``encode_batch`` of a tokenizer gave other ids than ``encode``."""
+    """A tokenizer's ``encode_batch`` gave other ids than its ``encode``."""
 
 
 class Unencodable(ValueError):
-    """``encode`` of a tokenizer panicked on text number ``place`` of those that it was given."""
+    """A tokenizer's ``encode`` panicked on text number ``place``, from 0, of those in the call."""
 
     def __init__(self, tokenizer, text: str, place: int, panic: BaseException):
         name, reason = type(tokenizer).__name__, textwrap.shorten(str(panic), 120)
@@ -27,7 +27,7 @@ class Unencodable(ValueError):
 
 
 def encode(tokenizer, text: str, place: int = 0) -> Sequence[int]:
-    """``tokenizer.encode(text)``. A panic in a Rust library, which is no Exception, becomes Unencodable."""
+    """Return ``tokenizer.encode(text)``. A panic in a Rust library, which is no Exception, becomes Unencodable."""
     try:
         return tokenizer.encode(text)
     except BaseException as error:
@@ -37,12 +37,13 @@ def encode(tokenizer, text: str, place: int = 0) -> Sequence[int]:
 
 
 def is_panic(error: BaseException) -> bool:
-    return type(error).__name__ == "PanicException"  # pyo3 gives each library a class of its own, to import nowhere
+    """Whether an error is a panic in a Rust library."""
+    return type(error).__name__ == "PanicException"  # each library has its own class, which can't be imported
 
 
 def has_batches(tokenizer) -> bool:
-    """Whether ``encode_batch`` of a tokenizer speaks for its ``encode``: a class that overrides encode alone must not
-    be passed over for the encode_batch that it inherits."""
+    """Whether a tokenizer's ``encode_batch`` may stand in for its ``encode``. A class that overrides ``encode`` alone
+    ignores an inherited ``encode_batch``."""
     for cls in type(tokenizer).__mro__:
         if "encode_batch" in vars(cls):
             return True
@@ -52,8 +53,11 @@ def has_batches(tokenizer) -> bool:
 
 
 def encode_all(tokenizer, texts: Sequence[str], batches: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """(ids (N,), counts (len(texts),)): the ids of all texts in a row, and how many each has. By ``encode_batch``
-    where the tokenizer has one and ``batches`` allows it, else one by one."""
+    """(ids (N,), counts (len(texts),)): the ids of all texts in a row, and how many each text has.
+
+    Uses ``encode_batch`` if the tokenizer has one and ``batches`` allows it, else ``encode``, text by text. Raises
+    Disagreement if ``encode_batch`` panics or its counts do not fit its ids or the texts, and Unencodable if ``encode``
+    panics."""
     if batches and has_batches(tokenizer):
         try:
             ids, counts = (np.asarray(array) for array in tokenizer.encode_batch(texts))
@@ -69,32 +73,33 @@ def encode_all(tokenizer, texts: Sequence[str], batches: bool = True) -> tuple[n
     ids: list[int] = []
     counts = np.empty(len(texts), dtype=np.int64)
     for place, text in enumerate(texts):
-        before = len(ids)
+        start = len(ids)
         ids.extend(encode(tokenizer, text, place))
-        counts[place] = len(ids) - before
+        counts[place] = len(ids) - start
     return np.array(ids, dtype=np.int64), counts
 
 
 def referee(tokenizer, texts: Sequence[str], ids: np.ndarray, counts: np.ndarray, seed: int) -> None:
-    """Encode two of the texts with ``encode`` as well: one picked by ``seed``, and the next with more than ASCII, where
-    encoders part ways. Of a long one an excerpt, by both. Disagreement where the ids differ."""
+    """Encode two of the texts with ``encode`` as well: one picked by ``seed``, and the next one that is not pure ASCII,
+    since encoders differ most on those. Of a text longer than EXCERPT, an excerpt is encoded in both ways. Raises
+    Disagreement if the ids differ."""
     first = seed % len(texts)
-    rich = (place % len(texts) for place in range(first + 1, first + len(texts)))
-    places = {first, next((place for place in rich if not texts[place].isascii()), first)}
+    candidates = (place % len(texts) for place in range(first + 1, first + len(texts)))
+    places = {first, next((place for place in candidates if not texts[place].isascii()), first)}
     for place in places:
         text = texts[place]
         if len(text) <= EXCERPT:
             end = int(counts[: place + 1].sum())
-            found = ids[end - counts[place] : end]
+            given = ids[end - counts[place] : end]
         else:
             start = seed % (len(text) - EXCERPT)
             text = text[start : start + EXCERPT]
-            found, _ = encode_all(tokenizer, [text])
+            given, _ = encode_all(tokenizer, [text])
         expected = list(encode(tokenizer, text, place))
-        if found.tolist() != expected:
+        if given.tolist() != expected:
             at = next(
-                (n for n, pair in enumerate(zip(found, expected, strict=False)) if pair[0] != pair[1]), len(found)
+                (n for n, pair in enumerate(zip(given, expected, strict=False)) if pair[0] != pair[1]), len(given)
             )
             raise Disagreement(
-                f"encode gives {expected[at : at + 5]} where it gave {found[at : at + 5].tolist()}, in {text[:60]!r}"
+                f"encode gives {expected[at : at + 5]} where it gave {given[at : at + 5].tolist()}, in {text[:60]!r}"
             )

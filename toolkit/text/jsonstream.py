@@ -1,4 +1,4 @@
-"""JSON values one after another from text that arrives in pieces: memory holds one value and one piece."""
+"""Read JSON values one after another from text that arrives in pieces; memory holds one value and one piece."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterator
 
 BLANK = re.compile(r"[ \t\r\n]*")
-LONGEST_WORD = 16  # characters; an error closer to the end of a piece may come from a word or escape that was cut
+LONGEST_WORD = 16  # characters; an error this close to the end of a piece may come from a word or escape that was cut
 
 
 def values(pieces: Iterator[str]) -> Iterator[tuple[int, object]]:
-    """(line, value) for each element of the top-level array, or, where there is none, for each top-level value.
+    """Yield (line, value) for each element of the top-level array, or, without one, for each top-level value.
 
     ``line`` is where the value begins, from 1. Raises JSONError."""
     source = _Source(pieces)
@@ -49,7 +49,7 @@ def reason_of(error: ValueError | RecursionError) -> str:
 
 
 class _Source:
-    """The text that is not yet used, from ``at`` on, and the line that ``at`` is in."""
+    """The text that is not yet read: ``text`` from index ``at`` on, which is in line ``line``, and ``pieces``."""
 
     def __init__(self, pieces: Iterator[str]):
         self.pieces, self.text, self.at, self.line, self.decoder = pieces, "", 0, 1, json.JSONDecoder()
@@ -64,13 +64,13 @@ class _Source:
                 return ""
 
     def take(self, character: str) -> bool:
-        """Step over the next character that is not blank, if it is this one."""
-        found = self.peek() == character
-        self.at += found
-        return found
+        """Skip the next character that is not blank if it is ``character``; returns whether it was."""
+        is_next = self.peek() == character
+        self.at += is_next
+        return is_next
 
     def value(self) -> tuple[int, object]:
-        """(line, value) at the next character that is not blank."""
+        """Read the next value; returns (line, value), with the line in which it begins. Raises JSONError."""
         self.peek()
         while True:
             try:
@@ -88,14 +88,16 @@ class _Source:
                 return line, value
 
     def _advance(self, to: int) -> None:
+        """Move to index ``to`` of the text, and count the lines on the way."""
         self.line += self.text.count("\n", self.at, to)
         self.at = to
 
     def _refill(self) -> bool:
-        """Read as much again as is there, so that a long value is not tried too often; False at the end."""
+        """Read pieces until the unread text has doubled, so that a long value is parsed only a few times; returns False
+        at the end of the pieces."""
         parts = [self.text[self.at :]]
-        wanted = length = len(parts[0])
-        while (length < 2 * wanted or len(parts) == 1) and (piece := next(self.pieces, "")):
+        unread = length = len(parts[0])
+        while (length < 2 * unread or len(parts) == 1) and (piece := next(self.pieces, "")):
             parts.append(piece)
             length += len(piece)
         self.text, self.at = "".join(parts), 0

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-LISTED = 2**24  # windows: up to here the order is a list, 8 bytes each; beyond, it is computed as it is asked for
+LISTED = 2**24  # windows: up to this many, the order is an array, 8 bytes each; a longer order is computed on demand
 ROUNDS = 8
 MASK = 2**64 - 1
 
@@ -20,10 +20,10 @@ def order(windows: int, seed: Sequence[int]) -> Sequence[int]:
 
 
 class Feistel:
-    """A permutation of range(size) that needs no memory: place i is computed, in about 10 us.
+    """A permutation of range(size) that stores no list: place i is computed when it is read, in about 10 us.
 
-    A number below a * b, a = b = ceil(sqrt(size)), is a pair (left, right), and in each round one half is shifted by
-    a keyed hash of the other, modulo a: that can be undone, and so it permutes range(a * b). What falls outside
+    A number below a * a, with a = ceil(sqrt(size)), is written as a pair (left, right). Each round shifts one half by a
+    keyed hash of the other, modulo a. That can be undone, so the rounds permute range(a * a). A result outside
     range(size) is permuted again until it falls inside ("cycle walking": Black and Rogaway, Ciphers with Arbitrary
     Finite Domains, 2002)."""
 
@@ -42,6 +42,7 @@ class Feistel:
         return place
 
     def _permuted(self, number: int) -> int:
+        """All rounds, once, for a number below side * side."""
         left, right = divmod(number, self.side)
         for key in self.keys:
             left, right = right, (left + _mixed(right ^ key)) % self.side
@@ -49,7 +50,7 @@ class Feistel:
 
 
 def _mixed(value: int) -> int:
-    """SplitMix64's finaliser (Steele, Lea and Flood, 2014): each bit of 64 comes to depend on every one."""
+    """SplitMix64's finaliser (Steele, Lea and Flood, 2014): a hash of 64 bits, each depending on all of ``value``."""
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & MASK
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & MASK
     return value ^ (value >> 31)

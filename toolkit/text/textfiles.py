@@ -1,4 +1,4 @@
-"""Text files as corpora come: which files paths, globs and folders name, and the documents in each."""
+"""Find the text files that paths, globs and folders name, and read the documents in each."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ JSON_BEGINS = re.compile(rb'(\xef\xbb\xbf)?\s*\[?\s*\{\s*"([^"\\\n]|\\.)*"\s*:')
 
 
 def find_files(paths: list[str]) -> list[Path]:
-    """The files behind paths, globs and folders, each once, in order. A path that exists is no glob.
+    """The files that paths, globs and folders name, each once, in order. A path that exists is not read as a glob.
 
-    A folder stands for the files in it, at any depth, whose suffix is a key of FORMATS; those that are empty, and
-    files and folders whose name begins with a dot, are left out. Raises ValueError for a path that matches nothing,
+    A folder stands for the files in it, at any depth, whose suffix is a key of FORMATS. Empty files, and files and
+    folders whose name begins with a dot, are left out. Raises ValueError for a path that matches nothing,
     and for a file that is empty or can't be read."""
     files: dict[Path, None] = {}
     for pattern in paths:
         path = Path(os.path.expanduser(pattern))
         if pattern and path.is_dir():
-            found = _in_folder(path)
+            matches = _files_in_folder(path)
         elif path.is_file():
-            found = [path]
+            matches = [path]
         else:
-            found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
-            found = [path for path in found if path.is_file()]
-        if not found:
+            matches = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+            matches = [path for path in matches if path.is_file()]
+        if not matches:
             raise ValueError(f"TextFiles.paths: no file matches {pattern!r} (looked from {Path.cwd()})")
-        files.update(dict.fromkeys(found))
+        files.update(dict.fromkeys(matches))
     for path in files:
         if not os.access(path, os.R_OK):
             raise ValueError(f"{path} can't be read; check its permissions")
@@ -55,37 +55,39 @@ def find_files(paths: list[str]) -> list[Path]:
     return list(files)
 
 
-def _in_folder(folder: Path) -> list[Path]:
-    found, others = [], 0
+def _files_in_folder(folder: Path) -> list[Path]:
+    """The text files that a folder stands for, sorted; see ``find_files``. Raises ValueError if there is none."""
+    files, others = [], 0
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for path in (Path(parent, name) for name in names if not name.startswith(".")):
             is_text = path.is_file() and format_suffix(path) in FORMATS and path.stat().st_size > 0
-            found += [path] if is_text else []
+            files += [path] if is_text else []
             others += not is_text
-    if not found:
+    if not files:
         raise ValueError(
             f"TextFiles.paths: the folder {folder} has no text file with something in it: none of {others} files ends "
             f"in {', '.join(FORMATS)} (each also with {', '.join(COMPRESSIONS)}); name others by a glob, "
             f"'{folder}/**/*.tex'"
         )
     left_out = f"; {others} others are left out: empty, or not of these kinds" if others else ""
-    _say_once(f"{folder}: {len(found)} text files ({', '.join(sorted(set(map(format_suffix, found))))}){left_out}")
-    return sorted(found)
+    _say_once(f"{folder}: {len(files)} text files ({', '.join(sorted(set(map(format_suffix, files))))}){left_out}")
+    return sorted(files)
 
 
 @functools.cache
 def _say_once(message: str) -> None:
+    """Log a warning, but only the first time that a process gives it."""
     log.warning(message)
 
 
 def were_plain_text(files: list[Path]) -> bool:
-    """Whether one is of a format that was once read as plain text, so that token files of then are not its own."""
+    """Whether a file has a format that older versions read as plain text, so that their token files hold other text."""
     return any(FORMATS.get(format_suffix(path), _text) is not _text and path.suffix != ".jsonl" for path in files)
 
 
 def name_of(files: list[Path]) -> str:
-    """The files as a message calls them: three by name."""
+    """The files in words, for a message: the first three by name, the others by number."""
     names = ", ".join(path.name for path in files[:3])
     return names if len(files) <= 3 else f"{names} and {len(files) - 3:,} more files"
 
@@ -94,11 +96,11 @@ def name_of(files: list[Path]) -> str:
 
 
 def documents(path: Path, separator: str | None, column: str) -> Iterator[str]:
-    """The documents of one file, read as its suffix says, in bounded memory: one document and a few pieces.
+    """Yield the documents of one file, read as its suffix says. Memory holds one document and a few pieces.
 
-    ``separator`` divides a text (None: the file is one document), ``column`` holds the document in each row of JSON
-    and parquet. Raises ValueError, with the line where there are lines, for content that is not what the suffix says,
-    and OSError where the disk fails."""
+    ``separator`` divides plain text (None: the file is one document). ``column`` holds the document in each row of JSON
+    and parquet. Raises ValueError for content that is not what the suffix says, with the line if the format has lines,
+    and OSError if the disk fails."""
     read = FORMATS.get(format_suffix(path))
     if read is None:
         _refuse_json(path)
@@ -113,9 +115,10 @@ def format_suffix(path: Path) -> str:
 
 
 def _refuse_json(path: Path) -> None:
+    """Raise ValueError if a file begins like JSON."""
     with opened(path) as file:
-        begins = JSON_BEGINS.match(file.read(4096))
-    if begins:
+        match = JSON_BEGINS.match(file.read(4096))
+    if match:
         raise ValueError(
             f"{path} looks like JSON, but its suffix does not say so; rename it: to .jsonl where each line is an "
             "object, to .json where the file is one array, or to .txt to read it as plain text"
@@ -123,29 +126,30 @@ def _refuse_json(path: Path) -> None:
 
 
 def _text(path: Path, separator: str | None, column: str) -> Iterator[str]:
-    """The documents of a text file, exactly as they stand between the separators. Read, not mapped: a map of a file
-    that shrinks ends the process."""
+    """The documents of a text file, exactly as they are between the separators. The file is read, not memory-mapped: a
+    map ends the process if the file shrinks."""
     mark = separator.encode() if separator else b""
-    held, start, searched = bytearray(), 0, 0  # the document under way, where it begins, how far it holds no mark
+    buffer, start, searched = bytearray(), 0, 0  # the current document, its offset, and its bytes without a mark
     with opened(path) as file:
         while piece := file.read(PIECE):
-            _refuse_nul(piece, path, start + len(held))
-            held += piece
+            _refuse_nul(piece, path, start + len(buffer))
+            buffer += piece
             at = 0
-            while mark and (end := held.find(mark, max(at, searched))) != -1:
-                yield _decoded(bytes(held[at:end]), path, start + at)
+            while mark and (end := buffer.find(mark, max(at, searched))) != -1:
+                yield _decode(bytes(buffer[at:end]), path, start + at)
                 at = end + len(mark)
-            del held[:at]
-            start, searched = start + at, max(0, len(held) - len(mark) + 1)
-    if held:
-        yield _decoded(bytes(held), path, start)
+            del buffer[:at]
+            start, searched = start + at, max(0, len(buffer) - len(mark) + 1)
+    if buffer:
+        yield _decode(bytes(buffer), path, start)
 
 
 def _json_lines(path: Path, separator: str | None, column: str) -> Iterator[str]:
+    """The documents of a file with one JSON object a line; blank lines are skipped."""
     start = 0
     with opened(path) as file:
         for number, line in enumerate(_lines(file, path), start=1):
-            text = _decoded(line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line, path, start)
+            text = _decode(line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line, path, start)
             start += len(line)
             if text.isspace() or not text:
                 continue
@@ -159,7 +163,8 @@ def _json_lines(path: Path, separator: str | None, column: str) -> Iterator[str]
 
 
 def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
-    """Lines with their line break. A file that expands into zeros is refused at its first piece."""
+    """Lines with their line break. Each piece is checked as it is read, so that a small compressed file of zeros can't
+    fill the memory."""
     start = 0
     while line := file.readline(PIECE):
         _refuse_nul(line, path, start)
@@ -174,7 +179,7 @@ def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
 
 
 def _json(path: Path, separator: str | None, column: str) -> Iterator[str]:
-    """Of an array of objects, or of objects one after another."""
+    """The documents of a file with an array of JSON objects, or with objects one after another."""
     try:
         for line, row in values(_characters(path)):
             yield _document(row, column, f"{path}:{line}")
@@ -186,27 +191,28 @@ def _json(path: Path, separator: str | None, column: str) -> Iterator[str]:
 
 def _characters(path: Path) -> Iterator[str]:
     """The text of a UTF-8 file in pieces, without its byte order mark."""
-    held, start = b"", 0  # bytes of a character that was cut, and where they are
+    pending, start = b"", 0  # bytes of an incomplete character, and their offset
     with opened(path) as file:
         while piece := file.read(PIECE):
-            held += piece
-            begun = _begun_character(held)
-            whole, rest = held[: len(held) - begun], held[len(held) - begun :]
-            text = _decoded(whole, path, start)
+            pending += piece
+            incomplete = _incomplete_bytes(pending)
+            complete, rest = pending[: len(pending) - incomplete], pending[len(pending) - incomplete :]
+            text = _decode(complete, path, start)
             yield text.removeprefix("\ufeff") if start == 0 else text
-            start, held = start + len(whole), rest
-    if held:
-        yield _decoded(held, path, start)
+            start, pending = start + len(complete), rest
+    if pending:
+        yield _decode(pending, path, start)
 
 
-def _begun_character(data: bytes) -> int:
-    """How many bytes at the end begin a character of UTF-8 that takes more, 0 to 3."""
+def _incomplete_bytes(data: bytes) -> int:
+    """How many bytes at the end of ``data`` are the beginning of an incomplete UTF-8 character, 0 to 3."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     decoder.decode(data[-3:])
     return len(decoder.getstate()[0])
 
 
 def _parquet(path: Path, separator: str | None, column: str) -> Iterator[str]:
+    """The documents in a column of a parquet file; a missing value is an empty document."""
     import pyarrow
     from pyarrow import parquet
 
@@ -225,11 +231,12 @@ def _parquet(path: Path, separator: str | None, column: str) -> Iterator[str]:
 
 
 def _check_column(path: Path, schema, column: str) -> None:
+    """Raise ValueError unless a pyarrow schema has the column and it holds text."""
     from pyarrow import types
 
     if column not in schema.names:
-        found = textwrap.shorten(", ".join(schema.names), 120)
-        raise ValueError(f"{path}: no column {column!r} (found: {found}); bind TextFiles.column")
+        columns = textwrap.shorten(", ".join(schema.names), 120)
+        raise ValueError(f"{path}: no column {column!r} (found: {columns}); bind TextFiles.column")
     kind = schema.field(column).type
     kind = kind.value_type if types.is_dictionary(kind) else kind
     if not (types.is_string(kind) or types.is_large_string(kind)):
@@ -237,15 +244,17 @@ def _check_column(path: Path, schema, column: str) -> None:
 
 
 def _document(row: object, column: str, where: str) -> str:
+    """The text in a column of a JSON row. Raises ValueError if there is none; ``where`` names the row."""
     if not isinstance(row, dict) or not isinstance(row.get(column), str):
-        found = textwrap.shorten(", ".join(row), 120) if isinstance(row, dict) else type(row).__name__
+        content = textwrap.shorten(", ".join(row), 120) if isinstance(row, dict) else type(row).__name__
         raise ValueError(
-            f"{where}: no text in the column {column!r} (found: {found}); bind TextFiles.column or mend the line"
+            f"{where}: no text in the column {column!r} (found: {content}); bind TextFiles.column or mend the line"
         )
     return row[column]
 
 
-def _decoded(data: bytes, path: Path, start: int) -> str:
+def _decode(data: bytes, path: Path, start: int) -> str:
+    """Decode UTF-8. Raises ValueError with the offset in the file, where ``data`` begins at ``start``."""
     _refuse_nul(data, path, start)
     try:
         return data.decode()
@@ -255,7 +264,8 @@ def _decoded(data: bytes, path: Path, start: int) -> str:
 
 
 def _refuse_nul(data: bytes, path: Path, start: int) -> None:
-    if (nul := data.find(0)) != -1:  # valid UTF-8, but no text: UTF-16, a hole that a crash left, a binary file
+    """Raise ValueError if ``data``, which begins at offset ``start`` of the file, has a zero byte."""
+    if (nul := data.find(0)) != -1:  # valid UTF-8, but a sign of UTF-16, a crash or a binary file
         raise ValueError(f"{path} is not text: byte 0x00 at offset {start + nul}; convert the file to UTF-8")
 
 

@@ -1,4 +1,4 @@
-"""Folders of the cache: built once, by one process, put in place whole, and proved each time they are opened."""
+"""Cache folders: built once, by one process, put in place whole, and verified each time they are opened."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from toolkit.store.seal import seal
 
 log = logging.getLogger("toolkit")
 
-FORMAT = 2  # raise it when the files, or what goes into them, change: old folders are then left alone
-WHOLE = 2**32  # bytes: a file up to this size is hashed from end to end each time its folder is opened
-BLOCK = 2**16  # bytes: a larger one has a digest for each block, and whoever reads a block compares it
+FORMAT = 2  # raise it when the files or their content change: folders of older formats are then ignored
+WHOLE = 2**32  # bytes: a file up to this size is hashed as a whole each time its folder is opened
+BLOCK = 2**16  # bytes: a larger file has a digest for each block, which the reader of the block compares
 
 
 def cached(kind: str, about: dict, build: Callable[[Path], dict]) -> tuple[Path, dict]:
-    """The folder that ``build`` filled for ``about``, and its manifest. Built by one process at a time, if at all.
+    """(folder, manifest) of the cache for ``about``. If no valid folder exists, ``build(folder)`` fills one and returns
+    entries for the manifest. One process builds at a time; others wait.
 
-    Every file that is at most WHOLE bytes long is the one that was written, to the last bit, and so is the manifest:
-    a folder of which that is not true is built again, with a warning. Hashing runs at 1 to 2 GB/s. A longer file NAME
-    is proved block by block by its reader, from the digests in NAME.blocks: the start stays quick at any size."""
+    The manifest and every file of at most WHOLE bytes are verified by their digests; a folder that is damaged is built
+    again, with a warning. Hashing runs at 1 to 2 GB/s. A longer file NAME is verified block by block by its reader,
+    with the digests in NAME.blocks, so that the start is quick at any size."""
     key = hashlib.sha256(json.dumps({"format": FORMAT, **about}, sort_keys=True).encode()).hexdigest()
     root = Path(os.environ.get("TOOLKIT_CACHE") or user_cache_dir("gpt-ablation-toolkit"))
     folder = root / f"{kind}-{key}"
@@ -49,13 +50,13 @@ def cached(kind: str, about: dict, build: Callable[[Path], dict]) -> tuple[Path,
 
 
 def _read_manifest(folder: Path, damage: str | None = None) -> dict | None:
-    """The manifest of a folder whose files are those it speaks of, else None. ``damage`` says what comes of it."""
+    """The manifest of a folder if it and the files verify, else None. ``damage``: what the warning says is done."""
     if not folder.exists():
         return None
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         reason = None if seal(manifest)["seal"] == manifest["seal"] else "the manifest is not as it was written"
-        reason = reason or _differing(folder, manifest["files"])
+        reason = reason or _file_problem(folder, manifest["files"])
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
     if reason is None:
@@ -65,8 +66,8 @@ def _read_manifest(folder: Path, damage: str | None = None) -> dict | None:
     return None
 
 
-def _differing(folder: Path, files: dict[str, list]) -> str | None:
-    """What is wrong with the files, or None."""
+def _file_problem(folder: Path, files: dict[str, list]) -> str | None:
+    """How the files differ from what the manifest says of them, in words; None if they don't."""
     for name, (size, digest) in files.items():
         if (folder / name).stat().st_size != size:
             return f"the size of {name} is not what the manifest says"
@@ -76,8 +77,8 @@ def _differing(folder: Path, files: dict[str, list]) -> str | None:
 
 
 def _build(folder: Path, about: dict, build: Callable[[Path], dict]) -> dict:
-    """Fill a temporary sibling, write its manifest last, and put it in place in one step. The caller holds the lock,
-    so a temporary that is there already belongs to a process that died."""
+    """Fill a temporary folder beside ``folder``, write its manifest last, and rename it; returns the manifest. The
+    caller holds the lock, so an existing temporary folder was left by a process that died."""
     for stale in folder.parent.glob(f"{folder.name}.tmp-*"):
         shutil.rmtree(stale, ignore_errors=True)
     temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
@@ -102,12 +103,13 @@ def _build(folder: Path, about: dict, build: Callable[[Path], dict]) -> dict:
 
 
 def _measure(path: Path) -> list:
-    """[bytes, SHA-256], or [bytes, None] for a file that is proved by its blocks."""
+    """[bytes, SHA-256], or [bytes, None] for a file that is verified block by block."""
     size = path.stat().st_size
     return [size, sha256(path) if size <= WHOLE else None]
 
 
 def _write_blocks(path: Path) -> None:
+    """Write the digests of a file's blocks into ``path``.blocks."""
     with path.open("rb") as file, path.with_name(f"{path.name}.blocks").open("wb") as digests:
         while block := file.read(BLOCK):
             digests.write(hashlib.sha256(block).digest())

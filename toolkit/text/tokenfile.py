@@ -1,4 +1,4 @@
-"""One split's token ids on disk: rows of them, each row proved before it is handed out."""
+"""One split's token ids on disk, read in rows and verified before they are returned."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ DIGEST = hashlib.sha256().digest_size
 
 
 class TokenFile:
-    """The ids in ``path``, ``dtype`` each. The file is open as long as the object lives, and is read, not mapped: a
-    map of a file that shrinks ends the process with SIGBUS, a read comes back short. That costs 10 us for 8 rows of
-    1025 tokens. Where a ``path``.blocks stands beside it, each block is compared with its digest when it is first read.
+    """The ids in ``path``, each of type ``dtype``. The file stays open as long as the object lives. If ``path``.blocks
+    exists, each block is compared with its digest when it is first read.
+
+    The file is read, not memory-mapped: when a file shrinks, a map of it ends the process with SIGBUS, while a read
+    returns too few bytes. This costs 10 us for 8 rows of 1025 tokens.
 
     Threads may read at the same time. Raises ValueError for ids outside the vocabulary and for a damaged block, with
     the split's file and the offset; OSError for a file that has shrunk or can't be read.
@@ -30,17 +32,17 @@ class TokenFile:
         self.tokens = os.fstat(self._file).st_size // self.dtype.itemsize
         blocks = path.with_name(f"{path.name}.blocks")
         self._digests = self._open(blocks) if blocks.exists() else None
-        self._proved = bytearray(-(-self.tokens * self.dtype.itemsize // BLOCK)) if self._digests else None
+        self._verified = bytearray(-(-self.tokens * self.dtype.itemsize // BLOCK)) if self._digests else None
 
     def rows(self, starts: Sequence[int], length: int) -> np.ndarray:
         """Tokens start ... start + length - 1 for each of the starts, (len(starts), length) int64."""
         rows = np.empty((len(starts), length), dtype=self.dtype)
         for row, start in zip(rows, starts, strict=True):
             offset = start * self.dtype.itemsize
-            if self._proved is not None:
-                self._prove(offset, offset + row.nbytes)
+            if self._verified is not None:
+                self._verify(offset, offset + row.nbytes)
             self._fill(row, offset)
-        if rows.max() >= self.vocab_size:  # else an embedding fails on it, on a GPU without saying where
+        if rows.max() >= self.vocab_size:  # else an embedding would fail later, and on a GPU not say where
             row, place = np.argwhere(rows >= self.vocab_size)[0]
             raise ValueError(
                 f"{self.path}: token {starts[row] + place} of the {self.path.stem} split is {rows[row, place]}, but "
@@ -49,11 +51,13 @@ class TokenFile:
         return rows.astype(np.int64)
 
     def _open(self, path: Path) -> int:
+        """Open a file to read; it is closed when this object is deleted."""
         handle = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, handle)
         return handle
 
     def _fill(self, row: np.ndarray, offset: int) -> None:
+        """Read a row from byte ``offset`` on. Raises OSError."""
         try:
             read = os.preadv(self._file, [row], offset)
         except OSError as error:
@@ -64,10 +68,11 @@ class TokenFile:
                 "--resume builds it again and goes on from the last checkpoint"
             )
 
-    def _prove(self, first: int, end: int) -> None:
-        """Compare the blocks that hold the bytes first ... end - 1 with their digests, once each."""
+    def _verify(self, first: int, end: int) -> None:
+        """Compare the blocks that hold the bytes first ... end - 1 with their digests, each block once. Raises
+        ValueError."""
         for block in range(first // BLOCK, (end - 1) // BLOCK + 1):
-            if self._proved[block]:
+            if self._verified[block]:
                 continue
             content = os.pread(self._file, BLOCK, block * BLOCK)
             if hashlib.sha256(content).digest() != os.pread(self._digests, DIGEST, block * DIGEST):
@@ -75,4 +80,4 @@ class TokenFile:
                     f"{self.path} is damaged in the {BLOCK:,} bytes from {block * BLOCK:,}: they are not what was "
                     f"written; delete {self.path.parent}, and it is built again, then --resume"
                 )
-            self._proved[block] = 1
+            self._verified[block] = 1

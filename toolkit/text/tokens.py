@@ -1,4 +1,4 @@
-"""Text becomes token files once; windows and batches are read from them. Data parts hold a ``TokenFiles``."""
+"""Turn text into token files once, and read windows and batches from them. Data parts hold a ``TokenFiles``."""
 
 from __future__ import annotations
 
@@ -29,25 +29,26 @@ log = logging.getLogger("toolkit")
 SPLITS = ("train", "val")
 CHUNK = 1_000_000  # characters that one thread encodes at a time
 TRAINING_TEXT = 100_000_000  # bytes of text that a tokenizer learns from, at most
-VAL_SEED = 1_009  # stands in for the run's seed: every seed is judged on the same windows in the same order
+VAL_SEED = 1_009  # replaces the run's seed: all seeds are validated on the same windows in the same order
 
 
 class TokenFiles:
     """The tokens of one text under one tokenizer, on disk, and the samples of seq_len + 1 tokens cut from them.
 
-    ``documents(split)`` yields the documents of "train" or "val" as str; blank ones are left out, each of the others
-    ends with ``tokenizer.eot``. ``source()`` returns a JSON-able dict that identifies the text (names, knobs, content
-    hashes); it is called in ``prepare``. ``describe()``, for messages, returns what the text is called and what to bind
-    where a split has no document. The files lie in ``$TOOLKIT_CACHE`` (else the user's cache directory), in a
-    folder named after source, tokenizer and format, so that no other text, knob or vocabulary can pick them up.
+    ``documents(split)`` yields the documents of "train" or "val" as str. Blank ones are left out, and
+    ``tokenizer.eot`` is added to each of the others. ``source()`` returns a dict of JSON values that identifies the
+    text (names, knobs, content hashes); it is called in ``prepare``. ``describe()`` is for messages: it returns a name
+    of the text, and what to bind if a split has no document. The files are in ``$TOOLKIT_CACHE``, or else in the user's
+    cache directory, in a folder named after source, tokenizer and format, so that they are never used for another text,
+    knob or vocabulary.
 
-    A tokenizer with ``train`` learns from the train documents first (at most 100 MB of their text); what it learnt is
-    kept and loaded next time. A tokenizer that has learnt already, as one loaded from a run, has to leave ``train``
-    without a change. After ``prepare`` the tokenizer is the one that wrote the files.
+    A tokenizer with ``train`` first learns from the train documents (at most 100 MB of their text). What it learnt is
+    saved, and loaded the next time. ``train`` must not change a tokenizer that has learnt already, such as one loaded
+    from a run. After ``prepare`` the tokenizer is the one that wrote the files.
 
-    What a batch holds is what was written: token files up to 4 GiB are hashed by ``prepare``, and built again, with a
-    warning, where a bit has changed (4 s of hashing for 4 GiB, 10 ms for a small text). Of larger ones each block is
-    compared with its digest when it is first read, so that training starts at once.
+    Batches are verified: ``prepare`` hashes token files up to 4 GiB, and builds them again, with a warning, if a bit
+    has changed (hashing takes 4 s for 4 GiB, 10 ms for a small text). In larger files each block is compared with its
+    digest when it is first read, so that training starts at once.
 
     Raises ValueError for an empty split, a split shorter than seq_len + 1 tokens, ids outside the vocabulary, and a
     damaged block of a large file; OSError when the disk fails, or the file shrinks while a run reads it. None of them
@@ -68,11 +69,11 @@ class TokenFiles:
         self._lock = threading.Lock()
         self._files: dict[str, TokenFile] = {}
         self._fingerprint, self._source = "", {}
-        self.encoded_by: str | None = None  # by prepare: what encoded the files, "encode_batch: gigatoken 0.10.0"
+        self.encoded_by: str | None = None  # set by prepare: "encode" or, say, "encode_batch: gigatoken 0.10.0"
         self._order = functools.lru_cache(maxsize=4)(self._permutation)  # two epochs of two splits
 
     def prepare(self) -> None:
-        """Tokenise unless the files are there. At no cost the second time; other processes wait for the first."""
+        """Write the token files unless they exist. A second call returns at once. Other processes wait."""
         with self._lock:
             if self._files:
                 return
@@ -101,11 +102,11 @@ class TokenFiles:
             content = [about["tokenizer"], *(manifest["splits"][split]["sha256"] for split in SPLITS)]
             self._fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()
             self._files = files
-            self.encoded_by = manifest.get("encoded_by")  # files of before do not say
+            self.encoded_by = manifest.get("encoded_by")  # older files have no such entry
 
     def tokens(self, split: str) -> np.memmap:
-        """All token ids of a split in order, (tokens,) uint16 or uint32, read-only and on disk: to look at. Batches
-        do not come from this map; of files beyond 4 GiB its bytes are not proved."""
+        """All token ids of a split in order, (tokens,) uint16 or uint32, as a read-only memory map: for inspection.
+        Batches are not read from this map. In files beyond 4 GiB its bytes are not verified."""
         file = self._file(split)
         return np.memmap(file.path, dtype=file.dtype, mode="r")
 
@@ -129,17 +130,19 @@ class TokenFiles:
         return self._fingerprint
 
     def _file(self, split: str) -> TokenFile:
+        """The token file of a split. Raises ValueError for an unknown split."""
         self.prepare()
         if split not in self._files:
             raise ValueError(f"there is no split {split!r}; splits are {', '.join(SPLITS)}")
         return self._files[split]
 
     def _permutation(self, split: str, epoch: int) -> Sequence[int]:
+        """The order of a split's windows in one epoch."""
         return order(self.windows(split), [VAL_SEED if split == "val" else self.seed, epoch])
 
     def _texts(self, split: str) -> Iterator[str]:
-        """Documents without the blank ones; lone surrogates, which JSON can escape but UTF-8 can't hold, as U+FFFD.
-        Nothing is read before the first is asked for."""
+        """The documents of a split without the blank ones. Lone surrogates, which JSON can escape but UTF-8 can't hold,
+        become U+FFFD. Nothing is read before the first document is asked for."""
         for document in self.documents(split):
             if document and not document.isspace():
                 if not document.isascii():
@@ -150,61 +153,66 @@ class TokenFiles:
                 yield document
 
     def _load_tokenizer(self, folder: Path, fingerprint: str) -> None:
+        """Load the tokenizer from a cache folder. Raises ValueError unless it then has this fingerprint."""
         self.tokenizer.load(folder / "tokenizer")
         if self.tokenizer.fingerprint() != fingerprint:
             name = type(self.tokenizer).__name__
             raise ValueError(f"{name}.load does not bring back what {name}.save wrote: the fingerprints differ")
 
     def _describe(self) -> tuple[str, str]:
+        """The default of ``describe``."""
         return f"the text {textwrap.shorten(json.dumps(self._source), 300)}", "give the data part more documents"
 
     def _refuse_changed_text(self) -> None:
-        """The folder is named after the text as it was at first: any other text must not get into it."""
+        """Raise ValueError if the text has changed since ``prepare`` began: the folder's name stands for that text."""
         if self.source() != self._source:
             raise ValueError(f"the text changed while it was read; start again once it is whole: {self.describe()[0]}")
 
     def _train(self, folder: Path) -> dict:
-        self.tokenizer.train(_bounded(self._texts("train"), TRAINING_TEXT))
+        """Train the tokenizer, and save it in a cache folder; returns entries for the manifest."""
+        self.tokenizer.train(_first_bytes(self._texts("train"), TRAINING_TEXT))
         (folder / "tokenizer").mkdir()
         self.tokenizer.save(folder / "tokenizer")
         self._refuse_changed_text()
         return {"learnt": self.tokenizer.fingerprint()}
 
     def _encode(self, folder: Path) -> dict:
+        """Write the tokenizer and the token files of both splits; returns entries for the manifest."""
         (folder / "tokenizer").mkdir()
-        self.tokenizer.save(folder / "tokenizer")  # first, since it loads the vocabulary before threads ask for it
+        self.tokenizer.save(folder / "tokenizer")  # first: this loads the vocabulary before threads need it
         dtype = np.dtype(np.uint16 if self.tokenizer.vocab_size <= 65_536 else np.uint32)
         splits, encoded_by = self._encode_splits(folder, dtype)
         self._refuse_changed_text()
         return {"dtype": dtype.name, "splits": splits, "encoded_by": encoded_by}
 
     def _encode_splits(self, folder: Path, dtype: np.dtype) -> tuple[dict, str]:
-        """What was counted in each split, and what encoded them: all by the tokenizer's encode_batch, or all by encode,
-        so that no file holds ids that the referee would not have passed elsewhere."""
+        """Write both splits; returns {split: counts} and what encoded them. Everything is encoded by the tokenizer's
+        encode_batch, or, once the referee has found a difference in any chunk, everything by encode."""
         batches, name = has_batches(self.tokenizer), type(self.tokenizer).__name__
-        by = getattr(self.tokenizer, "implementation", name) if batches else None  # built before threads ask for it
+        encoder = getattr(self.tokenizer, "implementation", name) if batches else None  # built before threads need it
         while True:
             try:
                 splits = {s: self._encode_split(folder / f"{s}.bin", s, dtype, batches) for s in SPLITS}
-            except Disagreement as difference:
+            except Disagreement as disagreement:
                 log.warning(
                     "%s.encode_batch (%s) differs from %s.encode: %s. All is encoded again by encode, which takes "
                     "longer",
                     name,
-                    by,
+                    encoder,
                     name,
-                    difference,
+                    disagreement,
                 )
                 batches = False
             else:
-                return splits, f"encode_batch: {by}" if batches else "encode"
+                return splits, f"encode_batch: {encoder}" if batches else "encode"
 
     def _encode_split(self, path: Path, split: str, dtype: np.dtype, batches: bool) -> dict:
-        """Write the token ids of one split, in order; memory is bounded by the chunks in flight."""
+        """Write the token ids of one split, in order; returns its counts and digest. Memory holds only the chunks that
+        are being encoded. Raises ValueError for a split without documents."""
         count, digest, meter = {"tokens": 0, "documents": 0, "bytes": 0, "max_id": 0}, hashlib.sha256(), _Meter(split)
         encode = functools.partial(_encode_chunk, self.tokenizer, split, dtype, batches)
         with path.open("wb") as file, meter, self._named_document(split, count):
-            for ids, documents, size in _in_order(encode, enumerate(_chunks(self._texts(split)))):
+            for ids, documents, size in _map_in_order(encode, enumerate(_chunks(self._texts(split)))):
                 file.write(ids.data)
                 digest.update(ids.data)
                 count["tokens"] += len(ids)
@@ -214,15 +222,16 @@ class TokenFiles:
                 meter.advance(documents, size)
         if not count["documents"]:
             name, remedy = self.describe()
-            found = ", ".join(f"{sum(1 for _ in self._texts(split)):,} in {split}" for split in SPLITS)
+            counts = ", ".join(f"{sum(1 for _ in self._texts(split)):,} in {split}" for split in SPLITS)
             raise ValueError(
-                f"no document with text in it falls to the {split} split of {name} (found: {found}); {remedy}"
+                f"no document with text in it falls to the {split} split of {name} (found: {counts}); {remedy}"
             )
         return count | {"sha256": digest.hexdigest()}
 
     @contextlib.contextmanager
     def _named_document(self, split: str, count: dict) -> Iterator[None]:
-        """Results come in order: what could not be encoded comes after ``count["documents"]`` documents."""
+        """Turn Unencodable into a ValueError with the number of the document in its split. Chunks are encoded in order,
+        so ``count["documents"]`` documents come before the chunk that failed."""
         try:
             yield
         except Unencodable as error:
@@ -240,8 +249,8 @@ def reads_token_files(cls: type) -> type:
     return cls
 
 
-def _bounded(documents: Iterable[str], limit: int) -> Iterator[str]:
-    """Documents until ``limit`` bytes are reached; the last one is cut."""
+def _first_bytes(documents: Iterable[str], limit: int) -> Iterator[str]:
+    """Documents up to ``limit`` bytes of UTF-8 in all; the last one is cut."""
     for document in documents:
         size = len(document.encode())
         if size >= limit:
@@ -252,7 +261,7 @@ def _bounded(documents: Iterable[str], limit: int) -> Iterator[str]:
 
 
 def _chunks(documents: Iterable[str]) -> Iterator[list[str]]:
-    """Lists of documents of about CHUNK characters: enough work to hand to a thread."""
+    """Lists of documents with CHUNK characters or more in all, but for the last: the work of one thread at a time."""
     chunk, length = [], 0
     for document in documents:
         chunk.append(document)
@@ -267,27 +276,29 @@ def _chunks(documents: Iterable[str]) -> Iterator[list[str]]:
 def _encode_chunk(
     tokenizer, split: str, dtype: np.dtype, batches: bool, numbered: tuple
 ) -> tuple[np.ndarray, int, int]:
-    """(ids, documents, bytes of text) of one (number, chunk). ``batches``: by encode_batch, if the tokenizer has it,
-    with the referee looking on; Disagreement when they differ."""
+    """(ids, documents, bytes of text) of one chunk. ``numbered``: (number, chunk). ``batches``: use encode_batch, if
+    the tokenizer has one, and check it by the referee. Raises Disagreement, Unencodable, and ValueError for ids outside
+    the vocabulary."""
     number, chunk = numbered
     ids, counts = encode_all(tokenizer, chunk, batches)
     if batches and has_batches(tokenizer):
-        referee(tokenizer, chunk, ids, counts, seed=number * 7_919)  # a prime, so that places go round
+        referee(tokenizer, chunk, ids, counts, seed=number * 7_919)  # a prime, so that the places vary
     for extreme in (max(int(ids.max(initial=0)), tokenizer.eot), min(int(ids.min(initial=0)), tokenizer.eot)):
-        if not 0 <= extreme < tokenizer.vocab_size:  # a narrower dtype would wrap them without a word
+        if not 0 <= extreme < tokenizer.vocab_size:  # a narrower dtype would wrap them silently
             name = type(tokenizer).__name__
             raise ValueError(
                 f"{name} gave the id {extreme} in the {split} split, but its vocab_size is {tokenizer.vocab_size}: "
                 f"ids have to lie in 0 ... vocab_size - 1; correct {name}.encode, {name}.eot or {name}.vocab_size"
             )
-    ended = np.insert(ids.astype(dtype, copy=False), np.cumsum(counts), tokenizer.eot)
+    ended_ids = np.insert(ids.astype(dtype, copy=False), np.cumsum(counts), tokenizer.eot)
     size = sum(len(document) if document.isascii() else len(document.encode()) for document in chunk)
-    return ended, len(chunk), size
+    return ended_ids, len(chunk), size
 
 
-def _in_order(work: Callable, items: Iterable) -> Iterator:
-    """map over threads, in order, with few items in flight. tiktoken and tokenizers let go of the GIL while they work,
-    but each document comes back through it: beyond the cores, or beyond 8, threads cost more than they bring."""
+def _map_in_order(work: Callable, items: Iterable) -> Iterator:
+    """As ``map``, but in threads: results come in order, and few items are in work at a time. tiktoken and tokenizers
+    release the GIL while they work, but need it to return each document. So more threads than cores, or more than 8,
+    would cost more than they gain."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(cores, 8)
     pool, waiting = ThreadPoolExecutor(workers), deque()
@@ -303,7 +314,8 @@ def _in_order(work: Callable, items: Iterable) -> Iterator:
 
 
 class _Meter:
-    """Progress of tokenising, on stderr, once it takes a second: live on a terminal, else one line at the end."""
+    """Shows the progress of tokenising on stderr, if it takes over a second: live on a terminal, else a line at the
+    end."""
 
     def __init__(self, split: str):
         self.split, self.documents, self.bytes, self.start, self.progress = split, 0, 0, time.perf_counter(), None
@@ -312,6 +324,7 @@ class _Meter:
         return self
 
     def advance(self, documents: int, size: int) -> None:
+        """Count documents, and ``size`` bytes of text, that are done; update the display."""
         self.documents, self.bytes = self.documents + documents, self.bytes + size
         if self.progress is None and sys.stderr.isatty() and time.perf_counter() - self.start > 1:
             from rich import console, progress
