@@ -24,8 +24,6 @@ CLOCK = re.compile(r"\d+(\.\d+)?k? ?(tokens/s|s\b)|\d+:\d\d:\d\d")
 def world(tmp_path_factory):
     """The folders, and what each command says and leaves without damage."""
     patch = pytest.MonkeyPatch()
-    cache = tmp_path_factory.mktemp("cache")
-    patch.setenv("TOOLKIT_CACHE", str(cache))
     patch.setenv("OMP_NUM_THREADS", "1")
     root = fuzzing.prepare(tmp_path_factory.mktemp("world"))
     sound = {}
@@ -34,13 +32,13 @@ def world(tmp_path_factory):
         fuzzing.run_all([case], tmp_path_factory.mktemp("logs"))
         assert set(case.codes) == {0}, case
         sound[name] = _results(case)
-    yield root, cache, sound
+    yield root, sound
     patch.undo()
 
 
 @pytest.mark.parametrize("group", range(GROUPS))
 def test_damage_is_named_or_without_effect(group, world, tmp_path):
-    root, _, sound = world
+    root, sound = world
     cases, of = [], {}
     for seed in range(group * TRIALS // GROUPS, (group + 1) * TRIALS // GROUPS):
         draw = random.Random(seed)
@@ -68,10 +66,9 @@ def test_damage_is_named_or_without_effect(group, world, tmp_path):
 
 
 def test_a_damaged_token_cache_is_built_again(world, tmp_path):
-    root, cache, _ = world
-    run = root / "runs" / "a"
-    sound_case = Case("sound", cache, cache, "", [["toolkit.evaluate", str(run), "--json"]])
-    fuzzing.run_all([sound_case], tmp_path)
+    run, cache = world[0] / "runs" / "a", tmp_path / "cache"
+    sound_case = _evaluated("sound", run, cache)
+    fuzzing.run_all([sound_case], tmp_path)  # this fills the cache
     score = _last_object(sound_case)
     cases, sound = [], {}
     for seed in range(40):
@@ -81,15 +78,20 @@ def test_a_damaged_token_cache_is_built_again(world, tmp_path):
         sound[seed] = path.read_bytes()
         content, how = harm(sound[seed], random.Random(seed))
         path.write_bytes(content)
-        # The command takes its cache from the word in front: it inherits no environment from this process.
-        words = ["faults.test_damage", str(copy), "toolkit.evaluate", str(run), "--json"]
-        cases.append(Case(seed, path, path, how, [words]))
+        case = _evaluated(seed, run, copy)
+        case.changed, case.how = path, how
+        cases.append(case)
     fuzzing.run_all(cases, tmp_path)
     for case in cases:
         assert case.codes == [0] and "Traceback" not in case.said, case
         assert _last_object(case) == score, case
         named = case.changed.parent.name in case.said
         assert case.changed.read_bytes() == sound[case.seed] or not named, case
+
+
+def _evaluated(seed, run: Path, cache: Path) -> Case:
+    """``evaluate --json`` with a cache of its own: the process that it is forked from has an environment already."""
+    return Case(seed, cache, cache, "", [["faults.test_damage", str(cache), "toolkit.evaluate", str(run), "--json"]])
 
 
 def _last_object(case: Case) -> dict:
