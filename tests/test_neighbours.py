@@ -133,6 +133,15 @@ def test_threads_are_moved_back_and_less_often_each_time(monkeypatch):
     assert not spin.held and not few.held
 
 
+def test_one_of_several_processes_that_train_together_only_spins_less(monkeypatch, caplog):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    second, spin, few = iter(range(100)), Held(), Held()
+    neighbours = Neighbours(lambda: _after(next(second), (1, 2, 8, 8)), spin, few, alone=False)
+    for _ in range(2 * neighbours_module.LEAST):
+        neighbours.look()
+    assert spin.held and not few.held and not caplog.messages
+
+
 def test_a_run_beside_others_gives_the_same_weights(tmp_path, monkeypatch):
     """What is done for a full machine, done all the time, changes no bit."""
     before = torch.get_num_threads()

@@ -20,7 +20,7 @@ Count = Annotated[int, Gt(0)]
 @register("experiment")
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """Which parts to train and how: the whole config. Counts are in optimizer steps unless they say otherwise.
+    """Which parts to train, and how: the whole config. Counts are in optimizer steps unless they say otherwise.
 
     batch_size      sequences per optimizer step, over all devices; a multiple of devices x accumulate
     accumulate      micro-batches per step

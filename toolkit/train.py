@@ -73,7 +73,7 @@ def train(
     clock_start, clock_step = time.perf_counter(), start
 
     tracing = traced(experiment.profile_steps if is_main else None, run_dir, device)
-    neighbour_watch = watched(device) if world == 1 else contextlib.nullcontext()
+    neighbour_watch = watched(device, alone=world == 1)
     with contextlib.closing(batches), contextlib.closing(journal), tracing as trace_step, neighbour_watch:
         for step in range(start, last + 1):
             # ---- once in a while: evaluate, sample, save ----------------------------------------------------------

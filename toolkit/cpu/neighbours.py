@@ -28,14 +28,18 @@ class Neighbours:
     """Compares the CPU time of this process with that of all processes on the cores that it may use.
 
     ``read`` returns (wall-clock seconds, CPU seconds of this process, CPU seconds of all processes, number of cores).
-    On systems other than Linux it returns None; nothing is done then."""
+    On systems other than Linux it returns None; nothing is done then. ``alone`` is False for one of several processes
+    that train together: then threads are not moved, as two processes could choose the same cores, and nothing is
+    logged, as the others count as other processes."""
 
     def __init__(
         self,
         read: Callable[[], tuple[float, float, float, int] | None] | None = None,
         spin: ShortSpin | None = None,
         few: FewCores | None = None,
+        alone: bool = True,
     ):
+        self._alone = alone
         self._spin, self._few_cores = spin or ShortSpin(), few or FewCores()
         self._read = read or functools.partial(_seconds, self._few_cores.cores)
         self._before, self._has_warned = self._read(), False
@@ -57,6 +61,8 @@ class Neighbours:
         if free_cores < threads and others >= OTHERS and machine >= FULL * cores * clock:
             self._full_in_a_row += 1
             self._spin.hold()
+            if not self._alone:
+                return
             if 2 * free_cores <= threads and self._full_in_a_row >= self._needed_in_a_row:
                 self._few_cores.hold(max(count for count in range(1, free_cores + 1) if threads % count == 0))
             if self._full_in_a_row == LEAST:
@@ -84,12 +90,13 @@ class Neighbours:
 
 
 @contextlib.contextmanager
-def watched(device: torch.device) -> Iterator[None]:
-    """Measure every second in a separate thread during the ``with`` block, if ``device`` is the CPU."""
+def watched(device: torch.device, alone: bool = True) -> Iterator[None]:
+    """Measure every second in a separate thread during the ``with`` block, if ``device`` is the CPU. ``alone``: see
+    ``Neighbours``."""
     if device.type != "cpu":
         yield
         return
-    neighbours, ended = Neighbours(), threading.Event()
+    neighbours, ended = Neighbours(alone=alone), threading.Event()
 
     def watch():
         while not ended.wait(EVERY):
