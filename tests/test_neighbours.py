@@ -94,9 +94,24 @@ def test_threads_keep_to_few_cores_in_short_slices_while_those_are_held_and_no_l
 
 def _slice_of(thread: int) -> int | None:
     """Nanoseconds; None where Linux does not tell, as before 6.12, or has no such call for this processor."""
-    told = Path(f"/proc/{thread}/sched")
-    lines = told.read_text().splitlines() if told.exists() and platform.machine() in cores.SCHED_SETATTR else []
+    schedule = Path(f"/proc/{thread}/sched")
+    lines = schedule.read_text().splitlines() if schedule.exists() and platform.machine() in cores.SCHED_SETATTR else []
     return next((int(line.split(":")[1]) for line in lines if line.startswith("se.slice")), None)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or os.cpu_count() < 2, reason="moves threads between cores")
+def test_threads_are_back_on_all_cores_if_the_system_refuses_half_way(monkeypatch):
+    allowed, set_slice = os.sched_getaffinity(0), cores._set_slice
+
+    def refuse(thread, nanoseconds):
+        if nanoseconds:
+            raise PermissionError("no slices here")
+        set_slice(thread, nanoseconds)
+
+    monkeypatch.setattr(cores, "_set_slice", refuse)
+    few = cores.FewCores()
+    few.hold(1)
+    assert not few.held and os.sched_getaffinity(0) == allowed
 
 
 class Held:

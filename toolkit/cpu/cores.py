@@ -29,9 +29,12 @@ class FewCores:
         self.held = False
 
     def hold(self, count: int) -> None:
-        """Hold ``count`` cores, unless cores are held already. They are random, so that runs take different ones."""
+        """Hold ``count`` cores, unless cores are held already. They are drawn at random: two runs that hold cores at
+        the same time rarely hold the same ones. If the system refuses, all cores are allowed as before."""
         if not self.held:
-            self.held = _place_threads(random.SystemRandom().sample(self.cores, count), SLICE)
+            self.held = True
+            if not _place_threads(random.SystemRandom().sample(self.cores, count), SLICE):
+                self.release()
 
     def release(self) -> None:
         """Allow all cores again, with slices of the default length."""

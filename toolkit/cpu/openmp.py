@@ -66,9 +66,15 @@ class ShortSpin:
 
 
 def _run_second_team(parallel, started: threading.Event, release: threading.Event) -> None:
-    """Run an empty function on more threads than there are cores. These threads then sleep until this thread ends."""
-    empty_function = ctypes.cast(ctypes.CDLL(None).getpid, ctypes.c_void_p)
-    parallel(empty_function, None, ctypes.c_uint((os.cpu_count() or 1) + 1), ctypes.c_uint(0))
+    """Run a function without effect on a team of threads. They sleep until this thread ends.
+
+    The team is as small as it can be: with torch's threads, it makes one thread more than there are cores. libgomp ends
+    the process if it can't start a thread, so a large team is a risk where threads are limited."""
+    import torch
+
+    size = max(2, (os.cpu_count() or 1) - torch.get_num_threads() + 2)  # this thread is one of the team
+    no_effect = ctypes.cast(ctypes.CDLL(None).getpid, ctypes.c_void_p)
+    parallel(no_effect, None, ctypes.c_uint(size), ctypes.c_uint(0))
     started.set()
     release.wait()
 
