@@ -367,7 +367,7 @@ def test_no_guard_fires_on_a_plan_that_we_ship_but_for_what_is_so(path, tmp_path
     assert ablate.main([str(plan), "--runs", str(tmp_path / "runs")]) == 0
     folder = tmp_path / "runs" / plan.parent.name
     assert compare.main([str(folder)]) == 0
-    said = json.loads((folder / "compare" / "compare.json").read_text())
-    fired = {banner["guard"] for banner in said["banners"]} - {"dirty tree"}  # that is the tree's affair
+    record = json.loads((folder / "compare" / "compare.json").read_text())
+    fired = {banner["guard"] for banner in record["banners"]} - {"dirty tree"}  # that is the tree's affair
     assert fired == TRUE.get(path.parent.name, set())
-    assert all(arm["n"] == 2 for arm in said["arms"])
+    assert all(arm["n"] == 2 for arm in record["arms"])

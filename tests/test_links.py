@@ -114,12 +114,12 @@ def test_nothing_is_written_through_a_link_in_a_folder_of_a_plan(name, module, f
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     outside.mkdir()
     (outside / "precious").write_text("as it was")
-    there = folder / name
-    if there.is_dir():
-        shutil.rmtree(there)
-    there.unlink(missing_ok=True)
-    there.parent.mkdir(exist_ok=True)
-    there.symlink_to(outside if "." not in there.name and name != ".lock" else outside / "precious")
+    link = folder / name
+    if link.is_dir():
+        shutil.rmtree(link)
+    link.unlink(missing_ok=True)
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(outside if "." not in link.name and name != ".lock" else outside / "precious")
     words = (
         [str(folder)]
         if module is compare

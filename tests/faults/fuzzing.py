@@ -69,8 +69,8 @@ class Case:
     said: str = ""
 
     def __str__(self):
-        told = "\n".join(" ".join(map(repr, words)) for words in self.commands)
-        return f"seed {self.seed}: {self.changed}: {self.how}\n{told}\nexit codes {self.codes}\n{self.said[-3000:]}"
+        lines = "\n".join(" ".join(map(repr, words)) for words in self.commands)
+        return f"seed {self.seed}: {self.changed}: {self.how}\n{lines}\nexit codes {self.codes}\n{self.said[-3000:]}"
 
 
 def prepare(folder: Path) -> Path:

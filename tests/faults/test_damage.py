@@ -45,8 +45,8 @@ def test_damage_is_named_or_without_effect(group, world, tmp_path):
         name = ("a", "b", "plan")[seed % 3]
         case = _case(seed, root, name, tmp_path)
         place = case.folder / ("plans" if name == "plan" else f"runs/{name}")
-        there = files(place)
-        case.changed = there[(seed * 7 + group) % len(there)]
+        candidates = files(place)
+        case.changed = candidates[(seed * 7 + group) % len(candidates)]
         content, case.how = harm(case.changed.read_bytes(), draw)
         case.changed.write_bytes(content)
         of[seed] = name
@@ -73,8 +73,8 @@ def test_a_damaged_token_cache_is_built_again(world, tmp_path):
     cases, sound = [], {}
     for seed in range(40):
         copy = shutil.copytree(cache, tmp_path / f"cache-{seed}")
-        there = [path for path in files(copy) if path.suffix != ".lock"]
-        path = there[seed % len(there)]
+        candidates = [path for path in files(copy) if path.suffix != ".lock"]
+        path = candidates[seed % len(candidates)]
         sound[seed] = path.read_bytes()
         content, how = harm(sound[seed], random.Random(seed))
         path.write_bytes(content)
@@ -130,9 +130,9 @@ def _named(case: Case) -> bool:
     name = case.changed.name
     if case.changed.parent.parent.name == "checkpoints":
         return f"{case.changed.parent.name}" in case.said and ("skipping" in case.said or "can't be used" in case.said)
-    said = case.said.replace("\n", "")
-    return name in said and any(
-        word in said for word in ("damaged", "not what was", "can't be", "bytes", "has no seal", "edited")
+    output = case.said.replace("\n", "")
+    return name in output and any(
+        word in output for word in ("damaged", "not what was", "can't be", "bytes", "has no seal", "edited")
     )
 
 
@@ -145,9 +145,9 @@ def _difference(results: dict[str, str], sound: dict[str, str]) -> str:
 
 def _results(case: Case) -> dict[str, str]:
     """What the commands gave, without the clock: text, scores, verdicts, weights of files that were not damaged."""
-    found = {"said": CLOCK.sub("", case.said.replace(str(case.folder), ""))}
+    results = {"said": CLOCK.sub("", case.said.replace(str(case.folder), ""))}
     kept = ("model.safetensors", "state.pt", "samples.md", "compare.csv")
     for name, digest in digests(case.folder).items():
         if Path(name).name in kept and case.folder / name != case.changed:
-            found[name] = digest
-    return found
+            results[name] = digest
+    return results

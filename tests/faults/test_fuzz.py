@@ -91,8 +91,8 @@ def _gin(seed, draw, world, root):
     folder = root.with_name(f"case-{seed}")
     folder.mkdir()
     path = folder / "x.gin"
-    known = [fuzzing.ROOT / "gin" / name for name in ("quickstart.gin", "model/tiny.gin", "position/yarn.gin")]
-    shutil.copy(draw.choice(known), path)
+    overlays = [fuzzing.ROOT / "gin" / name for name in ("quickstart.gin", "model/tiny.gin", "position/yarn.gin")]
+    shutil.copy(draw.choice(overlays), path)
     how = _changed(path, draw)
     command = draw.choice([
         ["toolkit.run", "gin/model/tiny.gin", str(path), "--dry-run"],
