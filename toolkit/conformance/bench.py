@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -100,10 +101,10 @@ def with_knobs(cls: type, knobs: dict[str, object]) -> type:
     if not knobs:
         return cls
 
-    def __init__(self, *args, **keywords):
+    def initialise(self: Any, *args: Any, **keywords: Any) -> None:
         cls.__init__(self, *args, **(knobs | keywords))
 
-    return type(cls.__name__, (cls,), {"__init__": __init__, "__module__": cls.__module__, "__doc__": cls.__doc__})
+    return type(cls.__name__, (cls,), {"__init__": initialise, "__module__": cls.__module__, "__doc__": cls.__doc__})
 
 
 @functools.cache
