@@ -231,6 +231,6 @@ def test_sigmoid_attention_does_not_depend_on_what_comes_later(bias):
 
 def test_values_of_another_width_do_not_reach_the_flash_package(monkeypatch, parity):
     kernel, (inputs, _, _) = FlashAttention(4, 8), masked("plain")
-    monkeypatch.setattr(kernel, "_packaged", lambda device, dtype: True)
-    monkeypatch.setattr(kernel, "package", None)  # a call would fail
+    monkeypatch.setattr("components.attention._in_half", lambda device, dtype: True)
+    monkeypatch.setattr(kernel, "package", lambda *arguments, **keywords: pytest.fail("the package was called"))
     parity("FlashAttention", "softmax loop in float64", kernel(*inputs), attention_loop(*inputs))

@@ -198,7 +198,7 @@ def test_rotations_take_positions_per_row_and_heads_of_another_size(part):
     for row in range(2):
         alone = other.rotate(q[row : row + 1], k[row : row + 1], positions[row : row + 1])
         assert all(torch.equal(x[row : row + 1], y) for x, y in zip(both, alone, strict=True))
-    with pytest.raises(ValueError, match=f"{part.name} turns pairs.*GPT.n_head"):
+    with pytest.raises(ValueError, match=f"{part.name} rotates pairs.*GPT.n_head"):
         part.cls(28, 4, 7, 64)
 
 

@@ -3,12 +3,14 @@
 import ctypes
 import sys
 
+from toolkit.cpu import switch
+
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # parameters of mallopt, from glibc's malloc.h
 
 
 def keeps_freed_memory() -> bool:
-    """Whether ``keep_freed_memory`` works on this system. Only glibc has the setting."""
-    return sys.platform == "linux" and hasattr(ctypes.CDLL(None), "gnu_get_libc_version")
+    """Whether ``keep_freed_memory`` works on this system, and is switched on. Only glibc has the setting."""
+    return switch.FAST and sys.platform == "linux" and hasattr(ctypes.CDLL(None), "gnu_get_libc_version")
 
 
 def keep_freed_memory() -> bool:

@@ -2,10 +2,14 @@
 
 Shapes: B batch, T tokens, H heads, G key/value heads, D head dim."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from toolkit.cpu import switch
 from toolkit.cpu.operation import operation
 
 QUERIES = 64  # queries in a block; larger blocks compute more scores that the causal mask removes
@@ -15,7 +19,7 @@ KEPT = 2**25  # maximum size in bytes of the probabilities that a layer keeps fo
 def fits(device: str, dtype: torch.dtype, batch: int, length: int, heads: int) -> bool:
     """Whether ``attention`` is worth using: on a CPU, in float32 without autocast, with few enough probabilities."""
     is_float32 = dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    return device == "cpu" and is_float32 and 4 * batch * heads * sum(_pairs(length)) <= KEPT
+    return switch.FAST and device == "cpu" and is_float32 and 4 * batch * heads * sum(_pairs(length)) <= KEPT
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -30,7 +34,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 class _Blockwise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v):
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         function = _operation if torch.compiler.is_compiling() else _forward
         out, *kept = function(q, k, v)
         ctx.save_for_backward(*kept)
@@ -38,7 +42,7 @@ class _Blockwise(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         function = _operation_backward if torch.compiler.is_compiling() else _backward
         return function(grad, *ctx.saved_tensors)
 
@@ -71,10 +75,10 @@ def _backward(
         torch.ops.aten._softmax_backward_data(dweights, weights, -1, dweights.dtype, grad_input=dweights)
         dk[:, :end] += torch.bmm(dweights.mT, queries[:, start:end])
         dq[:, start:end] = torch.bmm(dweights, keys[:, :end]).mul_(keys.shape[-1] ** -0.5)
-    return tuple(_heads_last(x, grad) for x in (dq, dk, dv))
+    return _heads_last(dq, grad), _heads_last(dk, grad), _heads_last(dv, grad)
 
 
-def _blocks(queries, kept):
+def _blocks(queries: Tensor, kept: Tensor) -> Iterator[tuple[int, int, Tensor]]:
     """Yield (start, end, weights) per block: its queries are start to end - 1, its weights a view (B*H, size, end) of
     ``kept``."""
     heads, length, _ = queries.shape
@@ -84,34 +88,34 @@ def _blocks(queries, kept):
         yield start, end, weights.view(heads, end - start, end)
 
 
-def _pairs(length):
+def _pairs(length: int) -> list[int]:
     """The number of (query, key) pairs in each block."""
     ends = [min(start + QUERIES, length) for start in range(0, length, QUERIES)]
     return [(end - start) * end for start, end in zip(range(0, length, QUERIES), ends, strict=True)]
 
 
-def _probability_count(q):
+def _probability_count(q: Tensor) -> int:
     """The number of probabilities of all blocks and heads."""
     return q.shape[0] * q.shape[2] * sum(_pairs(q.shape[1]))
 
 
-def _heads_first(x):
+def _heads_first(x: Tensor) -> Tensor:
     """(B,T,H,D) -> (B*H,T,D), a copy."""
     return x.transpose(1, 2).clone(memory_format=torch.contiguous_format).flatten(0, 1)
 
 
-def _heads_last(x, like):
+def _heads_last(x: Tensor, like: Tensor) -> Tensor:
     """(B*H,T,D) -> (B,T,H,D), a view."""
     return x.unflatten(0, (like.shape[0], like.shape[2])).transpose(1, 2)
 
 
-def _fake(q, k, v):
+def _fake(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
     """Empty outputs with the shapes and strides of those of ``_forward``."""
     first = (torch.empty_like(_heads_first(x)).contiguous() for x in (q, k, v))
     return torch.empty_like(v, memory_format=torch.contiguous_format), *first, q.new_empty(_probability_count(q))
 
 
-def _fake_backward(grad, queries, keys, values, kept):
+def _fake_backward(grad: Tensor, queries: Tensor, keys: Tensor, values: Tensor, kept: Tensor) -> tuple[Tensor, ...]:
     """Empty outputs with the shapes and strides of those of ``_backward``."""
     return tuple(_heads_last(torch.empty_like(x), grad) for x in (queries, keys, values))
 

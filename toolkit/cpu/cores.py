@@ -10,6 +10,8 @@ import random
 import struct
 from pathlib import Path
 
+from toolkit.cpu import switch
+
 SLICE = 100_000  # nanoseconds, the minimum that Linux accepts; its default is some milliseconds
 SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}  # the number of the system call, since Python has no function for it
 
@@ -31,7 +33,7 @@ class FewCores:
     def hold(self, count: int) -> None:
         """Hold ``count`` cores, unless cores are held already. They are drawn at random: two runs that hold cores at
         the same time rarely hold the same ones. If the system refuses, all cores are allowed as before."""
-        if not self.held:
+        if switch.FAST and not self.held:
             self.held = True
             if not _place_threads(random.SystemRandom().sample(self.cores, count), SLICE):
                 self.release()

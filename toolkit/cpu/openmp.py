@@ -12,6 +12,8 @@ import os
 import threading
 from pathlib import Path
 
+from toolkit.cpu import switch
+
 OWN = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")  # variables with which users choose how threads wait
 
 
@@ -26,7 +28,7 @@ def use_threads(count: int | None) -> None:
 def in_force() -> str:
     """Describe how threads wait, for the facts of a run."""
     settings = [f"{name}={os.environ[name]}" for name in OWN if name in os.environ]
-    default = "short while other processes fill the cores" if _parallel() else "as OpenMP's default is"
+    default = "short while other processes fill the cores" if switch.FAST and _parallel() else "as OpenMP's default is"
     return ", ".join(settings) or default
 
 
@@ -47,9 +49,9 @@ class ShortSpin:
         return self._keeper is not None
 
     def hold(self) -> None:
-        """Start the second team, unless it exists already or the user has chosen how threads wait."""
+        """Start the second team, unless it exists already, or the user has chosen how threads wait."""
         parallel = _parallel()
-        if self.held or parallel is None or any(name in os.environ for name in OWN):
+        if not switch.FAST or self.held or parallel is None or any(name in os.environ for name in OWN):
             return
         self._release.clear()
         started = threading.Event()

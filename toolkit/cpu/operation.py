@@ -3,6 +3,9 @@
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
+
+from toolkit.cpu import switch
 
 
 def operation(name: str, function: Callable, fake: Callable) -> Callable:
@@ -17,3 +20,8 @@ def operation(name: str, function: Callable, fake: Callable) -> Callable:
     torch.library.impl(qualified, "default", function)
     torch.library.register_fake(qualified, fake)
     return getattr(torch.ops.toolkit, name).default
+
+
+def helps(x: Tensor) -> bool:
+    """Whether to call an operation for ``x`` instead of its function: while torch.compile traces code for a CPU."""
+    return switch.FAST and torch.compiler.is_compiling() and x.device.type == "cpu"

@@ -7,11 +7,13 @@ two to four times as long for x weight^T as for weight x^T, and they compute a s
 
 import platform
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from toolkit.cpu import switch
 from toolkit.cpu.operation import operation
 
 SMALLEST = 2**25  # multiplications; for smaller products, calling oneDNN costs more time than its kernel saves
@@ -42,13 +44,13 @@ def implementation(device: str, dtype: torch.dtype) -> str | None:
     if device != "cpu" or dtype != torch.float32:
         return None
     default = "MKL" if torch.backends.mkl.is_available() else "PyTorch's BLAS"
-    return f"oneDNN from {SMALLEST:,} multiplications on, {default} below" if ONEDNN else default
+    return f"oneDNN from {SMALLEST:,} multiplications on, {default} below" if switch.FAST and ONEDNN else default
 
 
 def fits(a: Tensor, b: Tensor) -> bool:
     """Whether to use ``product(a, b)``, that is oneDNN: float32 without autocast, on a CPU, and large enough."""
     is_float32_on_cpu = a.dtype == b.dtype == torch.float32 and a.device.type == b.device.type == "cpu"
-    if not is_float32_on_cpu or torch.is_autocast_enabled("cpu") or not ONEDNN:
+    if not is_float32_on_cpu or torch.is_autocast_enabled("cpu") or not (switch.FAST and ONEDNN):
         return False
     return a.numel() * b.shape[0] >= SMALLEST
 
@@ -56,7 +58,7 @@ def fits(a: Tensor, b: Tensor) -> bool:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x weight^T + bias: (..., I), (O, I), (O,) -> (..., O), like ``F.linear``. If x has few rows, as in decoding, the
     result may be stored column by column."""
-    if x.device.type == "cpu" and 0 < x.shape[:-1].numel() <= FEW and weight.numel() > LIGHT:
+    if switch.FAST and x.device.type == "cpu" and 0 < x.shape[:-1].numel() <= FEW and weight.numel() > LIGHT:
         out = _few_rows(x.reshape(-1, x.shape[-1]), weight).reshape(*x.shape[:-1], -1)
     elif fits(x, weight):
         out = _Product.apply(x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], -1)
@@ -75,7 +77,7 @@ def mm(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     return out.copy_(product(a, b.T)) if fits(a, b.T) else torch.mm(a, b, out=out)
 
 
-def _few_rows(x, weight):
+def _few_rows(x: Tensor, weight: Tensor) -> Tensor:
     """x weight^T for few rows of x: (N, I), (O, I) -> (N, O), stored column by column."""
     if len(x) > 1:
         return torch.mm(weight, x.T).T
@@ -84,12 +86,12 @@ def _few_rows(x, weight):
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight):
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         return product(x, weight)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         grad_x = _Product.apply(grad, weight.T) if ctx.needs_input_grad[0] else None
         # with MKL: oneDNN is slower for two matrices that are stored column by column
@@ -100,7 +102,7 @@ def _multiply(a: Tensor, b: Tensor) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(_dense(a), _dense(b), None, "none", [], "")
 
 
-def _dense(x):
+def _dense(x: Tensor) -> Tensor:
     """Copy x unless it is stored by rows or by columns without gaps: oneDNN is a thousand times slower with others."""
     return x if x.is_contiguous() or x.T.is_contiguous() else x.contiguous()
 

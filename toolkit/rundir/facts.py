@@ -17,7 +17,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from toolkit.cpu import openmp
+from toolkit.cpu import openmp, switch
 from toolkit.objective import Objective
 from toolkit.root import ROOT
 
@@ -209,6 +209,7 @@ def environment(device: torch.device) -> dict[str, object]:
         "device": device.type,
         "device_name": name,
         "threads": torch.get_num_threads(),
+        "cpu": switch.choice(),
         "spin": openmp.in_force(),
         "python": platform.python_version(),
         "packages": versions,
