@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from toolkit.config.layers import Config
     from toolkit.experiment import Experiment, Parts
     from toolkit.rundir.folder import RunDir
-    from toolkit.store.factsfile import Facts
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -118,7 +117,7 @@ def _train(
                 parts, progress, source = _prepare(arguments, config, experiment, blank, run, device)
             distributed.agree("the step to start from", progress["step"], device)
             if main_process:
-                facts_at_start = initial_facts(arguments, run, config, experiment, blank, parts, device, source)
+                facts_at_start = facts.at_start(run, config, experiment, blank, parts, device, source)
                 run.write_start(parts.tokenizer, facts_at_start, progress["step"])
                 report.header(run.path, facts_at_start, blank.model, parts.optimizer)
                 run.write_status("running", progress["step"])
@@ -206,57 +205,6 @@ def _prepare(
     elif source is not None:
         progress["best"] = float("inf")  # a new run has no best score yet
     return parts, progress | {"config": config.digest} | sources, source
-
-
-def initial_facts(
-    arguments: argparse.Namespace,
-    run: RunDir,
-    config: Config,
-    experiment: Experiment,
-    blank: Parts,
-    parts: Parts,
-    device: torch.device,
-    source: Path | None,
-) -> Facts:
-    """Return the facts that are known before the first step."""
-    from toolkit.cpu import products
-    from toolkit.cpu.allocator import keeps_freed_memory
-    from toolkit.experiment import dtype_of, is_compiled, micro_batch_size
-    from toolkit.parallel import distributed
-    from toolkit.rundir import facts
-    from toolkit.store import factsfile
-    from toolkit.store.disk import sha256
-
-    dtype, environment = dtype_of(experiment, device), facts.environment(device)
-    flops = facts.on_meta(facts.flops_per_token, blank.model, experiment.seq_len)
-    peak = facts.peak_flops(environment["device_name"], dtype)
-    input_shape = micro_batch_size(experiment, distributed.world_size()), experiment.seq_len
-    return {
-        "name": run.path.name,
-        "steps": experiment.steps,
-        "seed": experiment.seed,
-        "tokens": experiment.steps * experiment.batch_size * experiment.seq_len,
-        "parameters": facts.parameters(blank.model),
-        "flops_per_token": flops,
-        "peak_tokens_per_s": distributed.world_size() * peak / flops if peak and flops else None,
-        "precision": str(dtype).removeprefix("torch."),
-        "compiled": is_compiled(experiment, device),
-        "attention": facts.attention_implementation(parts.model, device, dtype, *input_shape),
-        "products": products.implementation(device.type, dtype),
-        "processes": distributed.world_size(),
-        **environment,
-        "data": parts.data.fingerprint(),
-        "tokenizer": parts.tokenizer.fingerprint(),
-        "encoded_by": getattr(parts.data, "encoded_by", None),
-        "windows": {"train": parts.data.windows("train"), "val": parts.data.windows("val")},
-        "from": str(source) if source else None,
-        "config": config.flat,
-        "config_sha256": config.digest,
-        "code": {path.name: sha256(path) for path in sorted((run.path / "code").glob("*.py"))},
-        "init": factsfile.read(run.path).get("init", {}) if arguments.resume else facts.initial_values(parts.model),
-        "started": run.opened_at,
-        "keeps_freed_memory": device.type == "cpu" and keeps_freed_memory(),
-    }
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:

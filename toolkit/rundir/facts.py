@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,19 @@ from torch.autograd.function import FunctionCtx
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from toolkit.cpu import openmp
+from toolkit.cpu import openmp, products
+from toolkit.cpu.allocator import keeps_freed_memory
+from toolkit.experiment import Experiment, Parts, dtype_of, is_compiled, micro_batch_size
 from toolkit.objective import Objective
+from toolkit.parallel import distributed
 from toolkit.root import ROOT
+from toolkit.store import factsfile
+from toolkit.store.disk import sha256
 from toolkit.store.factsfile import Facts, Parameters
+
+if TYPE_CHECKING:
+    from toolkit.config.layers import Config
+    from toolkit.rundir.folder import RunDir
 
 log = logging.getLogger("toolkit")
 Arguments = ParamSpec("Arguments")
@@ -50,6 +59,49 @@ PEAKS = {  # dense bfloat16 FLOP/s from the makers' data sheets; the first name 
     "L4": 121e12,
     "RTX 4090": 165e12,
 }
+
+
+def at_start(
+    run: RunDir,
+    config: Config,
+    experiment: Experiment,
+    blank: Parts,
+    parts: Parts,
+    device: torch.device,
+    source: Path | None,
+) -> Facts:
+    """The facts that are known before the first step. ``blank`` holds the parts built on the meta device; ``source`` is
+    the checkpoint from which training starts."""
+    dtype, processes, known = dtype_of(experiment, device), distributed.world_size(), environment(device)
+    flops = on_meta(flops_per_token, blank.model, experiment.seq_len)
+    peak = peak_flops(known["device_name"], dtype)
+    input_shape = micro_batch_size(experiment, processes), experiment.seq_len
+    return {
+        "name": run.path.name,
+        "steps": experiment.steps,
+        "seed": experiment.seed,
+        "tokens": experiment.steps * experiment.batch_size * experiment.seq_len,
+        "parameters": parameters(blank.model),
+        "flops_per_token": flops,
+        "peak_tokens_per_s": processes * peak / flops if peak and flops else None,
+        "precision": str(dtype).removeprefix("torch."),
+        "compiled": is_compiled(experiment, device),
+        "attention": attention_implementation(parts.model, device, dtype, *input_shape),
+        "products": products.implementation(device.type, dtype),
+        "processes": processes,
+        **known,
+        "data": parts.data.fingerprint(),
+        "tokenizer": parts.tokenizer.fingerprint(),
+        "encoded_by": getattr(parts.data, "encoded_by", None),
+        "windows": {"train": parts.data.windows("train"), "val": parts.data.windows("val")},
+        "from": str(source) if source else None,
+        "config": config.flat,
+        "config_sha256": config.digest,
+        "code": {path.name: sha256(path) for path in sorted((run.path / "code").glob("*.py"))},
+        "init": factsfile.read(run.path).get("init", {}) if run.resume else initial_values(parts.model),
+        "started": run.opened_at,
+        "keeps_freed_memory": device.type == "cpu" and keeps_freed_memory(),
+    }
 
 
 def peak_flops(device_name: str, dtype: torch.dtype) -> float | None:

@@ -136,7 +136,7 @@ class RunDir:
             (self.path / "tokenizer").mkdir(exist_ok=True)
             tokenizer.save(self.path / "tokenizer")
             files = {path.name: sha256(path) for path in sorted((self.path / "tokenizer").iterdir()) if path.is_file()}
-        seconds = previous.get("seconds", 0.0)
+        seconds = previous.get("seconds", previous.get("seconds_before", 0.0))  # a killed process wrote only the latter
         facts = facts | {"tokenizer_files": files, "resumed": resumed, "seconds_before": seconds}
         write_json(self.path / "facts.json", dict(facts))
 

@@ -2,7 +2,7 @@
 
 A docstring follows each key. Every key may be missing where facts are read: a run that was never started, or whose
 facts.json is damaged, has no facts, and older versions wrote fewer keys. Read such a key with ``.get``. mypy checks the
-name and the type in every look-up."""
+types; ``tests/test_facts.py`` also checks the names in ``.get``, where mypy allows any."""
 
 # Without ``from __future__ import annotations``, which would hide NotRequired from __required_keys__.
 from pathlib import Path
@@ -134,7 +134,7 @@ class Facts(_From, total=False):
 
     # ---- written when the training ends: done, stopped or preempted -------------------------------------------------
     seconds: float
-    """Wall-clock seconds spent on the run, by all its processes one after the other."""
+    """Wall-clock seconds spent on the run, added up over its resumptions, but without processes that were killed."""
     ended: float
     """When the training ended: seconds since 1970. Older runs lack it."""
     peak_memory_bytes: int
