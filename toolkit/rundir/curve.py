@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from toolkit.output.escape import label
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 TRAIN, VAL = "#3b6fa0", "#c8553d"
 MANY = 150  # with this many points or more, a smoothed line is easier to read than the values
@@ -43,29 +46,7 @@ def draw(run_dir: Path) -> Path:
     elif len(steps):
         axes.plot(steps, loss, color=TRAIN, linewidth=1.3, label="training")
     if len(val_steps):
-        axes.plot(
-            val_steps,
-            val_loss,
-            "o",
-            color=VAL,
-            label="validation",
-            zorder=3,
-            markersize=4.5 if len(val_steps) <= 60 else 2.5,
-            markeredgecolor="white",
-            markeredgewidth=0.6,
-        )
-        axes.annotate(
-            f"{val_loss[-1]:.4f}",
-            (val_steps[-1], val_loss[-1]),
-            xytext=(7, 0),  # to the right of the last point: above it, the label would cover the training loss
-            textcoords="offset points",
-            annotation_clip=False,
-            verticalalignment="center",
-            color=VAL,
-            fontsize=9,
-            fontweight="bold",
-        )
-
+        _draw_validation(axes, val_steps, val_loss)
     if len(steps) or len(val_steps):
         axes.set_ylim(*_limits([(steps, loss), (val_steps, val_loss)]))
         end = max(1, *steps[-1:], *val_steps[-1:])
@@ -86,6 +67,32 @@ def draw(run_dir: Path) -> Path:
     return run_dir / "curve.png"
 
 
+def _draw_validation(axes: Axes, steps: np.ndarray, loss: np.ndarray) -> None:
+    """Draw the validation losses as points, with the value of the last; both arrays are (N,)."""
+    axes.plot(
+        steps,
+        loss,
+        "o",
+        color=VAL,
+        label="validation",
+        zorder=3,
+        markersize=4.5 if len(steps) <= 60 else 2.5,
+        markeredgecolor="white",
+        markeredgewidth=0.6,
+    )
+    axes.annotate(
+        f"{loss[-1]:.4f}",
+        (steps[-1], loss[-1]),
+        xytext=(7, 0),  # to the right of the last point: above it, the label would cover the training loss
+        textcoords="offset points",
+        annotation_clip=False,
+        verticalalignment="center",
+        color=VAL,
+        fontsize=9,
+        fontweight="bold",
+    )
+
+
 def _rows(path: Path) -> list[dict[str, Any]]:
     """The objects in the file that have a step. Other lines are skipped, such as the half line of a killed process."""
     rows = []
@@ -100,7 +107,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _series(rows: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and finite values of one metric, both (N,), sorted by step. Of two values for a step the later counts."""
+    """Steps and finite values of one metric, both (N,), sorted by step. If a step has two values, the later is used."""
     values = {row["step"]: row[name] for row in rows if isinstance(row.get(name), (int, float))}
     points = sorted((step, value) for step, value in values.items() if np.isfinite(value))
     return np.array([step for step, _ in points], dtype=float), np.array([value for _, value in points], dtype=float)
