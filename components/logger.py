@@ -18,7 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from time import monotonic, sleep, time
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import rich.console
 from annotated_types import Gt
@@ -28,6 +28,7 @@ from rich.text import Text
 
 from toolkit.registry import register
 from toolkit.store import journal
+from toolkit.store.factsfile import Facts
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -275,13 +276,14 @@ def _mute(console: rich.console.Console) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _facts(run_dir: Path) -> dict:
+def _facts(run_dir: Path) -> Facts:
     return json.loads((Path(run_dir) / "facts.json").read_text(encoding="utf-8"))
 
 
-def _settings(facts: dict) -> dict[str, float | str]:
+def _settings(facts: Facts) -> dict[str, float | str]:
     """What tells runs apart in a table: numbers and short text. How often something is shown or saved does not."""
-    named = facts["config"] | {name: facts[name] for name in ("seed", "device", "precision") if name in facts}
+    settings = {"seed": facts.get("seed"), "device": facts.get("device"), "precision": facts.get("precision")}
+    named: dict[str, Any] = facts["config"] | settings
     told = {name: value for name, value in named.items() if value is not None and not name.endswith("_every")}
     plain = {name: value if type(value) in (int, float, str) else json.dumps(value) for name, value in told.items()}
     return {name: value for name, value in plain.items() if not isinstance(value, str) or len(value) <= 100}

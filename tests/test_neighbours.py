@@ -233,7 +233,7 @@ def test_threads_are_bound_recorded_and_told_when_they_change(tmp_path, caplog):
         assert small_run(tmp_path, "a", "--stop-at", "4", bindings=("Experiment.threads = 1",)) == 0
         assert facts(tmp_path / "a")["threads"] == 1 and facts(tmp_path / "a")["spin"] == openmp.in_force()
         assert small_run(tmp_path, "a", "--resume", bindings=("Experiment.threads = 2",)) == 0
-        assert "was trained with 1 threads and goes on with 2" in caplog.text
+        assert "was trained with 1 threads and continues with 2" in caplog.text
         assert facts(tmp_path / "a")["threads"] == 2
     finally:
         torch.set_num_threads(before)

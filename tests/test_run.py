@@ -248,8 +248,8 @@ BAD_INPUT = {
     "gin/data/text_files.gin -p TextFiles.paths=['no/such.txt']": (2, "no/such.txt"),
     "-p WarmupCosine.warmup_steps=100_000": (2, "set WarmupCosine.warmup_steps below 100000"),
     "-p AdamW.no_decay=['emb']": (2, "no_decay pattern 'emb' matches no parameter"),
-    "--resume --name missing": (2, "there is no run"),
-    "--weights-only": (2, "--weights-only goes with --from"),
+    "--resume --name missing": (2, "run not found"),
+    "--weights-only": (2, "--weights-only can only be used with --from"),
     "--import nowhere.py": (2, "there is no such Python file"),
 }
 
@@ -267,14 +267,14 @@ def test_bad_input_ends_in_its_exit_code_with_a_remedy_and_leaves_nothing(line, 
 
 def test_an_existing_run_is_refused_with_a_free_name(finished):
     with pytest.raises(
-        ValueError, match="is there already: continue it with --resume, or name this one: --name straight-2"
+        ValueError, match="already exists: continue it with --resume, or start a new run with --name straight-2"
     ):
         small_run(finished.parent, "straight")
 
 
 def test_a_place_that_can_not_be_written_is_a_storage_error(tmp_path):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(OSError, match="choose another place with --runs"):
+    with pytest.raises(OSError, match="choose another folder with --runs"):
         small_run(tmp_path / "file", "a")
 
 
@@ -282,7 +282,7 @@ def test_a_second_process_on_one_run_is_refused(tmp_path):
     small_run(tmp_path, "a", "--stop-at", "2")
     with filelock.FileLock(tmp_path / "a" / ".lock"):
         done = command("toolkit.run", *arguments(tmp_path, "a", "--resume"))
-    assert done.returncode == 2 and "another process is at work" in done.stderr
+    assert done.returncode == 2 and "another process is using" in done.stderr
     assert small_run(tmp_path, "a", "--resume") == 0  # a lock file that nobody holds is no obstacle
 
 

@@ -152,7 +152,7 @@ def test_damaged_rows_are_named_and_recorded_by_a_resume(name, harm, tmp_path, c
     else:
         path.write_bytes(content[:20] if harm == "cut" else b"")
     assert small_run(tmp_path, "a", "--resume") == 0
-    assert f"{name} " in caplog.text and "is not whole" in caplog.text
+    assert f"{name} " in caplog.text and "is incomplete" in caplog.text
     assert name in facts(tmp_path / "a")["resumed"][-1]["damaged"][0]
 
 

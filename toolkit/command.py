@@ -13,8 +13,8 @@ from toolkit.output import escape
 from toolkit.output.errors import BAD_INPUT, STORAGE, clean, kind_of
 
 LESS_MEMORY = (
-    "use a smaller Experiment.batch_size, or raise Experiment.accumulate, which keeps the batch and takes its parts in "
-    "turn; checkpoints are as they were: --resume goes on from the newest"
+    "use a smaller Experiment.batch_size, or raise Experiment.accumulate, which splits the same batch into smaller "
+    "parts; the checkpoints are intact: --resume continues from the newest"
 )
 OURS = ("toolkit", "components", "argparse")  # an error raised in these packages is shown without a traceback
 
@@ -54,14 +54,14 @@ def run_command(main: Callable[[], int]) -> None:
 
 def take_imports(parser: argparse.ArgumentParser) -> None:
     """Add the flags of commands that read a run: --import (``arguments.imports``) and --no-code."""
-    help_text = "module or file with parts that the run does not keep itself"
+    help_text = "module or Python file with parts of which the run keeps no copy"
     parser.add_argument("--import", dest="imports", metavar="M|F.py", action="append", default=[], help=help_text)
     refuse_code(parser)
 
 
 def refuse_code(parser: argparse.ArgumentParser) -> None:
     """Add the flag --no-code (``arguments.no_code``), which refuses to run the Python files in a run's ``code/``."""
-    help_text = "refuse to run the Python files that a run keeps in its code/ folder"
+    help_text = "refuse to run the Python files in a run's code/ folder"
     parser.add_argument("--no-code", action="store_true", help=help_text)
 
 

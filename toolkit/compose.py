@@ -20,8 +20,7 @@ from toolkit.experiment import Experiment, Parts, build_blank
 from toolkit.output.errors import clean
 from toolkit.protocols import Tokenizer
 from toolkit.registry import CATALOG
-from toolkit.store import checkpoint, seal
-from toolkit.store.disk import read_json_or_warn
+from toolkit.store import checkpoint, factsfile, seal
 
 log = logging.getLogger("toolkit")
 
@@ -142,9 +141,9 @@ def open_run(
     return Run(config, experiment, tokenizer, model.to(target).eval(), checkpoint_folder, target)
 
 
-def _load_tokenizer(tokenizer, folder: Path) -> None:
+def _load_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Load the tokenizer files in a run's folder. Raises ValueError if they are not those that the run wrote."""
-    facts = read_json_or_warn(folder / "facts.json")
+    facts = factsfile.read(folder)
     files, fingerprint = facts.get("tokenizer_files"), facts.get("tokenizer")
     remedy = f"copy it from a backup, or from another run with the tokenizer {str(fingerprint)[:12]} in its facts.json"
     if files:

@@ -1,4 +1,4 @@
-"""``python -m toolkit.evaluate RUN [OVERLAY.gin ...]``: nats per token and bits per byte of a checkpoint on a split."""
+"""``python -m toolkit.evaluate RUN [OVERLAY.gin ...]``: measure the loss of a trained model on a whole split."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def main(argv: list[str] | None = None) -> int:
     batch = micro_batch_size(experiment, 1)
     with autocast(experiment, device), watched(device):
         score = evaluate(objective, data, run.tokenizer, batch, windows, device, arguments.split)
-    facts = {"checkpoint": str(run.checkpoint), "split": arguments.split, "windows": windows}
+    evaluated = {"checkpoint": str(run.checkpoint), "split": arguments.split, "windows": windows}
     if arguments.json:
-        print(json.dumps(facts | score))
+        print(json.dumps(evaluated | score))
     else:
         console = Terminal()
         console.print(
@@ -45,18 +45,31 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _arguments(argv):
-    parser = argparse.ArgumentParser(prog="python -m toolkit.evaluate", description=__doc__.split(": ", 1)[1])
-    parser.add_argument(
-        "run", metavar="RUN|CHECKPOINT", help="a run (its best checkpoint is used) or a checkpoint folder"
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m toolkit.evaluate",
+        description="Measure the loss of a trained model on a whole split, in nats per token and bits per byte.",
     )
-    parser.add_argument(
-        "overlays", metavar="OVERLAY.gin", nargs="*", help="laid over the run's config: other text, say"
+    add = parser.add_argument
+    add("run", metavar="RUN|CHECKPOINT", help="folder of a run, whose best checkpoint is used, or of a checkpoint")
+    add(
+        "overlays",
+        metavar="OVERLAY.gin",
+        nargs="*",
+        help="gin files that change the run's config, for example to read other text",
     )
-    parser.add_argument("-p", "--gin_param", dest="bindings", metavar="BINDING", action="append", default=[])
+    add(
+        "-p",
+        "--gin_param",
+        dest="bindings",
+        metavar="BINDING",
+        action="append",
+        default=[],
+        help="change one knob of the run's config: 'Experiment.batch_size = 4'",
+    )
     take_imports(parser)
-    parser.add_argument("--split", choices=("val", "train"), default="val", help="which split to read (default val)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add("--split", choices=("val", "train"), default="val", help="the split to read (default: val)")
+    add("--json", action="store_true", help="print one JSON object")
     return parser.parse_intermixed_args(argv)
 
 

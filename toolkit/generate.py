@@ -1,12 +1,19 @@
-"""``python -m toolkit.generate RUN --prompt "Once upon a time"``: text from a checkpoint, as it is sampled."""
+"""``python -m toolkit.generate RUN --prompt "Once upon a time"``: continue a text with a trained model."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from toolkit.command import run_command, take_imports
 from toolkit.output import escape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from toolkit.protocols import Tokenizer
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,15 +32,23 @@ def main(argv: list[str] | None = None) -> int:
     openmp.use_threads(run.experiment.threads)
     print(escape.line(f"{run.checkpoint} on {run.device.type}"), file=sys.stderr)
 
-    def on_slide():
-        print(f"\n[past the context of {run.model.max_len} tokens: the window slides]", file=sys.stderr)
+    def report_slide() -> None:
+        context = f"context of {run.model.max_len} tokens is full"
+        print(f"\n[the {context}: from here on, the window slides]", file=sys.stderr)
 
     ids = [int(i) for i in run.tokenizer.encode(prompt)] or [run.tokenizer.eot]
-    options = {"temperature": arguments.temperature, "top_k": arguments.top_k, "top_p": arguments.top_p}
-    options |= {"compiled": arguments.compile}
     with autocast(run.experiment, run.device), torch.no_grad(), watched(run.device):
         tokens = stream(
-            run.model, ids, arguments.max_tokens, num=arguments.num, seed=arguments.seed, on_slide=on_slide, **options
+            run.model,
+            ids,
+            arguments.max_tokens,
+            num=arguments.num,
+            temperature=arguments.temperature,
+            top_k=arguments.top_k,
+            top_p=arguments.top_p,
+            seed=arguments.seed,
+            compiled=arguments.compile,
+            on_slide=report_slide,
         )
         if arguments.num == 1:
             _print_while_sampling(tokens, ids, run.tokenizer)
@@ -50,29 +65,30 @@ def _prompt(given: str) -> str:
     except UnicodeEncodeError as error:
         character = given[error.start]
         raise ValueError(
-            f"--prompt is not text: {ascii(character)} at character {error.start} is half of a character"
+            f"--prompt is not text: {ascii(character)} at character {error.start} is half of a character; remove it"
         ) from error
     except UnicodeDecodeError as error:
         where = "standard input" if given == "-" else "--prompt"
         raise ValueError(
-            f"{where} is not UTF-8: byte {data[error.start]:#04x} at offset {error.start}; convert the text"
+            f"{where} is not UTF-8: byte {data[error.start]:#04x} at offset {error.start}; convert the text to UTF-8"
         ) from error
     return text.removeprefix("\ufeff").replace("\r\n", "\n").rstrip("\n") if given == "-" else text
 
 
 def _safe_for_output(text: str) -> str:
-    """Escape control characters in a model's text if it goes to a terminal, which would obey them."""
+    """Escape control characters in a model's text if it goes to a terminal, which would act on them."""
     return escape.block(text) if sys.stdout.isatty() else text
 
 
-def _print_while_sampling(tokens, ids, tokenizer):
-    """Print the text token by token. A character made of several tokens is printed after its last token."""
+def _print_while_sampling(tokens: Iterator[Tensor], ids: list[int], tokenizer: Tokenizer) -> None:
+    """Print the text token by token; each of ``tokens`` is (1,). A character made of several tokens is printed after
+    its last token. The ids are appended to ``ids``, which hold the prompt."""
     printed = tokenizer.decode(ids)
     print(_safe_for_output(printed), end="", flush=True)
     for chosen in tokens:
         if chosen.item() == tokenizer.eot:
             break
-        ids.append(chosen.item())
+        ids.append(int(chosen.item()))
         text = tokenizer.decode(ids)
         if text.startswith(printed) and not text.endswith("\ufffd"):
             print(_safe_for_output(text[len(printed) :]), end="", flush=True)
@@ -80,8 +96,9 @@ def _print_while_sampling(tokens, ids, tokenizer):
     print(_safe_for_output(tokenizer.decode(ids)[len(printed) :]))
 
 
-def _print_all(tokens, ids, tokenizer, num):
-    """Print all samples, once each has reached the end of its document or the maximum length."""
+def _print_all(tokens: Iterator[Tensor], ids: list[int], tokenizer: Tokenizer, num: int) -> None:
+    """Print ``num`` samples when all have reached the end of their document or the maximum length. ``ids`` is the
+    prompt; each of ``tokens`` is (num,)."""
     samples = [list(ids) for _ in range(num)]
     unfinished = set(range(num))
     for chosen in tokens:
@@ -89,53 +106,71 @@ def _print_all(tokens, ids, tokenizer, num):
             if chosen[i].item() == tokenizer.eot:
                 unfinished.remove(i)
             else:
-                samples[i].append(chosen[i].item())
+                samples[i].append(int(chosen[i].item()))
         if not unfinished:
             break
     for i, sample in enumerate(samples, 1):
         print(f"--- {i} of {num} ---\n{_safe_for_output(tokenizer.decode(sample))}\n")
 
 
-def _arguments(argv):
-    parser = argparse.ArgumentParser(prog="python -m toolkit.generate", description=__doc__.split(": ", 1)[1])
-    parser.add_argument(
-        "run", metavar="RUN|CHECKPOINT", help="a run (its best checkpoint is used) or a checkpoint folder"
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m toolkit.generate",
+        description="Continue a text with a trained model, and print it while it is sampled.",
     )
-    parser.add_argument("--prompt", default="Once upon a time", help="text to continue; - reads it from standard input")
-    parser.add_argument("--max-tokens", type=_count, default=256, help="stop after so many (default 256)")
-    parser.add_argument("--temperature", type=_temperature, default=0.8, help="0 is greedy (default 0.8)")
-    parser.add_argument("--top-k", type=_count, help="sample from the k likeliest tokens only")
-    parser.add_argument("--top-p", type=_fraction, help="sample from the likeliest tokens that together reach p")
-    parser.add_argument("--seed", type=_seed, default=0, help="of the sampling (default 0)")
+    add = parser.add_argument
+    add("run", metavar="RUN|CHECKPOINT", help="folder of a run, whose best checkpoint is used, or of a checkpoint")
+    add(
+        "--prompt",
+        metavar="TEXT",
+        default="Once upon a time",
+        help="text to continue; '-' reads it from standard input (default: 'Once upon a time')",
+    )
+    add("--max-tokens", metavar="N", type=_count, default=256, help="sample at most N tokens (default: 256)")
+    add(
+        "--temperature",
+        metavar="T",
+        type=_temperature,
+        default=0.8,
+        help="divides the logits; 0 takes the likeliest token each time (default: 0.8)",
+    )
+    add("--top-k", metavar="K", type=_count, help="sample from the K likeliest tokens only")
+    add(
+        "--top-p",
+        metavar="P",
+        type=_fraction,
+        help="sample from the fewest tokens whose probabilities sum to P",
+    )
+    add("--seed", metavar="N", type=_seed, default=0, help="seed of the random sampling (default: 0)")
     take_imports(parser)
-    parser.add_argument("--num", type=_count, default=1, help="samples to draw (default 1)")
-    parser.add_argument("--compile", action="store_true", help="compile the step first: for long texts on a GPU")
+    add("--num", metavar="N", type=_count, default=1, help="number of samples (default: 1)")
+    add("--compile", action="store_true", help="compile the model first, which pays for long texts on a GPU")
     return parser.parse_args(argv)
 
 
-def _count(text):
+def _count(text: str) -> int:
     return _integer_between(text, 1, 10**7)
 
 
-def _seed(text):
+def _seed(text: str) -> int:
     return _integer_between(text, 0, 2**63 - 1)
 
 
-def _integer_between(text, least, most):
+def _integer_between(text: str, least: int, most: int) -> int:
     if not text.strip().lstrip("+-").isdecimal() or len(text) > 30 or not least <= int(text) <= most:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not an integer from {least} to {most}")
     return int(text)
 
 
-def _temperature(text):
+def _temperature(text: str) -> float:
     if not 0 <= float(text) < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a temperature; it is 0 or more")
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 on")
     return float(text)
 
 
-def _fraction(text):
+def _fraction(text: str) -> float:
     if not 0 < float(text) <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not in (0, 1]")
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
     return float(text)
 
 

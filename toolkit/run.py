@@ -7,8 +7,9 @@ import contextlib
 import logging
 import os
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from toolkit.command import refuse_code, run_command
 from toolkit.output import escape
@@ -50,14 +51,14 @@ def main(argv: list[str] | None = None) -> int:
     return _train(arguments, config, code, experiment, blank, run)
 
 
-def _check_horizon(arguments, steps: int, run) -> None:
-    """Raise ValueError if the checkpoint leaves no step to train. This happens before text or weights are read."""
+def _check_horizon(arguments: argparse.Namespace, steps: int, run: RunDir) -> None:
+    """Raise ValueError if no step is left after the checkpoint's, before text or weights are read."""
     from toolkit.store import checkpoint
 
     horizon = min(arguments.stop_at or steps, steps)
     limit = f"--stop-at {horizon}" if horizon == arguments.stop_at else f"Experiment.steps = {horizon}"
     if arguments.resume:
-        source, step, min_steps_left = f"{run.path}", checkpoint.newest_step(run.path / "checkpoints") or 0, 0
+        source, step, min_steps_left = str(run.path), checkpoint.newest_step(run.path / "checkpoints") or 0, 0
     elif arguments.branch and not arguments.weights_only:
         folder = checkpoint.find(arguments.branch)[1]
         source, step, min_steps_left = f"--from {folder}", checkpoint.read_manifest(folder)["step"], 1
@@ -68,13 +69,13 @@ def _check_horizon(arguments, steps: int, run) -> None:
         raise ValueError(
             f"{source}: the checkpoint is at step {step}, {relation} {limit}: no step is left; "
             + ("give a later --stop-at, or leave it out" if horizon == arguments.stop_at else "raise Experiment.steps")
-            + ("" if arguments.resume else "; or take its weights alone, from step 0: --weights-only")
+            + ("" if arguments.resume else "; or add --weights-only to start at step 0 with its weights")
         )
 
 
-def _list_effects(arguments) -> int:
+def _list_effects(arguments: argparse.Namespace) -> int:
     """Print what the config files would import and bind (--safe-config). Raises ConfigError for what is not allowed in
-    a file from a stranger."""
+    a file that is not trusted."""
     from toolkit.config import safety
     from toolkit.config.layers import BASE, ConfigError
     from toolkit.rundir import report
@@ -83,15 +84,15 @@ def _list_effects(arguments) -> int:
     report.say("\n".join(effects))
     if refusals:
         raise ConfigError("\n".join(refusals))
-    report.say("nothing here was imported or run; --dry-run checks names and values")
+    report.say("nothing was imported or run; --dry-run checks names and values")
     return 0
 
 
-def _train(arguments, config, code, experiment, blank, run) -> int:
+def _train(
+    arguments: argparse.Namespace, config: Config, code: list[Path], experiment: Experiment, blank: Parts, run: RunDir
+) -> int:
     """Open the run's folder, train, and write into status.json how the training ended. Returns the exit code."""
-
     from toolkit.cpu import openmp
-    from toolkit.cpu.allocator import keeps_freed_memory
     from toolkit.loop.signals import Interrupted, Signals
     from toolkit.parallel import distributed
     from toolkit.rundir import facts, report
@@ -112,12 +113,11 @@ def _train(arguments, config, code, experiment, blank, run) -> int:
         try:
             if main_process:
                 run.write_config(config, code)
-            with signals.droppable(distributed.world_size() == 1):  # several must agree to stop, in ``train``
+            with signals.droppable(distributed.world_size() == 1):  # several processes agree to stop in ``train``
                 parts, progress, source = _prepare(arguments, config, experiment, blank, run, device)
             distributed.agree("the step to start from", progress["step"], device)
             if main_process:
-                facts_at_start = initial_facts(arguments, run, config, experiment, blank, parts, device, source)
-                facts_at_start["keeps_freed_memory"] = device.type == "cpu" and keeps_freed_memory()
+                facts_at_start = facts.at_start(run, config, experiment, blank, parts, device, source)
                 run.write_start(parts.tokenizer, facts_at_start, progress["step"])
                 report.header(run.path, facts_at_start, blank.model, parts.optimizer)
                 run.write_status("running", progress["step"])
@@ -129,7 +129,9 @@ def _train(arguments, config, code, experiment, blank, run) -> int:
         except Interrupted:  # nothing is lost: a resumed run repeats what was interrupted
             if main_process:
                 run.write_status("preempted")
-                report.say(f"preempted with nothing new to save; continue with --name {run.path.name} --resume")
+                report.say(
+                    f"preempted before there was anything to save; continue with --name {run.path.name} --resume"
+                )
             return PREEMPTED
         except Diverged as error:
             if main_process:
@@ -140,7 +142,7 @@ def _train(arguments, config, code, experiment, blank, run) -> int:
             if main_process:
                 run.write_status("failed", reason=clean(error), kind=kind_of(error))
             if signals.caught and isinstance(error, OSError):
-                print(escape.block(f"error: stopped by a signal, and not saved: {error}"), file=sys.stderr)
+                print(escape.block(f"error: stopped by a signal, but could not save: {error}"), file=sys.stderr)
                 return 128 + signals.caught
             raise
         if main_process:
@@ -148,11 +150,14 @@ def _train(arguments, config, code, experiment, blank, run) -> int:
     return PREEMPTED if outcome["state"] == "preempted" else 0
 
 
-def _show_end(folder: Path, outcome: dict, prompt: str) -> None:
+def _show_end(folder: Path, outcome: Mapping[str, Any], prompt: str) -> None:
     """Draw the loss curve and print the results. An error only gives a warning, since the run has ended already."""
     from toolkit.rundir import curve, report
 
-    outputs = {"curve.png": lambda: curve.draw(folder), "the results": lambda: report.footer(folder, outcome, prompt)}
+    outputs: dict[str, Callable[[], object]] = {
+        "curve.png": lambda: curve.draw(folder),
+        "the results": lambda: report.footer(folder, outcome, prompt),
+    }
     for output, show in outputs.items():
         try:
             show()
@@ -161,33 +166,40 @@ def _show_end(folder: Path, outcome: dict, prompt: str) -> None:
             logging.getLogger("toolkit").warning("%s: %s can't be shown: %s", folder, output, reason)
 
 
-def _prepare(arguments, config, experiment, blank, run, device):
+def _prepare(
+    arguments: argparse.Namespace,
+    config: Config,
+    experiment: Experiment,
+    blank: Parts,
+    run: RunDir,
+    device: torch.device,
+) -> tuple[Parts, dict[str, Any], Path | None]:
     """Prepare the data and build the parts, with the weights of a checkpoint if the run continues from one. Returns
     (parts, progress, checkpoint folder or None); ``progress["step"]`` is the first step."""
     from toolkit.experiment import build
     from toolkit.parallel import distributed
     from toolkit.rundir import report
-    from toolkit.store import checkpoint
+    from toolkit.store import checkpoint, factsfile
 
     blank.data.prepare()
     parts = build(experiment, device, blank.tokenizer, blank.data)
     sources = {"data": parts.data.fingerprint(), "tokenizer": parts.tokenizer.fingerprint()}
     progress, source = {"step": 0, "best": float("inf")}, None
     if arguments.resume:
-        run.check_sources(sources, run.read("facts.json"))
+        run.check_sources(sources, factsfile.read(run.path))
         source = checkpoint.newest(run.path / "checkpoints", set_aside=distributed.rank() == 0)
         if source is None:
-            report.say(f"{run.path} has no checkpoint: it starts at step 0")
+            report.say(f"{run.path} has no checkpoint, so it starts at step 0")
         run.check_journal(source)
     elif arguments.branch:
         source = checkpoint.find(arguments.branch)[1]
-    if arguments.branch and arguments.weights_only:
+    if source is not None and arguments.weights_only:
         checkpoint.load_weights(source, parts.model)
     elif source is not None:
         progress = checkpoint.load(source, parts.model, parts.optimizer)
     if arguments.resume:
         run.check_sources(sources, progress)
-        if not (run.read("facts.json") or arguments.allow_change):  # it was lost: the checkpoint has the digest
+        if not (factsfile.read(run.path) or arguments.allow_change):  # it was lost: the checkpoint has the digest
             run.check_sources({"config": config.digest}, progress)
         progress["best"] = min(progress["best"], checkpoint.best_score(run.path / "checkpoints"))
     elif source is not None:
@@ -195,68 +207,35 @@ def _prepare(arguments, config, experiment, blank, run, device):
     return parts, progress | {"config": config.digest} | sources, source
 
 
-def initial_facts(
-    arguments: argparse.Namespace,
-    run: RunDir,
-    config: Config,
-    experiment: Experiment,
-    blank: Parts,
-    parts: Parts,
-    device: torch.device,
-    source: Path | None,
-) -> dict[str, object]:
-    """Return the contents of facts.json at the start of training."""
-    from toolkit.cpu import products
-    from toolkit.experiment import dtype_of, is_compiled, micro_batch_size
-    from toolkit.parallel import distributed
-    from toolkit.rundir import facts
-    from toolkit.store.disk import sha256
-
-    dtype, environment = dtype_of(experiment, device), facts.environment(device)
-    flops = facts.on_meta(facts.flops_per_token, blank.model, experiment.seq_len)
-    peak = facts.peak_flops(environment["device_name"], dtype)
-    input_shape = micro_batch_size(experiment, distributed.world_size()), experiment.seq_len
-    return {
-        "name": run.path.name,
-        "steps": experiment.steps,
-        "seed": experiment.seed,
-        "tokens": experiment.steps * experiment.batch_size * experiment.seq_len,
-        "parameters": facts.parameters(blank.model),
-        "flops_per_token": flops,
-        "peak_tokens_per_s": distributed.world_size() * peak / flops if peak and flops else None,
-        "precision": str(dtype).removeprefix("torch."),
-        "compiled": is_compiled(experiment, device),
-        "attention": facts.attention_implementation(parts.model, device, dtype, *input_shape),
-        "products": products.implementation(device.type, dtype),
-        "processes": distributed.world_size(),
-        **environment,
-        "data": parts.data.fingerprint(),
-        "tokenizer": parts.tokenizer.fingerprint(),
-        "encoded_by": getattr(parts.data, "encoded_by", None),
-        "windows": {split: parts.data.windows(split) for split in ("train", "val")},
-        "from": str(source) if source else None,
-        "config": config.flat,
-        "config_sha256": config.digest,
-        "code": {path.name: sha256(path) for path in sorted((run.path / "code").glob("*.py"))},
-        "init": run.read("facts.json").get("init", {}) if arguments.resume else facts.initial_values(parts.model),
-        "started": run.opened_at,
-    }
-
-
-def _arguments(argv):
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m toolkit.run",
-        description="Train the experiment that gin/default.gin describes, with the overlays laid over it in order.",
+        description="Train the experiment in gin/default.gin, changed by overlays: each overrides the ones before it.",
         epilog="Exit codes: 0 done, 2 bad config or input, 3 diverged, 4 storage, 75 preempted and resumable.",
     )
     add = parser.add_argument
-    add("overlays", metavar="OVERLAY.gin", nargs="*", help="gin files, laid over the base in this order")
-    add("--gin_file", dest="gin_files", metavar="OVERLAY.gin", action="append", default=[], help="the same, gin's way")
-    add("-p", "--gin_param", dest="bindings", metavar="BINDING", action="append", default=[], help="'GPT.n_layer = 6'")
+    add("overlays", metavar="OVERLAY.gin", nargs="*", help="gin files; each overrides the base and the files before it")
+    add(
+        "--gin_file",
+        dest="gin_files",
+        metavar="OVERLAY.gin",
+        action="append",
+        default=[],
+        help="another overlay, in gin's own spelling",
+    )
+    add(
+        "-p",
+        "--gin_param",
+        dest="bindings",
+        metavar="BINDING",
+        action="append",
+        default=[],
+        help="set one knob after all files: 'GPT.n_layer = 6'",
+    )
     add(
         "--base",
         metavar="FILE",
-        help="start from this file instead of gin/default.gin: runs/NAME/config.gin repeats a run",
+        help="use this file instead of gin/default.gin; runs/NAME/config.gin repeats a run",
     )
     add(
         "--import",
@@ -264,26 +243,44 @@ def _arguments(argv):
         metavar="M|F.py",
         action="append",
         default=[],
-        help="module or file with parts of yours",
+        help="module or Python file with your own parts",
     )
     refuse_code(parser)
-    add("--name", help="the run's folder in --runs; without it, named after the overlays")
-    add("--runs", metavar="DIR", default="runs", help="where runs live (default: runs)")
-    add("--resume", action="store_true", help="go on from the newest checkpoint of the run, as if it had never stopped")
-    add("--allow-change", action="store_true", help="with --resume: accept a config that differs, and record how")
+    add("--name", help="name of the run's folder (default: the names of the overlays)")
+    add("--runs", metavar="DIR", default="runs", help="folder that holds the runs (default: runs)")
+    add(
+        "--resume",
+        action="store_true",
+        help="continue the run from its newest checkpoint; on a CPU, it then equals a run that was never stopped",
+    )
+    add(
+        "--allow-change",
+        action="store_true",
+        help="with --resume: accept a changed config, and record the change in facts.json",
+    )
     add(
         "--from",
         dest="branch",
         metavar="CHECKPOINT",
-        help="a new run that goes on from another's weights and optimizer",
+        help="start a new run at the step, with the weights and the optimizer state of another run's checkpoint",
     )
-    add("--weights-only", action="store_true", help="with --from: take the weights alone, and start at step 0")
-    add("--stop-at", metavar="STEP", type=int, help="stop there; the schedule keeps its horizon, --resume goes on")
-    add("--dry-run", action="store_true", help="print config, parameters, FLOPs and memory, and stop; reads no data")
+    add("--weights-only", action="store_true", help="with --from: take only the weights, and start at step 0")
+    add(
+        "--stop-at",
+        metavar="STEP",
+        type=int,
+        help="stop at this step, without a change of the learning-rate schedule; --resume continues",
+    )
+    add(
+        "--dry-run",
+        action="store_true",
+        help="print config, parameters, FLOPs and memory, and stop; reads no data",
+    )
     add(
         "--safe-config",
         action="store_true",
-        help="list what the files would import and bind, run nothing, and stop; refuse imports not named with --import",
+        help="list what the files would import and bind, run nothing, and stop; imports that --import does not name "
+        "are an error",
     )
     add("--json", action="store_true", help="with --dry-run: print one JSON object")
     arguments = parser.parse_intermixed_args(argv)
@@ -295,13 +292,13 @@ def _arguments(argv):
     }
     for flag, (required, required_flag) in required_flags.items():
         if getattr(arguments, flag) and not getattr(arguments, required):
-            parser.error(f"--{flag.replace('_', '-')} goes with {required_flag}")
+            parser.error(f"--{flag.replace('_', '-')} can only be used with {required_flag}")
     if arguments.safe_config and arguments.resume:
-        parser.error("--safe-config takes the files to read: --base runs/NAME/config.gin for those of a run")
+        parser.error("--safe-config needs the files to read; for those of a run, give --base runs/NAME/config.gin")
     if arguments.resume and arguments.branch:
-        parser.error("--resume continues a run, --from starts a new one: give one of them")
+        parser.error("--resume continues a run, --from starts a new one: give only one of them")
     if arguments.stop_at is not None and arguments.stop_at < 1:
-        parser.error("--stop-at takes a step of 1 or more")
+        parser.error("--stop-at must be 1 or more")
     return arguments
 
 

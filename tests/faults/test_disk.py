@@ -20,7 +20,7 @@ def assert_ended_by_the_disk(folder, child, before=()):
     assert child.wait() == 4, child.said
     assert "can't write" in child.said and "Traceback" not in child.said
     status = RunDir(folder.parent, folder.name, resume=True).read("status.json")
-    assert status["state"] == "failed" or "status.json does not say that the run is failed" in child.said
+    assert status["state"] == "failed" or "status.json could not be updated (the run is failed)" in child.said
     if (folder / "checkpoints").exists():
         assert not list((folder / "checkpoints").glob("*.tmp*"))
         assert all(checkpoint.problem(path) is None for path in (folder / "checkpoints").iterdir())
@@ -86,7 +86,7 @@ def refused(runs, tmp_path, *more, orders=()):
     """Exit 4 before anything is trained."""
     child = go(runs, "a", *more, orders=orders)
     assert child.wait() == 4, child.said
-    assert "choose another place with --runs" in child.said and "step " not in child.said
+    assert "choose another folder with --runs" in child.said and "step " not in child.said
 
 
 @pytest.mark.fault(35, "the disk is mounted read-only", 1)

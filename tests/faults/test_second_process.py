@@ -14,7 +14,7 @@ def test_the_second_is_refused_and_the_first_unharmed(fault, tmp_path):
     assert small_run(tmp_path, "a", "--stop-at", "1") == 0
     with filelock.FileLock(tmp_path / "a" / ".lock"):
         fault.happened = True
-        with pytest.raises(ValueError, match="another process is at work"):
+        with pytest.raises(ValueError, match="another process is using"):
             small_run(tmp_path, "a", "--resume")
     assert small_run(tmp_path, "a", "--resume", "--stop-at", "2") == 0
 

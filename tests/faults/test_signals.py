@@ -116,7 +116,7 @@ def test_sigterm_while_it_tokenises(fault, tmp_path):
     assert_ended_in_order(child, signal.SIGTERM, tmp_path / "a")
     assert not [path for path in cache.iterdir() if path.is_dir()]
     child = go(tmp_path, "a", "--stop-at", "2", **options)
-    assert child.wait() == 0 and "it starts at step 0" in child.said
+    assert child.wait() == 0 and "so it starts at step 0" in child.said
     assert completed(tmp_path / "a") == [2]
 
 

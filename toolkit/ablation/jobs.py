@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.output.errors import PREEMPTED
+from toolkit.store import factsfile
 from toolkit.store.disk import read_json_or_warn, write_json
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def read_progress(folder: Path, metric: str) -> JobProgress:
     state = status.get("state")
     progress = JobProgress(state if isinstance(state, str) else "failed", _integer_or_zero(status.get("step")))
     if progress.state == "done":
-        progress.seconds = _number_or_none(read_json_or_warn(folder / "facts.json").get("seconds"))
+        progress.seconds = _number_or_none(factsfile.read(folder).get("seconds"))
     for row in reversed(_last_rows(folder / "metrics.jsonl")):
         if progress.state != "done":
             progress.step = max(progress.step, _integer_or_zero(row.get("step")))

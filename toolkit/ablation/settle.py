@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.config.changes import difference
-from toolkit.store import seal
-from toolkit.store.disk import read_json, read_json_or_warn, write_bytes, write_json, write_text
+from toolkit.store import factsfile, seal
+from toolkit.store.disk import read_json, write_bytes, write_json, write_text
 
 if TYPE_CHECKING:
     import argparse
@@ -195,7 +195,7 @@ def _changed_configs(plan: Plan, folder: Path, record: dict) -> list[str]:
     """Lines about finished or started runs whose config differs from what their job would get now."""
     lines = []
     for job in plan.jobs:
-        old_config = read_json_or_warn(folder / job.run / "facts.json").get("config")
+        old_config = factsfile.read(folder / job.run).get("config")
         lr = job.lr if job.lr is not None or not plan.rates else record["lr"]["chosen"].get(job.arm)
         if not old_config or (plan.rates and lr is None):
             continue

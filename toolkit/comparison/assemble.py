@@ -14,6 +14,7 @@ from toolkit.comparison.guards import Banner, short
 from toolkit.comparison.rates import TunedRate
 from toolkit.comparison.runs import CURVE, METRIC, PlanRecord, Run
 from toolkit.comparison.statistics import Difference, Verdict
+from toolkit.store.factsfile import Facts
 
 BITS = "val_full/bits_per_byte"
 IDENTICAL = "identical"  # stands in place of a verdict: there is nothing to judge
@@ -321,7 +322,7 @@ def _mean_curve(arm: ArmResult, metric: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _time_to_target(arm: ArmResult, metric: str, target: float) -> TimeToTarget:
     steps, loss = _mean_curve(arm, metric)
-    facts = next((run.facts for run in arm.runs if run.facts), {})
+    facts = next((run.facts for run in arm.runs if run.facts), Facts())
     below = np.flatnonzero(loss <= target)
     if not len(below):
         return TimeToTarget(target, None, None, None, int(steps[-1]) if len(steps) else 0)

@@ -19,6 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from toolkit.comparison.assemble import IDENTICAL, ArmResult, Comparison
 from toolkit.comparison.runs import Run
 from toolkit.output.escape import label, line, shorten
+from toolkit.store.factsfile import Facts
 
 log = logging.getLogger("toolkit")
 INK, GREY = "#333333", "#888888"  # the HTML page replaces INK by its text colour, which is light or dark
@@ -174,12 +175,13 @@ def flops(comparison: Comparison) -> Figure | None:
     figure, drawn = _figure(3.8), []
     axes = figure.add_subplot()
     for arm, style in _arm_styles(comparison):
-        facts = next((run.facts for run in arm.runs if run.facts.get("flops_per_token")), None)
+        facts = next((run.facts for run in arm.runs if run.facts.get("flops_per_token")), Facts())
+        flops_per_token = facts.get("flops_per_token")
         steps, mean, low, high = _band([_points(run, comparison.curve_metric) for run in arm.runs])
         later = steps > 0
-        if facts is None or not later.any():
+        if not flops_per_token or not later.any():
             continue
-        spent = steps[later] * facts["tokens"] / max(1, facts["steps"]) * facts["flops_per_token"]
+        spent = steps[later] * facts["tokens"] / max(1, facts["steps"]) * flops_per_token
         _draw_line(axes, spent, mean[later], low[later], high[later], style)
         drawn.append((spent, low[later], high[later]))
     if not drawn:

@@ -248,9 +248,6 @@ def tokens(plan: PlanRecord, runs: list[Run]) -> Iterable[Banner]:
 def environment(runs: list[Run]) -> Iterable[Banner]:
     """Settings that have to be equal in all runs, whatever is compared: data, precision, device, versions, code."""
 
-    def fact(*names: str) -> Callable:
-        return lambda run: tuple(run.facts.get(name) for name in names)
-
     def evaluation(run: Run) -> tuple:
         val = run.facts.get("windows", {}).get("val")
         return (show(run.config.get("Experiment.eval_windows")), val, short(run.facts.get("data")))
@@ -258,6 +255,12 @@ def environment(runs: list[Run]) -> Iterable[Banner]:
     def order(run: Run) -> tuple:
         sizes = (show(run.config.get("Experiment.batch_size")), show(run.config.get("Experiment.seq_len")))
         return (short(run.facts.get("data")), *sizes)
+
+    def numbers(run: Run) -> tuple:
+        return (run.facts.get("precision"), run.facts.get("compiled"))
+
+    def device(run: Run) -> tuple:
+        return (run.facts.get("device"), run.facts.get("device_name"))
 
     def versions(run: Run) -> tuple:
         packages = {"python": run.facts.get("python"), **run.facts.get("packages", {})}
@@ -269,8 +272,8 @@ def environment(runs: list[Run]) -> Iterable[Banner]:
     yield from _report_differences(runs, "tokenizer", lambda run: short(run.facts.get("tokenizer")))
     yield from _report_differences(runs, "evaluation set", evaluation, describe("eval_windows", "of", "data"))
     yield from _report_differences(runs, "batch order", order, describe("data", "batch_size", "seq_len"))
-    yield from _report_differences(runs, "precision", fact("precision", "compiled"), describe("", "compiled"))
-    yield from _report_differences(runs, "device", fact("device", "device_name"), describe("", ""))
+    yield from _report_differences(runs, "precision", numbers, describe("", "compiled"))
+    yield from _report_differences(runs, "device", device, describe("", ""))
     on_cpu = [run for run in runs if run.facts.get("device") == "cpu"]
     yield from _report_differences(on_cpu, "threads", lambda run: run.facts.get("threads"))
     groups = _groups(runs, versions)

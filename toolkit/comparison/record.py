@@ -9,6 +9,7 @@ from dataclasses import asdict
 from toolkit.comparison.assemble import ArmResult, Comparison
 from toolkit.comparison.runs import Run
 from toolkit.output.escape import cell, uncell
+from toolkit.store.factsfile import Facts
 
 FEW_ARMS, FEW_NAMES = 6, 3  # names in the headline: of all arms together; of one group if there are more arms
 
@@ -101,7 +102,7 @@ def read_table(text: str) -> list[dict[str, str]]:
 
 def _arm_record(arm: ArmResult, comparison: Comparison) -> dict:
     difference, time_to_target = arm.difference, arm.time_to_target
-    facts = next((run.facts for run in arm.runs if run.facts), {})
+    facts = next((run.facts for run in arm.runs if run.facts), Facts())
     low, high = arm.diverged_interval
     return {
         "arm": arm.name,
@@ -162,6 +163,15 @@ def _run_record(run: Run, metric: str) -> dict:
 
 
 def _environment(comparison: Comparison) -> dict:
-    facts = next((run.facts for arm in comparison.arms for run in arm.runs if run.facts), {})
-    names = ("device", "device_name", "threads", "precision", "python", "packages", "commit", "dirty", "data")
-    return {name: facts.get(name) for name in names}
+    facts = next((run.facts for arm in comparison.arms for run in arm.runs if run.facts), Facts())
+    return {
+        "device": facts.get("device"),
+        "device_name": facts.get("device_name"),
+        "threads": facts.get("threads"),
+        "precision": facts.get("precision"),
+        "python": facts.get("python"),
+        "packages": facts.get("packages"),
+        "commit": facts.get("commit"),
+        "dirty": facts.get("dirty"),
+        "data": facts.get("data"),
+    }

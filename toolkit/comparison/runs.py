@@ -9,12 +9,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from toolkit.comparison import schema
 from toolkit.store import journal, seal
 from toolkit.store.disk import read_json
+from toolkit.store.factsfile import Facts
 
 METRIC, ALPHA, EFFECT = "val_full/loss_nats", 0.05, 0.02
 CURVE = "val/loss_nats"  # measured during training; METRIC is measured once, at the end
@@ -30,7 +32,7 @@ class Run:
     the run has no value. ``edits`` holds a sentence for each contradiction between files."""
 
     path: Path
-    facts: dict
+    facts: Facts
     state: str
     step: int
     reason: str
@@ -240,7 +242,8 @@ def runs_without_plan(patterns: Sequence[str], baseline: str | None) -> tuple[Pl
 def read_run(folder: Path) -> Run:
     """Read a run's folder. It may be in any state, and its files may be damaged or edited."""
     damage: list[str] = []
-    facts, status = (_read_checked(folder / name, damage) for name in ("facts.json", "status.json"))
+    facts = cast(Facts, _read_checked(folder / "facts.json", damage))  # schema.check has compared the types
+    status = _read_checked(folder / "status.json", damage)
     is_whole = not damage
     journal_damage = _journal_damage(folder, status)
     if journal_damage:
@@ -292,7 +295,7 @@ def _journal_damage(folder: Path, status: dict) -> str | None:
     return journal.damage(folder, {"metrics.jsonl": rows}, must_be_complete) if rows else None
 
 
-def _contradictions(folder: Path, facts: dict, status: dict) -> list[str]:
+def _contradictions(folder: Path, facts: Facts, status: dict) -> list[str]:
     """A sentence for each contradiction between files of a run."""
     contradictions = []
     try:

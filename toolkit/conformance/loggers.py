@@ -13,6 +13,7 @@ from pathlib import Path
 from toolkit.conformance.bench import Bench
 from toolkit.conformance.lines import Broken, Gauge, NotApplicable, check
 from toolkit.protocols import Logger
+from toolkit.store.factsfile import Facts
 
 PATIENCE = 60.0  # seconds after which a logger on a full disk counts as hanging
 LIMIT = 32_768  # largest file size in bytes: it simulates a full disk
@@ -82,7 +83,14 @@ def _run_folder(folder: str) -> Path:
     run = Path(folder) / "run"
     run.mkdir()
     (run / "config.gin").write_text("Experiment.steps = 10\n")
-    facts = {"name": "run", "steps": 10, "seed": 0, "device": "cpu", "precision": "float32", "config": {"GPT.dim": 32}}
+    facts: Facts = {
+        "name": "run",
+        "steps": 10,
+        "seed": 0,
+        "device": "cpu",
+        "precision": "float32",
+        "config": {"GPT.dim": 32},
+    }
     (run / "facts.json").write_text(json.dumps(facts))
     return run
 

@@ -95,7 +95,7 @@ def _as_markdown(value: object) -> str:
     return value if isinstance(value, Markdown) else _MARKDOWN.sub(_escaped, line(value).strip()).replace("$", "&#36;")
 
 
-def _escaped(match: re.Match) -> str:
+def _escaped(match: re.Match[str]) -> str:
     """What replaces a match of ``_MARKDOWN``."""
     text = match.group()
     if text == "&":
@@ -105,10 +105,10 @@ def _escaped(match: re.Match) -> str:
 
 def code_block(lines: Iterable[object]) -> Markdown:
     """Lines as a fenced block of code; the fence is longer than any in the lines, so that no line ends the block."""
-    lines = list(map(line, lines))
-    longest = max((len(run) for text in lines for run in re.findall("`+", text)), default=0)
+    texts = list(map(line, lines))
+    longest = max((len(run) for text in texts for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return Markdown("\n".join([fence, *lines, fence]))
+    return Markdown("\n".join([fence, *texts, fence]))
 
 
 def cell(value: object) -> object:

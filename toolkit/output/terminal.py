@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -22,10 +23,10 @@ COMFORT = 24  # terminal columns that a name keeps before other columns are drop
 class Terminal(Console):
     """A console for text that came from files."""
 
-    def __init__(self, **options):
+    def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
-    def render_str(self, text: str, **options) -> Text:
+    def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(escape.block(text), **options)
 
 
@@ -45,12 +46,14 @@ class Column:
     name: bool = False  # names may be folded or cut, other columns not
 
 
-def grid(columns: Sequence[Column], rows: Iterable[Sequence], width: int, lines: int = 2) -> tuple[Table, list[str]]:
+def grid(
+    columns: Sequence[Column], rows: Iterable[Sequence[str | tuple[str, str]]], width: int, lines: int = 2
+) -> tuple[Table, list[str]]:
     """A table without borders, at most ``width`` wide, and the titles of the columns that were dropped to fit. A cell
     is a string, or a pair of a string and a style. Names take at most ``lines`` lines."""
-    rows = [[cell if isinstance(cell, tuple) else (cell, "") for cell in row] for row in rows]
-    rows = [[(escape.line(text), style) for text, style in row] for row in rows]
-    widths = [max(cell_len(text) for text in (c.title, *(row[i][0] for row in rows))) for i, c in enumerate(columns)]
+    styled_rows = [[cell if isinstance(cell, tuple) else (cell, "") for cell in row] for row in rows]
+    cells = [[(escape.line(text), style) for text, style in row] for row in styled_rows]
+    widths = [max(cell_len(text) for text in (c.title, *(row[i][0] for row in cells))) for i, c in enumerate(columns)]
     wanted = [min(w, COMFORT) if column.name else w for column, w in zip(columns, widths, strict=True)]
     kept = list(range(len(columns)))
 
@@ -65,9 +68,9 @@ def grid(columns: Sequence[Column], rows: Iterable[Sequence], width: int, lines:
         wanted[i] = max(min(8, widths[i]), min(widths[i], wanted[i] + room() // len(names)))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for i in kept:
-        justify = "right" if columns[i].right else "left"
-        table.add_column(columns[i].title, justify=justify, no_wrap=True, min_width=wanted[i])
-    for row in rows:
+        column = columns[i]
+        table.add_column(column.title, justify="right" if column.right else "left", no_wrap=True, min_width=wanted[i])
+    for row in cells:
         table.add_row(*(_cell(*row[i], wanted[i] if i in names else None, lines) for i in kept))
     return table, [column.title for i, column in enumerate(columns) if i not in kept]
 
@@ -78,7 +81,8 @@ def _cell(text: str, style: str, width: int | None, lines: int) -> Text:
 
 
 def fold(name: str, width: int, lines: int = 2) -> list[str]:
-    """A name in at most ``lines`` lines, broken after spaces and signs; or in one, cut in its middle."""
+    """A name in at most ``lines`` lines, broken after spaces and punctuation. If it doesn't fit, it is one line, cut in
+    the middle."""
     folded = [""]
     for piece in re.findall(r"[^\s\-_/.,+=:]*[\s\-_/.,+=:]*", name):
         if cell_len(folded[-1] + piece.rstrip()) <= width:
@@ -89,6 +93,6 @@ def fold(name: str, width: int, lines: int = 2) -> list[str]:
     if len(folded) <= lines and all(cell_len(line) <= width for line in folded):
         return folded
     most = width
-    while cell_len(escape.shorten(name, most)) > width:  # letters that take two columns
+    while cell_len(escape.shorten(name, most)) > width:  # some letters take two columns
         most -= 1
     return [escape.shorten(name, most)]

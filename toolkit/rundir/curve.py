@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from toolkit.output.escape import label
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 TRAIN, VAL = "#3b6fa0", "#c8553d"
-MANY = 150  # from this many points on, a smoothed line is easier to read than the values
+MANY = 150  # with this many points or more, a smoothed line is easier to read than the values
 
 
 def draw(run_dir: Path) -> Path:
@@ -42,14 +46,7 @@ def draw(run_dir: Path) -> Path:
     elif len(steps):
         axes.plot(steps, loss, color=TRAIN, linewidth=1.3, label="training")
     if len(val_steps):
-        size = 4.5 if len(val_steps) <= 60 else 2.5
-        marker = {"markersize": size, "markeredgecolor": "white", "markeredgewidth": 0.6}
-        axes.plot(val_steps, val_loss, "o", color=VAL, label="validation", zorder=3, **marker)
-        # To the right of the last point: above it, the label would cover the training loss.
-        beside = {"xytext": (7, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
-        last = val_steps[-1], val_loss[-1]
-        axes.annotate(f"{val_loss[-1]:.4f}", last, color=VAL, fontsize=9, fontweight="bold", **beside)
-
+        _draw_validation(axes, val_steps, val_loss)
     if len(steps) or len(val_steps):
         axes.set_ylim(*_limits([(steps, loss), (val_steps, val_loss)]))
         end = max(1, *steps[-1:], *val_steps[-1:])
@@ -58,7 +55,7 @@ def draw(run_dir: Path) -> Path:
     else:
         axes.set(xticks=[], yticks=[])
         axes.text(0.5, 0.5, "nothing logged yet", transform=axes.transAxes, ha="center", color="0.5")
-    # A note, because a second axis for tokens takes a tenth of the picture and shows no more.
+    # A note: a second axis for tokens would take a tenth of the picture and show no more.
     if tokens := max((row["tokens"] for row in rows if isinstance(row.get("tokens"), int)), default=0):
         size, unit = next(s for s in ((1e9, " billion"), (1e6, " million"), (1, "")) if tokens >= s[0])
         count = f"{tokens / size:.3g}{unit} tokens" if unit else f"{tokens:,} tokens"
@@ -70,7 +67,33 @@ def draw(run_dir: Path) -> Path:
     return run_dir / "curve.png"
 
 
-def _rows(path: Path) -> list[dict]:
+def _draw_validation(axes: Axes, steps: np.ndarray, loss: np.ndarray) -> None:
+    """Draw the validation losses as points, with the value of the last; both arrays are (N,)."""
+    axes.plot(
+        steps,
+        loss,
+        "o",
+        color=VAL,
+        label="validation",
+        zorder=3,
+        markersize=4.5 if len(steps) <= 60 else 2.5,
+        markeredgecolor="white",
+        markeredgewidth=0.6,
+    )
+    axes.annotate(
+        f"{loss[-1]:.4f}",
+        (steps[-1], loss[-1]),
+        xytext=(7, 0),  # to the right of the last point: above it, the label would cover the training loss
+        textcoords="offset points",
+        annotation_clip=False,
+        verticalalignment="center",
+        color=VAL,
+        fontsize=9,
+        fontweight="bold",
+    )
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
     """The objects in the file that have a step. Other lines are skipped, such as the half line of a killed process."""
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
@@ -83,8 +106,8 @@ def _rows(path: Path) -> list[dict]:
     return rows
 
 
-def _series(rows: list[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and finite values of one metric, both (N,), sorted by step. Of two values for a step the later counts."""
+def _series(rows: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and finite values of one metric, both (N,), sorted by step. If a step has two values, the later is used."""
     values = {row["step"]: row[name] for row in rows if isinstance(row.get(name), (int, float))}
     points = sorted((step, value) for step, value in values.items() if np.isfinite(value))
     return np.array([step for step, _ in points], dtype=float), np.array([value for _, value in points], dtype=float)
@@ -92,10 +115,10 @@ def _series(rows: list[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _smooth(values: np.ndarray, reach: int) -> np.ndarray:
     """Centred mean over ``reach`` neighbours on each side, fewer near the ends; (N,) as ``values``."""
-    reach = np.minimum(np.minimum(np.arange(len(values)), np.arange(len(values))[::-1]), reach)
-    sums = np.concatenate([[0.0], np.cumsum(values)])
     positions = np.arange(len(values))
-    return (sums[positions + reach + 1] - sums[positions - reach]) / (2 * reach + 1)
+    reaches = np.minimum(np.minimum(positions, positions[::-1]), reach)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    return (sums[positions + reaches + 1] - sums[positions - reaches]) / (2 * reaches + 1)
 
 
 def _limits(series: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
@@ -104,8 +127,9 @@ def _limits(series: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
     last = max(steps[-1] for steps, _ in series if len(steps))
     all_values = np.concatenate([values for _, values in series])
     later = np.concatenate([values[steps >= last / 50] for steps, values in series])
-    # A spike or a late divergence must not flatten it either: one value in a hundred may lie outside.
-    final = series[-1][1][-1:]  # of the last series, the validation: always inside
+    # A spike or a late divergence must not flatten it either: one value in a hundred may lie outside, but never the
+    # last validation loss, which is the last value of the last series.
+    final = series[-1][1][-1:]
     low, high = all_values.min(), max([np.quantile(later, 0.99, method="higher"), *final])
     space = 0.06 * (high - low) or 0.5
     return float(low - space), float(high + space)

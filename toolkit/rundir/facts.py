@@ -1,4 +1,6 @@
-"""Facts about a run: parameters, FLOPs, memory, and the device and software that it runs on."""
+"""Measure the facts about a run: parameters, FLOPs, memory, and the device and software that it runs on.
+
+``toolkit.store.factsfile`` describes the file that holds them."""
 
 from __future__ import annotations
 
@@ -7,21 +9,34 @@ import logging
 import platform
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from toolkit.cpu import openmp, switch
+from toolkit.cpu import openmp, products, switch
+from toolkit.cpu.allocator import keeps_freed_memory
+from toolkit.experiment import Experiment, Parts, dtype_of, is_compiled, micro_batch_size
 from toolkit.objective import Objective
+from toolkit.parallel import distributed
 from toolkit.root import ROOT
+from toolkit.store import factsfile
+from toolkit.store.disk import sha256
+from toolkit.store.factsfile import Facts, Parameters
+
+if TYPE_CHECKING:
+    from toolkit.config.layers import Config
+    from toolkit.rundir.folder import RunDir
 
 log = logging.getLogger("toolkit")
+Arguments = ParamSpec("Arguments")
+Count = TypeVar("Count")
 PACKAGES = (
     "torch",
     "numpy",
@@ -34,8 +49,6 @@ PACKAGES = (
     "schedulefree",
     "flash-attn",
 )
-
-
 PEAKS = {  # dense bfloat16 FLOP/s from the makers' data sheets; the first name that is in the device's name counts
     "B200": 2250e12,
     "H200": 989e12,
@@ -48,16 +61,58 @@ PEAKS = {  # dense bfloat16 FLOP/s from the makers' data sheets; the first name 
 }
 
 
+def at_start(
+    run: RunDir,
+    config: Config,
+    experiment: Experiment,
+    blank: Parts,
+    parts: Parts,
+    device: torch.device,
+    source: Path | None,
+) -> Facts:
+    """The facts that are known before the first step. ``blank`` holds the parts built on the meta device; ``source`` is
+    the checkpoint from which training starts."""
+    dtype, processes, known = dtype_of(experiment, device), distributed.world_size(), environment(device)
+    flops = on_meta(flops_per_token, blank.model, experiment.seq_len)
+    peak = peak_flops(known["device_name"], dtype)
+    input_shape = micro_batch_size(experiment, processes), experiment.seq_len
+    return {
+        "name": run.path.name,
+        "steps": experiment.steps,
+        "seed": experiment.seed,
+        "tokens": experiment.steps * experiment.batch_size * experiment.seq_len,
+        "parameters": parameters(blank.model),
+        "flops_per_token": flops,
+        "peak_tokens_per_s": processes * peak / flops if peak and flops else None,
+        "precision": str(dtype).removeprefix("torch."),
+        "compiled": is_compiled(experiment, device),
+        "attention": attention_implementation(parts.model, device, dtype, *input_shape),
+        "products": products.implementation(device.type, dtype),
+        "processes": processes,
+        **known,
+        "data": parts.data.fingerprint(),
+        "tokenizer": parts.tokenizer.fingerprint(),
+        "encoded_by": getattr(parts.data, "encoded_by", None),
+        "windows": {"train": parts.data.windows("train"), "val": parts.data.windows("val")},
+        "from": str(source) if source else None,
+        "config": config.flat,
+        "config_sha256": config.digest,
+        "code": {path.name: sha256(path) for path in sorted((run.path / "code").glob("*.py"))},
+        "init": factsfile.read(run.path).get("init", {}) if run.resume else initial_values(parts.model),
+        "started": run.opened_at,
+        "keeps_freed_memory": device.type == "cpu" and keeps_freed_memory(),
+    }
+
+
 def peak_flops(device_name: str, dtype: torch.dtype) -> float | None:
-    """Peak FLOP/s of a device in bfloat16; None for another precision and for a device that ``PEAKS`` lacks."""
+    """Peak FLOP/s of a device in bfloat16; None for another precision or a device that is not in ``PEAKS``."""
     if dtype != torch.bfloat16:
         return None
     return next((peak for name, peak in PEAKS.items() if re.search(rf"\b{name}\b", device_name)), None)
 
 
-def parameters(model: nn.Module) -> dict[str, int]:
-    """Numbers of parameters. "padding": in rows that only pad the vocabulary; "total": all others; "non_embedding":
-    without embedding tables and the output matrix; "active": used for one token, which is the total unless a part has
+def parameters(model: nn.Module) -> Parameters:
+    """Numbers of parameters. A part that leaves some of its parameters out for each token says how many in
     ``idle_parameters``."""
     sizes = {id(p): p.numel() for p in model.parameters()}
     padding = getattr(model, "padding", 0)
@@ -77,28 +132,25 @@ def parameters(model: nn.Module) -> dict[str, int]:
 def parameter_table(model: nn.Module) -> list[tuple[str, str, int]]:
     """A row (name, shape, parameters) for each tensor. The layers of a stack share one row, with a shape such as
     "12 of 768 x 768". Rows that pad the vocabulary are included."""
-    rows: dict[str, list] = {}
+    stacks: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        stacked = re.sub(r"\.\d+\.", ".*.", name)
-        row = rows.setdefault(stacked, [0, set(), 0])
-        row[0] += 1
-        row[1].add(" x ".join(f"{size:,}" for size in parameter.shape))
-        row[2] += parameter.numel()
+        stacks.setdefault(re.sub(r"\.\d+\.", ".*.", name), []).append(parameter)
     table = []
-    for name, (tensors, shapes, count) in rows.items():
+    for name, tensors in stacks.items():
+        shapes = {" x ".join(f"{size:,}" for size in tensor.shape) for tensor in tensors}
         shape = shapes.pop() if len(shapes) == 1 else "various"
-        table.append((name, f"{tensors} of {shape}" if tensors > 1 else shape, count))
+        count = sum(tensor.numel() for tensor in tensors)
+        table.append((name, f"{len(tensors)} of {shape}" if len(tensors) > 1 else shape, count))
     return table
 
 
-def on_meta(count: Callable, *arguments: object) -> Any:
-    """Return ``count(*arguments)``; None, with a warning, if a part does not run on meta tensors."""
+def on_meta(count: Callable[Arguments, Count], *arguments: Arguments.args, **options: Arguments.kwargs) -> Count | None:
+    """Return ``count(*arguments, **options)``; None, with a warning, if a part does not run on meta tensors."""
     try:
-        return count(*arguments)
+        return count(*arguments, **options)
     except (NotImplementedError, RuntimeError) as error:
-        log.warning(
-            "%s is not known: a part does not run on meta tensors (%s)", count.__name__, str(error).split("\n")[0]
-        )
+        reason = str(error).split("\n")[0]
+        log.warning("%s can't be computed: a part does not run on meta tensors (%s)", count.__name__, reason)
         return None
 
 
@@ -109,8 +161,8 @@ def flops_per_token(model: nn.Module, seq_len: int) -> int:
     causal attention needs half of the pairs. Rows that pad the vocabulary are left out. A GPT with N matrix parameters,
     L layers, width d and T positions takes 6N + 6LdT."""
 
-    def bmm_flops(a_shape, b_shape, *args, out_shape=None, **kwargs):
-        batch, rows, inner = a_shape
+    def bmm_flops(a_shape: torch.Size, b_shape: torch.Size, *others: object, **options: object) -> int:
+        batch, rows, inner = a_shape  # (batch, rows, inner) times (batch, inner, columns)
         columns = b_shape[-1]
         product = 2 * batch * rows * inner * columns
         return product // 2 if rows == seq_len and seq_len in (inner, columns) else product
@@ -131,7 +183,7 @@ def memory(
     sequences keeps for the backward pass, counted on meta tensors. ``half``: activations have 16 bits."""
     kept: dict[int, int] = {}
 
-    def pack(tensor):
+    def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         kept[storage._cdata] = storage.nbytes()
         return tensor
@@ -166,12 +218,14 @@ class _FusedAttention(TorchFunctionMode):
         """Keeps what a fused kernel keeps for the backward pass: q, k, v and the output."""
 
         @staticmethod
-        def forward(ctx, q, k, v):
+        def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # (B, H, T, D) -> (B, H, T, D of v)
             out = q.new_empty(*q.shape[:-1], v.shape[-1])
             ctx.save_for_backward(q, k, v, out)
             return out
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:  # as torch declares it
         if func is torch.nn.functional.scaled_dot_product_attention:
             return self.Kernel.apply(*args[:3])
         return func(*args, **(kwargs or {}))
@@ -195,8 +249,8 @@ def package_digest() -> str:
     return digest.hexdigest()
 
 
-def environment(device: torch.device) -> dict[str, object]:
-    """What the run runs on: device, threads, versions, commit."""
+def environment(device: torch.device) -> Facts:
+    """The facts about the device, the threads, the versions and the commit."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     versions = {}
     for package in PACKAGES:

@@ -9,21 +9,28 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import filelock
 
 from toolkit.config import changes
 from toolkit.config.layers import Config
-from toolkit.output.errors import DIVERGED, PREEMPTED, STORAGE
+from toolkit.output.errors import BAD_INPUT, DIVERGED, PREEMPTED, STORAGE
 from toolkit.parallel import distributed
 from toolkit.protocols import Tokenizer
-from toolkit.store import checkpoint, journal, seal
+from toolkit.store import checkpoint, factsfile, journal, seal
 from toolkit.store.disk import read_json_or_warn, refuse_links, sha256, write_bytes, write_json, write_text
 
 log = logging.getLogger("toolkit")
-EXIT_CODES = {"done": 0, "stopped": 0, "diverged": DIVERGED, "preempted": PREEMPTED}
+EXIT_CODES = {"done": 0, "stopped": 0, "diverged": DIVERGED, "preempted": PREEMPTED}  # by the state of a run
+FAILURE_CODES = {  # of a failed run, by the kind of error
+    "OSError": STORAGE,
+    "OutOfMemoryError": STORAGE,
+    "ValueError": BAD_INPUT,
+    "ConfigError": BAD_INPUT,
+}
 
 
 def run_name(overlays: list[str]) -> str:
@@ -35,22 +42,26 @@ class RunDir:
     """The folder ``root``/``name`` of a run. Raises ValueError for an invalid name, for a link that leads out of
     ``root``, for a run that exists already unless ``resume``, and for a missing run with ``resume``."""
 
-    def __init__(self, root: Path, name: str, resume: bool):
+    def __init__(self, root: Path, name: str, resume: bool) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+=,@-]{0,119}", name):
             raise ValueError(f"--name {name!r}: a run's name is 1 to 120 letters, digits and _.+=,@- (no slash)")
-        self.path, self.resume, self.changes, self.damage = root / name, resume, {}, []
+        self.path, self.resume = root / name, resume
+        self.changes: dict[str, list] = {}  # of the config, by a resumed run: {key: [before, now]}
+        self.damage: list[str] = []  # sentences about damaged files of a resumed run
         inside = Path(os.path.realpath(self.path)).is_relative_to(root.resolve()) and self.path.is_dir()
         if self.path.is_symlink() and not inside:
-            raise ValueError(f"{self.path} is a link out of {root}: take another --name, or choose a place with --runs")
+            raise ValueError(
+                f"{self.path} is a link that leads out of {root}: choose another --name, or another folder with --runs"
+            )
         self.opened_at = time.time()
         if self.begun() and not resume and distributed.rank() == 0:
             others = (root / f"{name}-{i}" for i in range(2, 1000))
             free = next(path.name for path in others if not path.exists())
             raise ValueError(
-                f"{self.path} is there already: continue it with --resume, or name this one: --name {free}"
+                f"{self.path} already exists: continue it with --resume, or start a new run with --name {free}"
             )
         if resume and not self.exists():
-            raise ValueError(f"--resume: there is no run {self.path}; leave out --resume to start it")
+            raise ValueError(f"--resume: run not found: {self.path}; leave out --resume to start it")
 
     def exists(self) -> bool:
         """Whether the folder holds a run, started or only configured."""
@@ -69,9 +80,9 @@ class RunDir:
     def opened(self, config: Config, allow_change: bool) -> Iterator[None]:
         """Lock the folder for this process, and check the config against the one that the run was started with.
 
-        Raises ValueError if another process holds the folder, if a resumed run's config differs and ``allow_change`` is
-        False, or if a link in the folder leads out of it; OSError if the folder can't be written. A folder that was
-        created by this call is deleted on exit if the run never started, unless it was preempted."""
+        Raises ValueError if another process has locked the folder, if a resumed run's config differs and
+        ``allow_change`` is False, or if a link in the folder leads out of it; OSError if the folder can't be written. A
+        folder that was created by this call is deleted on exit if the run never started, unless it was preempted."""
         new = not self.path.exists()
         refuse_links(self.path)
         lock = filelock.FileLock(self.path / ".lock")
@@ -79,9 +90,9 @@ class RunDir:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except filelock.Timeout:
-            raise ValueError(f"another process is at work in {self.path}; wait, or take another --name") from None
+            raise ValueError(f"another process is using {self.path}; wait, or choose another --name") from None
         except OSError as error:
-            raise OSError(f"can't write to {self.path}: {error}; choose another place with --runs") from error
+            raise OSError(f"can't write to {self.path}: {error}; choose another folder with --runs") from error
         try:
             self._check_config(config, allow_change)
             self._delete_drafts()
@@ -107,15 +118,17 @@ class RunDir:
         write_text(self.path / "config.gin", seal.seal_text(config.text, digests))  # last: it makes the folder a run
         self.write_status("preparing", 0)
 
-    def write_start(self, tokenizer: Tokenizer, facts: dict[str, object], step: int) -> None:
+    def write_start(self, tokenizer: Tokenizer, facts: factsfile.Facts, step: int) -> None:
         """Write what else must be in the folder before the first step: the tokenizer and facts.json."""
-        previous = self.read("facts.json")
-        entry = {"step": step, "changed": self.changes} | ({"damaged": self.damage} if self.damage else {})
+        previous = factsfile.read(self.path)
+        entry: factsfile.Resumed = {"step": step, "changed": self.changes}
+        if self.damage:
+            entry["damaged"] = self.damage
         resumed = [*previous.get("resumed", []), entry] if self.resume else []
         if facts["device"] == "cpu" and previous.get("threads", facts["threads"]) != facts["threads"]:
             log.warning(
-                "%s was trained with %s threads and goes on with %s: sums round differently, so the run is not bit for "
-                "bit what it would have been; bind Experiment.threads = %s for that",
+                "%s was trained with %s threads and continues with %s: sums are rounded differently, so its results "
+                "are not bit for bit those of an uninterrupted run; for equal results, bind Experiment.threads = %s",
                 *(self.path, previous["threads"], facts["threads"], previous["threads"]),
             )
         files = previous.get("tokenizer_files") or {}
@@ -123,33 +136,35 @@ class RunDir:
             (self.path / "tokenizer").mkdir(exist_ok=True)
             tokenizer.save(self.path / "tokenizer")
             files = {path.name: sha256(path) for path in sorted((self.path / "tokenizer").iterdir()) if path.is_file()}
-        more = {"tokenizer_files": files, "resumed": resumed, "seconds_before": previous.get("seconds", 0.0)}
-        write_json(self.path / "facts.json", facts | more)
+        seconds = previous.get("seconds", previous.get("seconds_before", 0.0))  # a killed process wrote only the latter
+        facts = facts | {"tokenizer_files": files, "resumed": resumed, "seconds_before": seconds}
+        write_json(self.path / "facts.json", dict(facts))
 
     def check_journal(self, source: Path | None) -> None:
-        """Check the rows and samples before the checkpoint ``source``. Damage is reported in a warning, and kept for
+        """Check the rows and samples before the checkpoint ``source``. Damage gives a warning, and an entry in
         facts.json."""
-        covered = checkpoint.read_manifest(source).get("journal") if source else None
+        manifest = checkpoint.read_manifest(source) if source else {}
+        covered = manifest.get("journal")
         damage = journal.damage(self.path, covered) if covered else None
         if damage:
-            step = checkpoint.read_manifest(source)["step"]
-            log.warning("%s; the run goes on, and its curve before step %d is not whole", damage, step)
+            log.warning("%s; the run continues, but its curve before step %d is incomplete", damage, manifest["step"])
             self.damage = [damage]
 
-    def check_sources(self, found: dict[str, str], before: dict[str, object]) -> None:
-        """Raise ValueError if a resumed run would go on with other text, another tokenizer or another config: if one of
-        the fingerprints in ``found`` differs from that in ``before``."""
+    def check_sources(self, found: dict[str, str], before: Mapping[str, object]) -> None:
+        """Raise ValueError if a resumed run would continue with other text, another tokenizer or another config: if one
+        of the fingerprints in ``found`` differs from that in ``before``."""
         other = {"data": "on other text", "tokenizer": "with another tokenizer", "config": "under another config"}
         for key, fingerprint in found.items():
             if before.get(key, fingerprint) != fingerprint:
                 raise ValueError(
-                    f"{self.path} was trained {other[key]}: its fingerprint was {str(before[key])[:12]}, here it is "
-                    f"{fingerprint[:12]}; restore what it was, or begin a new run with --from {self.path}"
+                    f"{self.path} was trained {other[key]}: the fingerprint was {str(before[key])[:12]}, is now "
+                    f"{fingerprint[:12]}; restore the former {key}, or start a new run with --from {self.path}"
                 )
 
     def write_status(self, state: str, step: int | None = None, **more: object) -> None:
         """Write the run's state to status.json; does nothing if the folder holds no run. ``step`` defaults to the step
-        at which a resumed run would begin. If the disk refuses, a warning is enough: the exit code tells the state."""
+        at which a resumed run would begin. A file that can't be written gives a warning only: the exit code tells the
+        state as well."""
         if not self.exists():
             return
         if step is None:
@@ -161,9 +176,9 @@ class RunDir:
             write_json(self.path / "status.json", status)
         except OSError as error:
             if not self._overwrite_status(status):
-                log.warning("status.json does not say that the run is %s: %s", state, error)
+                log.warning("status.json could not be updated (the run is %s): %s", state, error)
 
-    def _overwrite_status(self, status: dict) -> bool:
+    def _overwrite_status(self, status: dict[str, object]) -> bool:
         """Overwrite the existing status.json, which needs no room on a full disk; returns whether that worked."""
         try:
             with open(self.path / "status.json", "r+b") as file:
@@ -173,29 +188,27 @@ class RunDir:
             return False
         return True
 
-    def write_end(self, ended: dict[str, object], peak_memory: int, digest: str | None) -> None:
-        """Add the results in ``ended`` to facts.json, and write the last status. Raises OSError."""
-        not_saved = {key: ended[key] for key in ("not_saved",) if key in ended}
-        final = {key: value for key, value in ended.items() if key not in not_saved}
-        facts = self.read("facts.json")
+    def write_end(self, outcome: Mapping[str, Any], peak_memory: int, digest: str | None) -> None:
+        """Add the results to facts.json, and write the last status. ``outcome``: see ``toolkit.train.train``.
+        ``peak_memory`` is in bytes; ``digest`` is the SHA-256 of the newest weights. Raises OSError."""
+        final = {key: value for key, value in outcome.items() if key != "not_saved"}
+        facts = factsfile.read(self.path)
         facts["seconds"] = facts.pop("seconds_before", 0.0) + time.time() - self.opened_at
         facts |= {"peak_memory_bytes": peak_memory, "weights_sha256": digest, "final": final, "ended": time.time()}
-        write_json(self.path / "facts.json", facts)
-        self.write_status(ended["state"], ended["step"], **not_saved)
+        write_json(self.path / "facts.json", dict(facts))
+        not_saved = {"not_saved": outcome["not_saved"]} if "not_saved" in outcome else {}
+        self.write_status(outcome["state"], outcome["step"], **not_saved)
 
     def exit_code(self) -> int:
-        """The exit code of the run's own process, derived from status.json: for a launcher that hides it."""
+        """The exit code of the run's own process, derived from status.json, since a launcher of processes hides it."""
         status = self.read("status.json")
-        if status.get("time", 0.0) < self.opened_at:  # none since this object was made: the run never began
-            return 2
+        if status.get("time", 0.0) < self.opened_at:  # not written since this object was made: the run never started
+            return BAD_INPUT
         if status["state"] in ("preparing", "running"):  # all processes were killed, so none could write a status
             self.write_status("failed", reason="its processes exited without writing a status", kind="Killed")
-        failure = {"OSError": STORAGE, "OutOfMemoryError": STORAGE, "ValueError": 2, "ConfigError": 2}.get(
-            status.get("kind"), 1
-        )
-        return EXIT_CODES.get(status["state"], failure)
+        return EXIT_CODES.get(status["state"], FAILURE_CODES.get(status.get("kind", ""), 1))
 
-    def read(self, name: str) -> dict:
+    def read(self, name: str) -> dict[str, Any]:
         """The object in a JSON file of the run; {} if the file is missing or, with a warning, damaged."""
         return read_json_or_warn(self.path / name)
 
@@ -207,7 +220,7 @@ class RunDir:
 
     def _check_config(self, config: Config, allow_change: bool) -> None:
         """Note what a resumed run changes in its config. Raises ValueError if that is neither harmless nor allowed."""
-        before, now = self.read("facts.json").get("config"), config.flat
+        before, now = factsfile.read(self.path).get("config"), config.flat
         if not (self.resume and before):
             return
         self.changes = changes.difference(before, now)

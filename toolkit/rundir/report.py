@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.table import Table
 
+from toolkit.config.layers import Config
+from toolkit.experiment import Experiment, Parts, dtype_of, micro_batch_size, process_count
 from toolkit.output.terminal import Terminal, styled
 from toolkit.rundir import facts
+from toolkit.store.factsfile import Facts, Parameters
 
 console = Terminal()
 
@@ -21,7 +26,7 @@ def say(text: str) -> None:
     console.print(text, soft_wrap=True)
 
 
-def header(run: Path, info: dict, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def header(run: Path, info: Facts, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Print architecture, parameters, the optimizer's parameter groups, the device, and the size of the data."""
     count = info["parameters"]
     console.print(styled((str(run), "bold"), f"  {_architecture(info['config'])}"), soft_wrap=True)
@@ -38,19 +43,20 @@ def header(run: Path, info: dict, model: torch.nn.Module, optimizer: torch.optim
     console.print(f"data: {info['windows']['train']:,} training windows, {info['windows']['val']:,} for validation\n")
 
 
-def footer(run: Path, ended: dict, prompt: str) -> None:
-    """Print the final validation loss, the last sample, where the curve is, and commands to try next."""
-    loss = ended.get("val_full/loss_nats")
+def footer(run: Path, outcome: Mapping[str, Any], prompt: str) -> None:
+    """Print the final validation loss, the last sample, where the curve is, and commands to try next. ``outcome``: see
+    ``toolkit.train.train``."""
+    loss = outcome.get("val_full/loss_nats")
     if loss is not None:
-        bits = ended["val_full/bits_per_byte"]
+        bits = outcome["val_full/bits_per_byte"]
         console.print(f"\nvalidation, whole split: {loss:.4f} nats per token, {bits:.4f} bits per byte", style="bold")
     samples = run / "samples.md"
     if samples.exists():
         last = re.split(r"(?m)^## step (\d+)$", samples.read_text(encoding="utf-8"))[-2:]
         console.print(f"sample at step {int(last[0]):,}:\n", style="dim")
         console.print(last[1].strip() + "\n")
-    if ended["state"] != "done":
-        say(f"{ended['state']} at step {ended['step']:,}; continue with --name {run.name} --resume")
+    if outcome["state"] != "done":
+        say(f"{outcome['state']} at step {outcome['step']:,}; continue with --name {run.name} --resume")
     say(f"curve: {run / 'curve.png'}\nnext:")
     for command in (
         f"python -m toolkit.generate {shlex.quote(str(run))} --prompt {shlex.quote(prompt)}",
@@ -60,11 +66,9 @@ def footer(run: Path, ended: dict, prompt: str) -> None:
         console.print(f"  {command}", soft_wrap=True)
 
 
-def dry_run(config, experiment, blank, as_json: bool) -> int:
+def dry_run(config: Config, experiment: Experiment, blank: Parts, as_json: bool) -> int:
     """Print the resolved config, parameters, FLOPs and memory of an experiment; returns the exit code. ``blank`` holds
     its parts, built on the meta device. ``as_json``: print one JSON object instead."""
-    from toolkit.experiment import dtype_of, micro_batch_size, process_count
-
     count = facts.parameters(blank.model)
     flops = facts.on_meta(facts.flops_per_token, blank.model, experiment.seq_len)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -95,11 +99,13 @@ def dry_run(config, experiment, blank, as_json: bool) -> int:
     return 0
 
 
-def parameter_table(model: torch.nn.Module, count: dict[str, int]) -> Table:
-    """A table of a model's parameters, with one row for the layers of a stack. ``count``: see ``facts.parameters``."""
+def parameter_table(model: torch.nn.Module, count: Parameters) -> Table:
+    """A table of a model's parameters, with one row for the layers of a stack."""
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for title, justify in (("parameters", "left"), ("shape", "left"), ("count", "right"), ("share", "right")):
-        table.add_column(title, justify=justify)
+    for title in ("parameters", "shape"):
+        table.add_column(title)
+    for title in ("count", "share"):
+        table.add_column(title, justify="right")
     everything = count["total"] + count["padding"]
     for name, shape, size in facts.parameter_table(model):
         table.add_row(name, shape, f"{size:,}", f"{size / everything:.1%}")
@@ -112,9 +118,9 @@ def parameter_table(model: torch.nn.Module, count: dict[str, int]) -> Table:
     return table
 
 
-def _architecture(config: dict) -> str:
+def _architecture(config: dict[str, object]) -> str:
     """A flat config's model in one line: its sizes and the parts in its slots."""
-    model = config["Experiment.model"].removeprefix("@")
+    model = str(config["Experiment.model"]).removeprefix("@")
     knobs = {key.removeprefix(f"{model}."): value for key, value in config.items() if key.startswith(f"{model}.")}
     sizes = [
         f"{knobs[key]:,} {word}"
