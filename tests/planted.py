@@ -16,6 +16,7 @@ from components.stories import SyntheticStories
 from components.tokenizer import Bytes
 from toolkit.context import Mask
 from toolkit.groups import parameter_groups
+from toolkit.model import Head
 from toolkit.registry import entry_of
 
 FAULTS, SOUND = [], []
@@ -44,7 +45,7 @@ def sound(kind: str):
 # --- attention kernels
 
 
-@plant("attention", "causality, by values")
+@plant("attention", "causal: later tokens change no output")
 class OddMask(nn.Module):
     """Off by one, only where the length is odd and more than 1."""
 
@@ -58,7 +59,7 @@ class OddMask(nn.Module):
         return F.scaled_dot_product_attention(*heads, attn_mask=seen).transpose(1, 2)
 
 
-@plant("attention", "causality, by gradients")
+@plant("attention", "causal: no gradient from later tokens")
 class GradientLeak(nn.Module):
     """Its values are right; its gradient comes from the future too."""
 
@@ -82,7 +83,7 @@ class _Math(nn.Module):
         return self.kernel(q, k, v, mask and self.heard(mask))
 
 
-@plant("attention", "bias honoured")
+@plant("attention", "applies or refuses the score bias")
 class BiasDropped(_Math):
     supports = {"bias", "offset", "documents", "gqa"}
 
@@ -93,7 +94,7 @@ class BiasDropped(_Math):
         return Mask(mask.start, mask.queries, mask.keys, mask.documents, None)
 
 
-@plant("attention", "bias honoured")
+@plant("attention", "applies or refuses the score bias")
 class BiasOfOneHeadForAll(_Math):
     supports = {"bias", "offset", "documents", "gqa"}
 
@@ -105,7 +106,7 @@ class BiasOfOneHeadForAll(_Math):
         return Mask(mask.start, mask.queries, mask.keys, mask.documents, bias)
 
 
-@plant("attention", "each document as if alone")
+@plant("attention", "document mask isolates each document")
 class DocumentsDropped(_Math):
     supports = {"bias", "offset", "documents", "gqa"}
 
@@ -116,7 +117,7 @@ class DocumentsDropped(_Math):
         return Mask(mask.start, mask.queries, mask.keys, None, mask.bias)
 
 
-@plant("attention", "offset honoured")
+@plant("attention", "applies the offset or keeps no cache")
 class OffsetDropped(_Math):
     supports = {"bias", "offset", "documents", "gqa"}
 
@@ -142,7 +143,7 @@ class HeadsInTheWrongOrder(nn.Module):
         return self.kernel(q, k.repeat(1, 1, times, 1), v.repeat(1, 1, times, 1))
 
 
-@plant("attention", "values of another width")
+@plant("attention", "values may have another width")
 class ValuesOfOneWidth(nn.Module):
     def __init__(self, n_head, head_dim):
         super().__init__()
@@ -152,7 +153,7 @@ class ValuesOfOneWidth(nn.Module):
         return self.kernel(q, k, v[..., : self.head_dim])
 
 
-@plant("attention", "one graph under compile")
+@plant("attention", "compiles into one graph")
 class GraphBreak(nn.Module):
     """Branches on what a tensor holds."""
 
@@ -169,7 +170,7 @@ class GraphBreak(nn.Module):
 # --- mixers
 
 
-@plant("mixer", "causality, by values")
+@plant("mixer", "causal: later tokens change no output")
 class ConvolutionLeak(nn.Module):
     """A convolution that is centred: it sees one position ahead."""
 
@@ -186,7 +187,7 @@ class ConvolutionLeak(nn.Module):
         return self.out(mixed.transpose(1, 2))
 
 
-@plant("mixer", "cached equals uncached")
+@plant("mixer", "decoding with a cache changes nothing")
 class Forgetful(nn.Module):
     """Has a cache and never writes to it."""
 
@@ -204,7 +205,7 @@ class Forgetful(nn.Module):
         return self.inner.init_cache(batch, max_len)
 
 
-@plant("mixer", "grouped and multi-query heads")
+@plant("mixer", "uses or refuses n_kv_head")
 class GroupsIgnored(nn.Module):
     """Takes n_kv_head and does nothing with it."""
 
@@ -217,7 +218,7 @@ class GroupsIgnored(nn.Module):
         return self.inner(x, context)
 
 
-@plant("mixer", "slots used, or declared in `ignores`")
+@plant("mixer", "uses its slots or declares `ignores`")
 class PositionsIgnored(nn.Module):
     """Never turns its queries and keys, and does not say so."""
 
@@ -237,7 +238,7 @@ class PositionsIgnored(nn.Module):
 # --- positions
 
 
-@plant("position", "cached equals uncached")
+@plant("position", "decoding with a cache changes nothing")
 class OffsetForgotten(nn.Module):
     """Starts at 0 with every call, whatever the positions."""
 
@@ -249,7 +250,7 @@ class OffsetForgotten(nn.Module):
         return x + self.table(torch.arange(x.shape[1], device=x.device))
 
 
-@plant("position", "positions used, and nothing beside them")
+@plant("position", "depends on positions only")
 class RowsOfTheFirst(nn.Module):
     """Gives every row the positions of the first."""
 
@@ -264,7 +265,7 @@ class RowsOfTheFirst(nn.Module):
 # --- norms, ffns, blocks
 
 
-@plant("norm", "gradients reach every parameter")
+@plant("norm", "every parameter gets a gradient")
 class DeadParameter(nn.Module):
     def __init__(self, dim):
         super().__init__()
@@ -274,7 +275,7 @@ class DeadParameter(nn.Module):
         return F.layer_norm(x, x.shape[-1:], self.gain)
 
 
-@plant("norm", "dtype kept")
+@plant("norm", "output has the input's dtype")
 class Float32Only(nn.Module):
     """Multiplies with a matrix that is float32 for good."""
 
@@ -286,7 +287,7 @@ class Float32Only(nn.Module):
         return F.normalize(x @ self.mean[0], dim=-1) * x.shape[-1] ** 0.5
 
 
-@plant("norm", "rows on their own")
+@plant("norm", "sequences of a batch are independent")
 class OverTheBatch(nn.Module):
     def __init__(self, dim):
         super().__init__()
@@ -295,7 +296,7 @@ class OverTheBatch(nn.Module):
         return x / (x.pow(2).mean((0, -1), keepdim=True) + 1e-6).sqrt()
 
 
-@plant("norm", "float32 against float64")
+@plant("norm", "float32 agrees with float64")
 class Cancelling(nn.Module):
     """Loses most of its digits in float32: the square of the mean from the mean of the squares."""
 
@@ -308,7 +309,7 @@ class Cancelling(nn.Module):
         return (x - x.mean(-1, keepdim=True)) / (variance + 1e-3).abs().sqrt()
 
 
-@plant("norm", "parameters and FLOPs counted")
+@plant("norm", "parameters and FLOPs can be counted")
 class ScalarGain(nn.Module):
     def __init__(self, dim):
         super().__init__()
@@ -318,7 +319,7 @@ class ScalarGain(nn.Module):
         return F.layer_norm(x, x.shape[-1:]) * self.gain
 
 
-@plant("norm", "state dict round trip")
+@plant("norm", "weights survive saving and loading")
 class HiddenTable(nn.Module):
     """Draws numbers that no state dict holds."""
 
@@ -330,7 +331,7 @@ class HiddenTable(nn.Module):
         return F.layer_norm(x, x.shape[-1:]) * self.gain[0].to(x.dtype)
 
 
-@plant("norm", "the seed fixes everything")
+@plant("norm", "equal seeds give equal results")
 class UnseededDraw(nn.Module):
     """Draws its gain from NumPy, where no seed of ours reaches."""
 
@@ -342,7 +343,7 @@ class UnseededDraw(nn.Module):
         return F.layer_norm(x, x.shape[-1:], self.gain)
 
 
-@plant("ffn", "each position on its own")
+@plant("ffn", "positions do not affect each other")
 class MixesPositions(nn.Module):
     def __init__(self, dim):
         super().__init__()
@@ -352,7 +353,7 @@ class MixesPositions(nn.Module):
         return self.up(x - x.mean(1, keepdim=True))
 
 
-@plant("ffn", "gradients reach every parameter")
+@plant("ffn", "every parameter gets a gradient")
 class RootAtZero(nn.Module):
     """The root of what is negative is not taken, but its gradient is."""
 
@@ -388,7 +389,7 @@ class Uphill(nn.Module):
         return self.Reverse.apply(x) if self.last else x
 
 
-@plant("block", "shape kept")
+@plant("block", "output has the right shape")
 class StreamsLeftOpen(nn.Module):
     """Opens a second stream in the first layer, and never closes it."""
 
@@ -405,7 +406,7 @@ class StreamsLeftOpen(nn.Module):
 # --- inits, losses, optimizers, schedules
 
 
-@plant("init", "fills what it is given")
+@plant("init", "fills every weight from the generator")
 class GlobalDraw:
     """Draws from the global generator, so that swapping a part moves all that is drawn after it."""
 
@@ -423,7 +424,7 @@ class _Summed(nn.Module):
         return self.objective(nats, logits, targets), nats.detach(), (targets != -100).sum()
 
 
-@plant("loss", "micro-batches add up")
+@plant("loss", "micro-batches add up to the batch")
 class MeanForSum(_Summed):
     def __init__(self):
         super().__init__()
@@ -432,7 +433,7 @@ class MeanForSum(_Summed):
         return nats / (targets != -100).sum().clamp_min(1)
 
 
-@plant("loss", "ignored targets take no part")
+@plant("loss", "ignored targets have no effect")
 class PenaltyOnIgnored(_Summed):
     def __init__(self):
         super().__init__()
@@ -441,7 +442,7 @@ class PenaltyOnIgnored(_Summed):
         return nats + 1e-2 * logits.logsumexp(-1).pow(2).sum()
 
 
-@plant("loss", "reports plain cross-entropy and the count")
+@plant("loss", "reports cross-entropy and count")
 class ReportsItsObjective(nn.Module):
     def __init__(self):
         super().__init__()
@@ -451,7 +452,7 @@ class ReportsItsObjective(nn.Module):
         return smooth, smooth.detach(), (targets != -100).sum()
 
 
-@plant("loss", "rows that pad the table take no part")
+@plant("loss", "padding rows have no effect")
 class CountsPadding(nn.Module):
     def __init__(self):
         super().__init__()
@@ -463,7 +464,7 @@ class CountsPadding(nn.Module):
         return nats, nats.detach(), (targets != -100).sum()
 
 
-@plant("loss", "gradients are those of the value")
+@plant("loss", "gradients match finite differences")
 class HalfTheGradient(_Summed):
     def __init__(self):
         super().__init__()
@@ -472,7 +473,7 @@ class HalfTheGradient(_Summed):
         return 0.5 * nats + 0.5 * nats.detach()
 
 
-@plant("optimizer", "a restored optimizer goes on")
+@plant("optimizer", "a restored optimizer continues exactly")
 class StateOutside(AdamW):
     """Keeps what matters where no state dict looks."""
 
@@ -487,7 +488,7 @@ class StateOutside(AdamW):
         super().step()
 
 
-@plant("optimizer", "rate zero moves nothing")
+@plant("optimizer", "learning rate 0 changes no weight")
 class DecaysOnItsOwn(AdamW):
     def __init__(self, model):
         super().__init__(model)
@@ -499,13 +500,13 @@ class DecaysOnItsOwn(AdamW):
                 parameter.data.mul_(0.999)
 
 
-@plant("optimizer", "groups hold every parameter once")
+@plant("optimizer", "every parameter is in one group")
 class ForgetsTheGains(torch.optim.SGD):
     def __init__(self, model):
         super().__init__(parameter_groups(model, 0.1, 0.0)[:1], lr=0.1)
 
 
-@plant("schedule", "a pure function of the step")
+@plant("schedule", "depends on the step only")
 class Counts:
     def __init__(self, steps):
         self.steps, self.calls = steps, 0
@@ -515,7 +516,7 @@ class Counts:
         return max(0.0, 1 - (self.calls - 1) / self.steps)
 
 
-@plant("schedule", "finite, from 0 to the peak")
+@plant("schedule", "factor is finite, from 0 to 1")
 class DividesByZero:
     def __init__(self, steps):
         self.steps = steps
@@ -533,7 +534,7 @@ class _Stories(SyntheticStories):
         super().__init__(tokenizer, seq_len, seed, stories=60, val_stories=10)
 
 
-@plant("data", "a sample is a function of its index")
+@plant("data", "samples depend on their index only")
 class CallOrder(_Stories):
     """Goes on where the last call ended, whatever it is asked for."""
 
@@ -546,7 +547,7 @@ class CallOrder(_Stories):
         return super().batch(split, self.calls, size)
 
 
-@plant("data", "a sample is a function of its index")
+@plant("data", "samples depend on their index only")
 class BatchSized(_Stories):
     """Seeds a batch by its index: another batch size gives other samples."""
 
@@ -558,7 +559,7 @@ class BatchSized(_Stories):
         return np.concatenate([super(BatchSized, self).batch(split, int(row), 1) for row in rows])
 
 
-@plant("data", "an epoch has every window once")
+@plant("data", "each epoch has every window once")
 class LosesTheLast(_Stories):
     """Counts one window more than it serves, and serves another twice."""
 
@@ -571,7 +572,7 @@ class LosesTheLast(_Stories):
         return np.concatenate([super(LosesTheLast, self).batch(split, row, 1) for row in rows])
 
 
-@plant("data", "splits are disjoint")
+@plant("data", "train and val do not overlap")
 class JudgedOnTraining(_Stories):
     """Its validation windows are training windows."""
 
@@ -585,7 +586,7 @@ class JudgedOnTraining(_Stories):
         return super().windows("train")
 
 
-@plant("tokenizer", "round trip on any Unicode")
+@plant("tokenizer", "decoding restores any Unicode text")
 class Strips(Bytes):
     def __init__(self):
         super().__init__()
@@ -594,7 +595,7 @@ class Strips(Bytes):
         return super().encode(text.strip())
 
 
-@plant("tokenizer", "bytes counted")
+@plant("tokenizer", "byte_lengths add up to the text")
 class CountsCharacters(Bytes):
     """Counts the bytes that begin a character only."""
 
@@ -603,7 +604,7 @@ class CountsCharacters(Bytes):
         self.byte_lengths = np.array([int(b < 128 or b >= 192) for b in range(256)] + [0])
 
 
-@plant("tokenizer", "ids within the vocabulary")
+@plant("tokenizer", "ids are within the vocabulary")
 class EndsInText(Bytes):
     """Takes a literal <|endoftext|> for the end of a document."""
 
@@ -615,7 +616,7 @@ class EndsInText(Bytes):
         return super().encode(head) + ([self.eot] if found else []) + super().encode(tail)
 
 
-@plant("tokenizer", "saved and loaded alike")
+@plant("tokenizer", "save() and load() keep the encoding")
 class ForgetsWhatItLearnt(Bytes):
     """Learns an order of the bytes that save() leaves out."""
 
@@ -633,7 +634,7 @@ class ForgetsWhatItLearnt(Bytes):
         return super().decode([i if i == self.eot else (i - self.shift) % 256 for i in ids])
 
 
-@plant("logger", "a full disk ends no run")
+@plant("logger", "a full disk does not end the run")
 class LeavesTheProcess:
     """Ends the process when it can't write."""
 
@@ -741,6 +742,24 @@ class Reversible(nn.Module):
         one = one + self.mixer(self.mixer_norm(other), context)
         other = other + self.ffn(self.ffn_norm(one), context)
         return one + other if self.last else torch.stack((one, other), 2)
+
+
+@sound("model")
+class WithoutLayers(nn.Module):
+    """The mean of the tokens so far: a model whose table has another name than GPT's, and which keeps no cache."""
+
+    def __init__(self, vocab_size, max_len):
+        super().__init__()
+        self.vocab_size, self.table = vocab_size, nn.Embedding(vocab_size, 16)
+
+    def forward(self, ids, context=None):
+        tokens_so_far = torch.arange(1, ids.shape[1] + 1, device=ids.device)[:, None]
+        hidden = self.table(ids)
+        hidden = hidden + hidden.cumsum(1) / tokens_so_far
+        return hidden, Head(self.table.weight, self.vocab_size, None)
+
+    def init_cache(self, batch):
+        return None
 
 
 @sound("schedule")

@@ -8,34 +8,36 @@ from planted import FAULTS, SOUND
 
 from toolkit.components import main as components
 from toolkit.compose import load_shelf
-from toolkit.conformance import CHECKS, Bench, lines
+from toolkit.conformance import CHECKS, Bench, run_checks
 
 load_shelf()
 
 
 @pytest.mark.parametrize("entry, line", [pytest.param(*fault, id=fault[0].name) for fault in FAULTS])
 def test_a_planted_fault_fails_its_own_line(entry, line):
-    (found,) = lines(Bench(entry), only=line)
-    assert found.verdict == "fail" and found.why, found
+    (found,) = run_checks(Bench(entry), only=line)
+    assert found.verdict == "fail", found
+    error, _, remedy = found.why.partition("; ")
+    assert error and (remedy or "/tests/planted.py:" in error), found
 
 
 @pytest.mark.parametrize("entry", [pytest.param(entry, id=entry.name) for entry in SOUND])
 def test_a_sound_part_is_not_accused(entry):
-    assert [line for line in lines(Bench(entry), slow=False) if line.verdict == "fail"] == []
+    assert [line for line in run_checks(Bench(entry), slow=False) if line.verdict == "fail"] == []
 
 
 def test_every_line_has_a_part_that_fails_it_or_needs_none():
     """A line that nothing can fail checks nothing."""
     planted = {line for _, line in FAULTS}
     shown_elsewhere = {
-        "bfloat16 against float32",
-        "documents stay apart",
-        "evaluation weights come and go",
-        "an impossible warm-up is refused",
+        "bfloat16 agrees with float32",
+        "packed documents do not mix",
+        "eval() and train() restore the weights",
+        "refuses a warm-up that is too long",
         "lowers the loss of a regression",
-        "logs, and ends",
-        "padding the vocabulary changes nothing",
-        "prepared once, with one fingerprint",
+        "logs and closes",
+        "vocabulary padding changes no weights",
+        "prepare() twice gives the same data",
         "steps on the meta device",
     }
     assert {check.title for check in CHECKS} == planted | shown_elsewhere
@@ -75,7 +77,7 @@ def test_the_command_checks_a_part_of_ones_own(form, tmp_path, monkeypatch, caps
     assert components(["check", *line]) == 0
     out = capsys.readouterr().out
     assert f"{name} (attention" in out and "0 fail" in out
-    assert "causality, by values" in out and "T=2, 13, 33, 64" in out
+    assert "causal: later tokens change no output" in out and "T=2, 13, 33, 64" in out
     assert components(["check", *line, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["part"] == name and {line["verdict"] for line in report["lines"]} == {"pass", "n/a"}
@@ -86,15 +88,15 @@ def test_the_command_says_what_a_broken_part_breaks(tmp_path, capsys):
     file.write_text(KERNEL.format(name="Broken", sum="sum(1, keepdim=True).expand_as(v)"))
     assert components(["check", f"{file}:MeanBroken"]) == 1
     failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("fail")]
-    assert any("causality, by values" in line and "at T=" in line for line in failed)
+    assert any("causal: later tokens change no output" in line and "at T=" in line for line in failed)
 
 
 def test_the_command_refuses_what_it_can_not_load(tmp_path, capsys):
     file = tmp_path / "mean_other.py"
     file.write_text(KERNEL.format(name="Other", sum="cumsum(1)"))
     wrong = {
-        "RSMNorm": "there is no part 'RSMNorm'; did you mean 'RMSNorm'?",
-        f"{file}:NeverRegistered": f"{file} registers no part 'NeverRegistered'; put @register",
+        "RSMNorm": "part not found: 'RSMNorm'; did you mean 'RMSNorm'?",
+        f"{file}:NeverRegistered": f"part not found: 'NeverRegistered'; {file} does not register it; put @register",
         f"{tmp_path}/nowhere.py:X": "there is no such Python file",
         "no.such.module:X": "can't import 'no.such.module'",
         "TextFiles": "TextFiles.paths is not bound",

@@ -13,7 +13,7 @@ from torch import nn
 from components.attention import MathAttention
 from components.position import RoPE
 from toolkit.compose import load_shelf
-from toolkit.conformance import bench_of, lines
+from toolkit.conformance import bench_of, run_checks
 from toolkit.context import Context
 from toolkit.registry import CATALOG
 
@@ -68,7 +68,7 @@ def test_the_conformance_report_has_no_failure(part, knobs, request):
         bench.unavailable = (
             "it lies on the Hub, where tests don't go; tests/test_data.py loads local files the same way"
         )
-    found = list(lines(bench, slow=False))
+    found = list(run_checks(bench, slow=False))
     assert [line for line in found if line.verdict == "fail"] == []
     assert any(line.verdict == "pass" for line in found) or bench.unavailable
 
@@ -76,7 +76,7 @@ def test_the_conformance_report_has_no_failure(part, knobs, request):
 @pytest.mark.slow
 @pytest.mark.parametrize("part", parts(*LAYERS, "loss"))
 def test_the_part_compiles_into_one_graph(part, knobs):
-    found = list(lines(bench_of(part.name), only="one graph under compile"))
+    found = list(run_checks(bench_of(part.name), only="compiles into one graph"))
     assert [line.verdict for line in found] == ["pass"], found
 
 
