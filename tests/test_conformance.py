@@ -2,15 +2,19 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from planted import FAULTS, SOUND
+from runs import command, rows
 
 from toolkit.components import main as components
 from toolkit.compose import load_shelf
 from toolkit.conformance import CHECKS, Bench, run_checks
 
 load_shelf()
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "components" / "README.md").read_text(encoding="utf-8")  # "Add a part"
 
 
 @pytest.mark.parametrize("entry, line", [pytest.param(*fault, id=fault[0].name) for fault in FAULTS])
@@ -110,3 +114,38 @@ def test_knobs_can_be_given_to_check_with(capsys):
     assert components(["check", "SlidingWindow", "-p", "SlidingWindow.window = 3"]) == 0
     with pytest.raises(ValueError, match="SlidingWindow.window = 0"):
         components(["check", "SlidingWindow", "-p", "SlidingWindow.window = 0"])
+
+
+def masked(line: str) -> str:
+    """A line of the report without measured numbers, which differ between processors."""
+    return re.sub(r"(?<=: )[\d.]+(e[-+]\d+)?", "#", line).strip()
+
+
+def test_the_pages_quote_the_report_as_it_is(tmp_path):
+    """Followed literally: the page's file under another name, checked; then with the mask that is off by one."""
+    source = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
+    report: set[str] = set()
+    for name, changed in {"MyAttention": source, "OffByOne": source.replace("triu(1)", "triu(2)")}.items():
+        file = tmp_path / f"{name.lower()}.py"
+        file.write_text(changed.replace("CosineAttention", name))
+        done = command("toolkit.components", "check", f"{file}:{name}")
+        assert done.returncode == (name == "OffByOne"), done.stdout + done.stderr
+        report |= {masked(line) for line in done.stdout.splitlines()}
+    quoted = re.compile(r"^(?:pass|fail|n/a)  .*$|^\d+ pass, .*$", re.MULTILINE)
+    for page in (PAGE, (ROOT / "README.md").read_text(encoding="utf-8")):
+        assert quoted.findall(page)
+        assert [line for line in quoted.findall(page) if masked(line) not in report] == []
+
+
+@pytest.mark.slow
+def test_the_part_of_the_page_trains(tmp_path):
+    (tmp_path / "my_attention.py").write_text(
+        re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1].replace("CosineAttention", "MyAttention")
+    )
+    bindings = ["GPT.attention = @MyAttention", "Experiment.steps = 20", "warmup_steps = 2"]
+    flags = [flag for binding in bindings for flag in ("-p", binding)]
+    words = ["gin/model/tiny.gin", "--import", f"{tmp_path}/my_attention.py", *flags, "--runs", str(tmp_path)]
+    done = command("toolkit.run", *words, "--name", "a")
+    assert done.returncode == 0, done.stderr
+    losses = [row["train/loss_nats"] for row in rows(tmp_path / "a") if "train/loss_nats" in row]
+    assert losses[-1] < losses[0] - 1 and (tmp_path / "a" / "code" / "my_attention.py").is_file()
