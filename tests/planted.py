@@ -1,41 +1,46 @@
-"""Parts that are wrong in one way each, and parts that look odd and are right: what the conformance check is tried on.
+"""Parts with one fault each, and parts that look odd but are correct: they test the conformance check.
 
-``@plant(kind, line)`` says which line of the report has to fail. None of these is registered."""
+``@plant(kind, line)`` names the line of the report that must fail. None of these parts is registered."""
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 from components.attention import MathAttention
 from components.mixer import SelfAttention
 from components.optimizer import AdamW
 from components.stories import SyntheticStories
 from components.tokenizer import Bytes
-from toolkit.context import Mask
+from toolkit.context import Context, Mask
 from toolkit.groups import parameter_groups
 from toolkit.model import Head
-from toolkit.registry import entry_of
+from toolkit.protocols import Tokenizer
+from toolkit.registry import Entry, entry_of
 
-FAULTS, SOUND = [], []
+FAULTS: list[tuple[Entry, str]] = []
+SOUND: list[Entry] = []
 
 
-def plant(kind: str, line: str):
-    """A broken part, and the line of the report that has to find it."""
+def plant(kind: str, line: str) -> Callable[[type], type]:
+    """Class decorator for a broken part: ``line`` is the title of the check that must fail."""
 
-    def add(cls):
+    def add(cls: type) -> type:
         FAULTS.append((entry_of(kind, cls), line))
         return cls
 
     return add
 
 
-def sound(kind: str):
-    """A part that no line may accuse."""
+def sound(kind: str) -> Callable[[type], type]:
+    """Class decorator for a correct part: no check may fail."""
 
-    def add(cls):
+    def add(cls: type) -> type:
         SOUND.append(entry_of(kind, cls))
         return cls
 
@@ -49,10 +54,10 @@ def sound(kind: str):
 class OddMask(nn.Module):
     """Off by one, only where the length is odd and more than 1."""
 
-    def __init__(self, n_head, head_dim):
+    def __init__(self, n_head: int, head_dim: int) -> None:
         super().__init__()
 
-    def forward(self, q, k, v, mask=None):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None = None) -> Tensor:
         length = q.shape[1]
         seen = torch.ones(length, length, dtype=torch.bool).tril(1 if length % 2 and length > 1 else 0)
         heads = (t.transpose(1, 2) for t in (q, k, v))
@@ -63,34 +68,34 @@ class OddMask(nn.Module):
 class GradientLeak(nn.Module):
     """Its values are right; its gradient comes from the future too."""
 
-    def __init__(self, n_head, head_dim):
+    def __init__(self, n_head: int, head_dim: int) -> None:
         super().__init__()
         self.kernel = MathAttention(n_head, head_dim)
 
-    def forward(self, q, k, v, mask=None):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None = None) -> Tensor:
         ahead = v.roll(-1, 1)
         return self.kernel(q, k, v) + ahead - ahead.detach()
 
 
 class _Math(nn.Module):
-    """Plain attention that hears of some of the mask only."""
+    """Plain attention with a mask that a subclass changes."""
 
-    def __init__(self, n_head, head_dim):
+    def __init__(self, n_head: int, head_dim: int) -> None:
         super().__init__()
         self.kernel = MathAttention(n_head, head_dim)
 
-    def forward(self, q, k, v, mask=None):
-        return self.kernel(q, k, v, mask and self.heard(mask))
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None = None) -> Tensor:
+        return self.kernel(q, k, v, mask and self.changed(mask))
 
 
 @plant("attention", "applies or refuses the score bias")
 class BiasDropped(_Math):
     supports = {"bias", "offset", "documents", "gqa"}
 
-    def __init__(self, n_head, head_dim):
+    def __init__(self, n_head: int, head_dim: int) -> None:
         super().__init__(n_head, head_dim)
 
-    def heard(self, mask):
+    def changed(self, mask: Mask) -> Mask:
         return Mask(mask.start, mask.queries, mask.keys, mask.documents, None)
 
 
@@ -98,10 +103,10 @@ class BiasDropped(_Math):
 class BiasOfOneHeadForAll(_Math):
     supports = {"bias", "offset", "documents", "gqa"}
 
-    def __init__(self, n_head, head_dim):
+    def __init__(self, n_head: int, head_dim: int) -> None:
         super().__init__(n_head, head_dim)
 
-    def heard(self, mask):
+    def changed(self, mask: Mask) -> Mask:
         bias = None if mask.bias is None else mask.bias.mean(0, keepdim=True).expand_as(mask.bias)
         return Mask(mask.start, mask.queries, mask.keys, mask.documents, bias)
 
@@ -110,10 +115,10 @@ class BiasOfOneHeadForAll(_Math):
 class DocumentsDropped(_Math):
     supports = {"bias", "offset", "documents", "gqa"}
 
-    def __init__(self, n_head, head_dim):
+    def __init__(self, n_head: int, head_dim: int) -> None:
         super().__init__(n_head, head_dim)
 
-    def heard(self, mask):
+    def changed(self, mask: Mask) -> Mask:
         return Mask(mask.start, mask.queries, mask.keys, None, mask.bias)
 
 
@@ -121,10 +126,10 @@ class DocumentsDropped(_Math):
 class OffsetDropped(_Math):
     supports = {"bias", "offset", "documents", "gqa"}
 
-    def __init__(self, n_head, head_dim):
+    def __init__(self, n_head: int, head_dim: int) -> None:
         super().__init__(n_head, head_dim)
 
-    def heard(self, mask):
+    def changed(self, mask: Mask) -> Mask:
         return Mask(torch.zeros_like(mask.start), mask.queries, mask.keys, mask.documents, mask.bias)
 
 
@@ -134,34 +139,34 @@ class HeadsInTheWrongOrder(nn.Module):
 
     supports = {"gqa"}
 
-    def __init__(self, n_head, head_dim):
+    def __init__(self, n_head: int, head_dim: int) -> None:
         super().__init__()
         self.kernel = MathAttention(n_head, head_dim)
 
-    def forward(self, q, k, v, mask=None):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None = None) -> Tensor:
         times = q.shape[2] // k.shape[2]
         return self.kernel(q, k.repeat(1, 1, times, 1), v.repeat(1, 1, times, 1))
 
 
 @plant("attention", "values may have another width")
 class ValuesOfOneWidth(nn.Module):
-    def __init__(self, n_head, head_dim):
+    def __init__(self, n_head: int, head_dim: int) -> None:
         super().__init__()
         self.kernel, self.head_dim = MathAttention(n_head, head_dim), head_dim
 
-    def forward(self, q, k, v, mask=None):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None = None) -> Tensor:
         return self.kernel(q, k, v[..., : self.head_dim])
 
 
 @plant("attention", "compiles into one graph")
 class GraphBreak(nn.Module):
-    """Branches on what a tensor holds."""
+    """Branches on the values of a tensor."""
 
-    def __init__(self, n_head, head_dim):
+    def __init__(self, n_head: int, head_dim: int) -> None:
         super().__init__()
         self.kernel = MathAttention(n_head, head_dim)
 
-    def forward(self, q, k, v, mask=None):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None = None) -> Tensor:
         if q.abs().max() > 1e6:
             q = q / 2
         return self.kernel(q, k, v)
@@ -176,13 +181,15 @@ class ConvolutionLeak(nn.Module):
 
     cache, ignores = False, ("attention", "position")
 
-    def __init__(self, dim, n_head, n_kv_head, position, attention, depth):
+    def __init__(
+        self, dim: int, n_head: int, n_kv_head: int, position: int, attention: type, depth: tuple[int, int]
+    ) -> None:
         super().__init__()
         if n_kv_head != n_head:
             raise ValueError("it has no heads")
         self.taps, self.out = nn.Parameter(torch.randn(dim, 1, 3) / 2), nn.Linear(dim, dim, bias=False)
 
-    def forward(self, x, context):
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         mixed = F.conv1d(x.transpose(1, 2), self.taps.to(x.dtype), padding=1, groups=x.shape[-1])
         return self.out(mixed.transpose(1, 2))
 
@@ -191,17 +198,19 @@ class ConvolutionLeak(nn.Module):
 class Forgetful(nn.Module):
     """Has a cache and never writes to it."""
 
-    def __init__(self, dim, n_head, n_kv_head, position, attention, depth):
+    def __init__(
+        self, dim: int, n_head: int, n_kv_head: int, position: int, attention: type, depth: tuple[int, int]
+    ) -> None:
         super().__init__()
         self.inner = SelfAttention(dim, n_head, n_kv_head, position, attention, depth)
         self.supports = self.inner.supports
 
-    def forward(self, x, context):
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         if context.cache is not None:
             context.cache = [tuple(t.clone() for t in layer) for layer in context.cache]
         return self.inner(x, context)
 
-    def init_cache(self, batch, max_len):
+    def init_cache(self, batch: int, max_len: int) -> tuple[Tensor, ...]:
         return self.inner.init_cache(batch, max_len)
 
 
@@ -209,12 +218,14 @@ class Forgetful(nn.Module):
 class GroupsIgnored(nn.Module):
     """Takes n_kv_head and does nothing with it."""
 
-    def __init__(self, dim, n_head, n_kv_head, position, attention, depth):
+    def __init__(
+        self, dim: int, n_head: int, n_kv_head: int, position: int, attention: type, depth: tuple[int, int]
+    ) -> None:
         super().__init__()
         self.inner = SelfAttention(dim, n_head, n_head, position, attention, depth)
         self.supports, self.init_cache = self.inner.supports, self.inner.init_cache
 
-    def forward(self, x, context):
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         return self.inner(x, context)
 
 
@@ -224,14 +235,16 @@ class PositionsIgnored(nn.Module):
 
     cache = False
 
-    def __init__(self, dim, n_head, n_kv_head, position, attention, depth):
+    def __init__(
+        self, dim: int, n_head: int, n_kv_head: int, position: int, attention: type, depth: tuple[int, int]
+    ) -> None:
         super().__init__()
         self.n_head, self.attention = n_head, attention(n_head, dim // n_head)
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         if n_kv_head != n_head:
             raise ValueError("as many key/value heads as heads")
 
-    def forward(self, x, context):
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         return self.attention(*self.qkv(x).unflatten(-1, (3, self.n_head, -1)).unbind(2)).flatten(2)
 
 
@@ -242,11 +255,11 @@ class PositionsIgnored(nn.Module):
 class OffsetForgotten(nn.Module):
     """Starts at 0 with every call, whatever the positions."""
 
-    def __init__(self, dim, n_head, head_dim, max_len):
+    def __init__(self, dim: int, n_head: int, head_dim: int, max_len: int) -> None:
         super().__init__()
         self.table = nn.Embedding(max_len, dim)
 
-    def embed(self, x, positions):
+    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         return x + self.table(torch.arange(x.shape[1], device=x.device))
 
 
@@ -254,11 +267,11 @@ class OffsetForgotten(nn.Module):
 class RowsOfTheFirst(nn.Module):
     """Gives every row the positions of the first."""
 
-    def __init__(self, dim, n_head, head_dim, max_len):
+    def __init__(self, dim: int, n_head: int, head_dim: int, max_len: int) -> None:
         super().__init__()
         self.table = nn.Embedding(max_len, dim)
 
-    def embed(self, x, positions):
+    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         return x + self.table(positions[:1])
 
 
@@ -267,32 +280,32 @@ class RowsOfTheFirst(nn.Module):
 
 @plant("norm", "every parameter gets a gradient")
 class DeadParameter(nn.Module):
-    def __init__(self, dim):
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.gain, self.unused = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.ones(dim))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], self.gain)
 
 
 @plant("norm", "output has the input's dtype")
 class Float32Only(nn.Module):
-    """Multiplies with a matrix that is float32 for good."""
+    """Multiplies with a matrix that stays float32."""
 
-    def __init__(self, dim):
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.mean = [torch.eye(dim) - 1 / dim]
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return F.normalize(x @ self.mean[0], dim=-1) * x.shape[-1] ** 0.5
 
 
 @plant("norm", "sequences of a batch are independent")
 class OverTheBatch(nn.Module):
-    def __init__(self, dim):
+    def __init__(self, dim: int) -> None:
         super().__init__()
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return x / (x.pow(2).mean((0, -1), keepdim=True) + 1e-6).sqrt()
 
 
@@ -300,10 +313,10 @@ class OverTheBatch(nn.Module):
 class Cancelling(nn.Module):
     """Loses most of its digits in float32: the square of the mean from the mean of the squares."""
 
-    def __init__(self, dim):
+    def __init__(self, dim: int) -> None:
         super().__init__()
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         large = x + 300
         variance = large.pow(2).mean(-1, keepdim=True) - large.mean(-1, keepdim=True).pow(2)
         return (x - x.mean(-1, keepdim=True)) / (variance + 1e-3).abs().sqrt()
@@ -311,57 +324,57 @@ class Cancelling(nn.Module):
 
 @plant("norm", "parameters and FLOPs can be counted")
 class ScalarGain(nn.Module):
-    def __init__(self, dim):
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.gain = nn.Parameter(torch.tensor(1.0))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:]) * self.gain
 
 
 @plant("norm", "weights survive saving and loading")
 class HiddenTable(nn.Module):
-    """Draws numbers that no state dict holds."""
+    """Draws numbers that are not in its state dict."""
 
-    def __init__(self, dim):
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.gain = [1 + torch.rand(dim)]
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:]) * self.gain[0].to(x.dtype)
 
 
 @plant("norm", "equal seeds give equal results")
 class UnseededDraw(nn.Module):
-    """Draws its gain from NumPy, where no seed of ours reaches."""
+    """Draws its gain from NumPy, which torch's seed does not affect."""
 
-    def __init__(self, dim):
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.gain = nn.Parameter(torch.from_numpy(np.random.default_rng().uniform(0.5, 1.5, dim)).float())
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], self.gain)
 
 
 @plant("ffn", "positions do not affect each other")
 class MixesPositions(nn.Module):
-    def __init__(self, dim):
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.up = nn.Linear(dim, dim)
 
-    def forward(self, x, context):
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         return self.up(x - x.mean(1, keepdim=True))
 
 
 @plant("ffn", "every parameter gets a gradient")
 class RootAtZero(nn.Module):
-    """The root of what is negative is not taken, but its gradient is."""
+    """torch.where hides the root of negative numbers, but not its gradient."""
 
-    def __init__(self, dim):
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.up, self.down = nn.Linear(dim, dim), nn.Linear(dim, dim)
 
-    def forward(self, x, context):
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         up = self.up(x)
         return self.down(torch.where(up > 0, up.sqrt(), 0.0))
 
@@ -372,18 +385,18 @@ class Uphill(nn.Module):
 
     class Reverse(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, x):
+        def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
             return x.clone()
 
         @staticmethod
-        def backward(ctx, gradient):
+        def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
             return -1000 * gradient
 
-    def __init__(self, dim, mixer, ffn, norm, depth):
+    def __init__(self, dim: int, mixer: nn.Module, ffn: nn.Module, norm: type, depth: tuple[int, int]) -> None:
         super().__init__()
         self.mixer, self.ffn, self.norm, self.last = mixer, ffn, norm(dim), depth[0] == depth[1] - 1
 
-    def forward(self, x, context):
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         x = x + self.mixer(self.norm(x), context)
         x = x + self.ffn(self.norm(x), context)
         return self.Reverse.apply(x) if self.last else x
@@ -393,11 +406,11 @@ class Uphill(nn.Module):
 class StreamsLeftOpen(nn.Module):
     """Opens a second stream in the first layer, and never closes it."""
 
-    def __init__(self, dim, mixer, ffn, norm, depth):
+    def __init__(self, dim: int, mixer: nn.Module, ffn: nn.Module, norm: type, depth: tuple[int, int]) -> None:
         super().__init__()
         self.mixer, self.ffn, self.norm, self.first = mixer, ffn, norm(dim), depth[0] == 0
 
-    def forward(self, x, context):
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         x = torch.stack((x, x), 2) if self.first else x
         update = self.ffn(self.mixer(self.norm(x[:, :, 0]), context), context)
         return x + update[:, :, None]
@@ -408,17 +421,17 @@ class StreamsLeftOpen(nn.Module):
 
 @plant("init", "fills every weight from the generator")
 class GlobalDraw:
-    """Draws from the global generator, so that swapping a part moves all that is drawn after it."""
+    """Draws from the global generator, so that swapping a part changes every later draw."""
 
-    def __init__(self, n_layer):
+    def __init__(self, n_layer: int) -> None:
         pass
 
-    def __call__(self, name, parameter, generator):
+    def __call__(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
         parameter.normal_(0, 0.02)
 
 
 class _Summed(nn.Module):
-    def forward(self, hidden, head, targets):
+    def forward(self, hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = head.logits(hidden).float()
         nats = F.cross_entropy(logits, targets, ignore_index=-100, reduction="sum")
         return self.objective(nats, logits, targets), nats.detach(), (targets != -100).sum()
@@ -426,38 +439,38 @@ class _Summed(nn.Module):
 
 @plant("loss", "micro-batches add up to the batch")
 class MeanForSum(_Summed):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
 
-    def objective(self, nats, logits, targets):
+    def objective(self, nats: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
         return nats / (targets != -100).sum().clamp_min(1)
 
 
 @plant("loss", "ignored targets have no effect")
 class PenaltyOnIgnored(_Summed):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
 
-    def objective(self, nats, logits, targets):
+    def objective(self, nats: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
         return nats + 1e-2 * logits.logsumexp(-1).pow(2).sum()
 
 
 @plant("loss", "reports cross-entropy and count")
 class ReportsItsObjective(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
 
-    def forward(self, hidden, head, targets):
+    def forward(self, hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         smooth = F.cross_entropy(head.logits(hidden).float(), targets, reduction="sum", label_smoothing=0.1)
         return smooth, smooth.detach(), (targets != -100).sum()
 
 
 @plant("loss", "padding rows have no effect")
 class CountsPadding(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
 
-    def forward(self, hidden, head, targets):
+    def forward(self, hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = F.linear(hidden, head.weight)
         logits = logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
         nats = F.cross_entropy(logits, targets, reduction="sum")
@@ -466,22 +479,22 @@ class CountsPadding(nn.Module):
 
 @plant("loss", "gradients match finite differences")
 class HalfTheGradient(_Summed):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
 
-    def objective(self, nats, logits, targets):
+    def objective(self, nats: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
         return 0.5 * nats + 0.5 * nats.detach()
 
 
 @plant("optimizer", "a restored optimizer continues exactly")
 class StateOutside(AdamW):
-    """Keeps what matters where no state dict looks."""
+    """Keeps a number that its state dict does not contain."""
 
-    def __init__(self, model):
+    def __init__(self, model: nn.Module) -> None:
         super().__init__(model, lr=1e-2)
         self.count = 0
 
-    def step(self):
+    def step(self) -> None:
         self.count += 1
         for group in self.param_groups:
             group["lr"] = group["peak_lr"] / self.count
@@ -490,10 +503,10 @@ class StateOutside(AdamW):
 
 @plant("optimizer", "learning rate 0 changes no weight")
 class DecaysOnItsOwn(AdamW):
-    def __init__(self, model):
+    def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
 
-    def step(self):
+    def step(self) -> None:
         super().step()
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -502,26 +515,26 @@ class DecaysOnItsOwn(AdamW):
 
 @plant("optimizer", "every parameter is in one group")
 class ForgetsTheGains(torch.optim.SGD):
-    def __init__(self, model):
+    def __init__(self, model: nn.Module) -> None:
         super().__init__(parameter_groups(model, 0.1, 0.0)[:1], lr=0.1)
 
 
 @plant("schedule", "depends on the step only")
 class Counts:
-    def __init__(self, steps):
+    def __init__(self, steps: int) -> None:
         self.steps, self.calls = steps, 0
 
-    def __call__(self, step):
+    def __call__(self, step: int) -> float:
         self.calls += 1
         return max(0.0, 1 - (self.calls - 1) / self.steps)
 
 
 @plant("schedule", "factor is finite, from 0 to 1")
 class DividesByZero:
-    def __init__(self, steps):
+    def __init__(self, steps: int) -> None:
         self.steps = steps
 
-    def __call__(self, step):
+    def __call__(self, step: int) -> float:
         left = self.steps - 1 - step
         return 1.0 if left else float("nan")
 
@@ -530,19 +543,19 @@ class DividesByZero:
 
 
 class _Stories(SyntheticStories):
-    def __init__(self, tokenizer, seq_len, seed):
+    def __init__(self, tokenizer: Tokenizer, seq_len: int, seed: int) -> None:
         super().__init__(tokenizer, seq_len, seed, stories=60, val_stories=10)
 
 
 @plant("data", "samples depend on their index only")
 class CallOrder(_Stories):
-    """Goes on where the last call ended, whatever it is asked for."""
+    """Continues where the last call ended, whatever the index."""
 
-    def __init__(self, tokenizer, seq_len, seed):
+    def __init__(self, tokenizer: Tokenizer, seq_len: int, seed: int) -> None:
         super().__init__(tokenizer, seq_len, seed)
         self.calls = 0
 
-    def batch(self, split, index, size):
+    def batch(self, split: str, index: int, size: int) -> np.ndarray:
         self.calls += 1
         return super().batch(split, self.calls, size)
 
@@ -551,22 +564,22 @@ class CallOrder(_Stories):
 class BatchSized(_Stories):
     """Seeds a batch by its index: another batch size gives other samples."""
 
-    def __init__(self, tokenizer, seq_len, seed):
+    def __init__(self, tokenizer: Tokenizer, seq_len: int, seed: int) -> None:
         super().__init__(tokenizer, seq_len, seed)
 
-    def batch(self, split, index, size):
+    def batch(self, split: str, index: int, size: int) -> np.ndarray:
         rows = np.random.default_rng([7, index]).integers(0, self.windows(split), size)
         return np.concatenate([super(BatchSized, self).batch(split, int(row), 1) for row in rows])
 
 
 @plant("data", "each epoch has every window once")
 class LosesTheLast(_Stories):
-    """Counts one window more than it serves, and serves another twice."""
+    """Counts one window more than it returns, and returns another one twice."""
 
-    def __init__(self, tokenizer, seq_len, seed):
+    def __init__(self, tokenizer: Tokenizer, seq_len: int, seed: int) -> None:
         super().__init__(tokenizer, seq_len, seed)
 
-    def batch(self, split, index, size):
+    def batch(self, split: str, index: int, size: int) -> np.ndarray:
         count = self.windows(split)
         rows = [j if j % count else j + 1 for j in range(index * size, (index + 1) * size)]
         return np.concatenate([super(LosesTheLast, self).batch(split, row, 1) for row in rows])
@@ -576,22 +589,22 @@ class LosesTheLast(_Stories):
 class JudgedOnTraining(_Stories):
     """Its validation windows are training windows."""
 
-    def __init__(self, tokenizer, seq_len, seed):
+    def __init__(self, tokenizer: Tokenizer, seq_len: int, seed: int) -> None:
         super().__init__(tokenizer, seq_len, seed)
 
-    def batch(self, split, index, size):
+    def batch(self, split: str, index: int, size: int) -> np.ndarray:
         return super().batch("train", index, size)
 
-    def windows(self, split):
+    def windows(self, split: str) -> int:
         return super().windows("train")
 
 
 @plant("tokenizer", "decoding restores any Unicode text")
 class Strips(Bytes):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
 
-    def encode(self, text):
+    def encode(self, text: str) -> list[int]:
         return super().encode(text.strip())
 
 
@@ -599,7 +612,7 @@ class Strips(Bytes):
 class CountsCharacters(Bytes):
     """Counts the bytes that begin a character only."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.byte_lengths = np.array([int(b < 128 or b >= 192) for b in range(256)] + [0])
 
@@ -608,10 +621,10 @@ class CountsCharacters(Bytes):
 class EndsInText(Bytes):
     """Takes a literal <|endoftext|> for the end of a document."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
 
-    def encode(self, text):
+    def encode(self, text: str) -> list[int]:
         head, found, tail = text.partition("<|endoftext|>")
         return super().encode(head) + ([self.eot] if found else []) + super().encode(tail)
 
@@ -620,17 +633,17 @@ class EndsInText(Bytes):
 class ForgetsWhatItLearnt(Bytes):
     """Learns an order of the bytes that save() leaves out."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.shift = 0
 
-    def train(self, texts):
+    def train(self, texts: list[str]) -> None:
         self.shift = 1
 
-    def encode(self, text):
+    def encode(self, text: str) -> list[int]:
         return [(i + self.shift) % 256 for i in super().encode(text)]
 
-    def decode(self, ids):
+    def decode(self, ids: list[int]) -> str:
         return super().decode([i if i == self.eot else (i - self.shift) % 256 for i in ids])
 
 
@@ -638,24 +651,24 @@ class ForgetsWhatItLearnt(Bytes):
 class LeavesTheProcess:
     """Ends the process when it can't write."""
 
-    def __init__(self, run_dir, start_step):
+    def __init__(self, run_dir: Path, start_step: int) -> None:
         self.path = run_dir / "log.txt"
 
-    def log(self, step, metrics):
+    def log(self, step: int, metrics: dict[str, float]) -> None:
         try:
             with open(self.path, "a") as file:
                 file.write(f"{step} {metrics}\n")
         except OSError:
             os._exit(9)
 
-    def text(self, step, name, text):
+    def text(self, step: int, name: str, text: str) -> None:
         pass
 
-    def close(self, summary):
+    def close(self, summary: dict[str, float]) -> None:
         pass
 
 
-# --- odd, and right
+# --- odd, but correct
 
 
 @sound("mixer")
@@ -664,13 +677,15 @@ class LongConvolution(nn.Module):
 
     cache, ignores = False, ("attention", "position")
 
-    def __init__(self, dim, n_head, n_kv_head, position, attention, depth):
+    def __init__(
+        self, dim: int, n_head: int, n_kv_head: int, position: int, attention: type, depth: tuple[int, int]
+    ) -> None:
         super().__init__()
         if n_kv_head != n_head:
             raise ValueError("LongConvolution has no heads to group: leave GPT.n_kv_head at None")
         self.taps, self.out = nn.Parameter(torch.randn(dim, 64) / 8), nn.Linear(dim, dim, bias=False)
 
-    def forward(self, x, context):
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         length = x.shape[1]
         wide = x if x.dtype == torch.float64 else x.float()
         spectrum = torch.fft.rfft(self.taps[:, :length].T.to(wide.dtype), 2 * length, dim=0)
@@ -682,24 +697,24 @@ class LongConvolution(nn.Module):
 class NoisyInTraining(nn.Module):
     """Draws noise while it trains, from the generator that the loop seeds at each step."""
 
-    def __init__(self, dim):
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.gain = nn.Parameter(torch.ones(dim))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return F.dropout(F.layer_norm(x, x.shape[-1:], self.gain), 0.1, self.training)
 
 
 @sound("ffn")
 class SilentAtFirst(nn.Module):
-    """Begins as nothing: what lies before the zeros gets its gradient a step later."""
+    """Its output is 0 at first: the parameters before the gain get their first gradient one step later."""
 
-    def __init__(self, dim):
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.up, self.gain = nn.Linear(dim, 2 * dim), nn.Parameter(torch.zeros(1))
         self.down = nn.Linear(2 * dim, dim)
 
-    def forward(self, x, context):
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         return self.gain * self.down(F.gelu(self.up(x)))
 
 
@@ -707,12 +722,12 @@ class SilentAtFirst(nn.Module):
 class FrozenFeatures(nn.Module):
     """Random features that do not train: a parameter without a gradient, on purpose."""
 
-    def __init__(self, dim):
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.features, self.down = nn.Linear(dim, 4 * dim, bias=False), nn.Linear(4 * dim, dim, bias=False)
         self.features.weight.requires_grad_(False)
 
-    def forward(self, x, context):
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         return self.down(F.relu(self.features(x)))
 
 
@@ -720,10 +735,10 @@ class FrozenFeatures(nn.Module):
 class ConstantAverage(nn.Module):
     """The mean of all values so far: queries and keys take no part, and it has no parameters."""
 
-    def __init__(self, n_head, head_dim):
+    def __init__(self, n_head: int, head_dim: int) -> None:
         super().__init__()
 
-    def forward(self, q, k, v, mask=None):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None = None) -> Tensor:
         count = torch.arange(1, v.shape[1] + 1, device=v.device, dtype=v.dtype)[:, None, None]
         return v.cumsum(1) / count + 0 * q.sum(-1, keepdim=True)
 
@@ -732,12 +747,12 @@ class ConstantAverage(nn.Module):
 class Reversible(nn.Module):
     """Two streams, each updated from the other: opened by the first layer, closed by the last."""
 
-    def __init__(self, dim, mixer, ffn, norm, depth):
+    def __init__(self, dim: int, mixer: nn.Module, ffn: nn.Module, norm: type, depth: tuple[int, int]) -> None:
         super().__init__()
         self.mixer, self.ffn, self.mixer_norm, self.ffn_norm = mixer, ffn, norm(dim), norm(dim)
         self.first, self.last = depth[0] == 0, depth[0] == depth[1] - 1
 
-    def forward(self, x, context):
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         one, other = (x, x) if self.first else x.unbind(2)
         one = one + self.mixer(self.mixer_norm(other), context)
         other = other + self.ffn(self.ffn_norm(one), context)
@@ -748,28 +763,28 @@ class Reversible(nn.Module):
 class WithoutLayers(nn.Module):
     """The mean of the tokens so far: a model whose table has another name than GPT's, and which keeps no cache."""
 
-    def __init__(self, vocab_size, max_len):
+    def __init__(self, vocab_size: int, max_len: int) -> None:
         super().__init__()
         self.vocab_size, self.table = vocab_size, nn.Embedding(vocab_size, 16)
 
-    def forward(self, ids, context=None):
+    def forward(self, ids: Tensor, context: Context | None = None) -> tuple[Tensor, Head]:
         tokens_so_far = torch.arange(1, ids.shape[1] + 1, device=ids.device)[:, None]
         hidden = self.table(ids)
         hidden = hidden + hidden.cumsum(1) / tokens_so_far
         return hidden, Head(self.table.weight, self.vocab_size, None)
 
-    def init_cache(self, batch):
+    def init_cache(self, batch: int) -> None:
         return None
 
 
 @sound("schedule")
 class WarmRestarts:
-    """Jumps back to the peak four times, as it is meant to."""
+    """Jumps back to the peak four times, on purpose."""
 
-    def __init__(self, steps):
+    def __init__(self, steps: int) -> None:
         self.period = max(1, steps // 4)
 
-    def __call__(self, step):
+    def __call__(self, step: int) -> float:
         return 1 - (step % self.period) / self.period
 
 
@@ -777,9 +792,9 @@ class WarmRestarts:
 class Focal(nn.Module):
     """Weighs a target by how wrong it is: not the cross-entropy, but a sum over targets all the same."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
 
-    def forward(self, hidden, head, targets):
+    def forward(self, hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         each = F.cross_entropy(head.logits(hidden).float(), targets, ignore_index=-100, reduction="none")
         return ((1 - torch.exp(-each)) ** 2 * each).sum(), each.sum().detach(), (targets != -100).sum()

@@ -1,4 +1,4 @@
-"""The conformance check: each planted fault fails its line, no sound part is accused, and the command says so."""
+"""The conformance check: each planted fault fails its line, no correct part fails one, and the command prints it."""
 
 import json
 import re
@@ -31,7 +31,7 @@ def test_a_sound_part_is_not_accused(entry):
 
 
 def test_every_line_has_a_part_that_fails_it_or_needs_none():
-    """A line that nothing can fail checks nothing."""
+    """A check that no part can fail tests nothing."""
     planted = {line for _, line in FAULTS}
     shown_elsewhere = {
         "bfloat16 agrees with float32",
