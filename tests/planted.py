@@ -1,40 +1,46 @@
-"""Parts that are wrong in one way each, and parts that look odd and are right: what the conformance check is tried on.
+"""Parts with one fault each, and parts that look odd but are correct: they test the conformance check.
 
-``@plant(kind, line)`` says which line of the report has to fail. None of these is registered."""
+``@plant(kind, line)`` names the line of the report that must fail. None of these parts is registered."""
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 from components.attention import MathAttention
 from components.mixer import SelfAttention
 from components.optimizer import AdamW
 from components.stories import SyntheticStories
 from components.tokenizer import Bytes
-from toolkit.context import Mask
+from toolkit.context import Context, Mask
 from toolkit.groups import parameter_groups
-from toolkit.registry import entry_of
+from toolkit.model import Head
+from toolkit.protocols import Tokenizer
+from toolkit.registry import Entry, entry_of
 
-FAULTS, SOUND = [], []
+FAULTS: list[tuple[Entry, str]] = []
+SOUND: list[Entry] = []
 
 
-def plant(kind: str, line: str):
-    """A broken part, and the line of the report that has to find it."""
+def plant(kind: str, line: str) -> Callable[[type], type]:
+    """Class decorator for a broken part: ``line`` is the title of the check that must fail."""
 
-    def add(cls):
+    def add(cls: type) -> type:
         FAULTS.append((entry_of(kind, cls), line))
         return cls
 
     return add
 
 
-def sound(kind: str):
-    """A part that no line may accuse."""
+def sound(kind: str) -> Callable[[type], type]:
+    """Class decorator for a correct part: no check may fail."""
 
-    def add(cls):
+    def add(cls: type) -> type:
         SOUND.append(entry_of(kind, cls))
         return cls
 
@@ -44,86 +50,86 @@ def sound(kind: str):
 # --- attention kernels
 
 
-@plant("attention", "causality, by values")
+@plant("attention", "causal: later tokens change no output")
 class OddMask(nn.Module):
     """Off by one, only where the length is odd and more than 1."""
 
-    def __init__(self, n_head, head_dim):
+    def __init__(self, n_head: int, head_dim: int) -> None:
         super().__init__()
 
-    def forward(self, q, k, v, mask=None):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None = None) -> Tensor:
         length = q.shape[1]
         seen = torch.ones(length, length, dtype=torch.bool).tril(1 if length % 2 and length > 1 else 0)
         heads = (t.transpose(1, 2) for t in (q, k, v))
         return F.scaled_dot_product_attention(*heads, attn_mask=seen).transpose(1, 2)
 
 
-@plant("attention", "causality, by gradients")
+@plant("attention", "causal: no gradient from later tokens")
 class GradientLeak(nn.Module):
     """Its values are right; its gradient comes from the future too."""
 
-    def __init__(self, n_head, head_dim):
+    def __init__(self, n_head: int, head_dim: int) -> None:
         super().__init__()
         self.kernel = MathAttention(n_head, head_dim)
 
-    def forward(self, q, k, v, mask=None):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None = None) -> Tensor:
         ahead = v.roll(-1, 1)
         return self.kernel(q, k, v) + ahead - ahead.detach()
 
 
 class _Math(nn.Module):
-    """Plain attention that hears of some of the mask only."""
+    """Plain attention with a mask that a subclass changes."""
 
-    def __init__(self, n_head, head_dim):
+    def __init__(self, n_head: int, head_dim: int) -> None:
         super().__init__()
         self.kernel = MathAttention(n_head, head_dim)
 
-    def forward(self, q, k, v, mask=None):
-        return self.kernel(q, k, v, mask and self.heard(mask))
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None = None) -> Tensor:
+        return self.kernel(q, k, v, mask and self.changed(mask))
 
 
-@plant("attention", "bias honoured")
+@plant("attention", "applies or refuses the score bias")
 class BiasDropped(_Math):
     supports = {"bias", "offset", "documents", "gqa"}
 
-    def __init__(self, n_head, head_dim):
+    def __init__(self, n_head: int, head_dim: int) -> None:
         super().__init__(n_head, head_dim)
 
-    def heard(self, mask):
+    def changed(self, mask: Mask) -> Mask:
         return Mask(mask.start, mask.queries, mask.keys, mask.documents, None)
 
 
-@plant("attention", "bias honoured")
+@plant("attention", "applies or refuses the score bias")
 class BiasOfOneHeadForAll(_Math):
     supports = {"bias", "offset", "documents", "gqa"}
 
-    def __init__(self, n_head, head_dim):
+    def __init__(self, n_head: int, head_dim: int) -> None:
         super().__init__(n_head, head_dim)
 
-    def heard(self, mask):
+    def changed(self, mask: Mask) -> Mask:
         bias = None if mask.bias is None else mask.bias.mean(0, keepdim=True).expand_as(mask.bias)
         return Mask(mask.start, mask.queries, mask.keys, mask.documents, bias)
 
 
-@plant("attention", "each document as if alone")
+@plant("attention", "document mask isolates each document")
 class DocumentsDropped(_Math):
     supports = {"bias", "offset", "documents", "gqa"}
 
-    def __init__(self, n_head, head_dim):
+    def __init__(self, n_head: int, head_dim: int) -> None:
         super().__init__(n_head, head_dim)
 
-    def heard(self, mask):
+    def changed(self, mask: Mask) -> Mask:
         return Mask(mask.start, mask.queries, mask.keys, None, mask.bias)
 
 
-@plant("attention", "offset honoured")
+@plant("attention", "applies the offset or keeps no cache")
 class OffsetDropped(_Math):
     supports = {"bias", "offset", "documents", "gqa"}
 
-    def __init__(self, n_head, head_dim):
+    def __init__(self, n_head: int, head_dim: int) -> None:
         super().__init__(n_head, head_dim)
 
-    def heard(self, mask):
+    def changed(self, mask: Mask) -> Mask:
         return Mask(torch.zeros_like(mask.start), mask.queries, mask.keys, mask.documents, mask.bias)
 
 
@@ -133,34 +139,34 @@ class HeadsInTheWrongOrder(nn.Module):
 
     supports = {"gqa"}
 
-    def __init__(self, n_head, head_dim):
+    def __init__(self, n_head: int, head_dim: int) -> None:
         super().__init__()
         self.kernel = MathAttention(n_head, head_dim)
 
-    def forward(self, q, k, v, mask=None):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None = None) -> Tensor:
         times = q.shape[2] // k.shape[2]
         return self.kernel(q, k.repeat(1, 1, times, 1), v.repeat(1, 1, times, 1))
 
 
-@plant("attention", "values of another width")
+@plant("attention", "values may have another width")
 class ValuesOfOneWidth(nn.Module):
-    def __init__(self, n_head, head_dim):
+    def __init__(self, n_head: int, head_dim: int) -> None:
         super().__init__()
         self.kernel, self.head_dim = MathAttention(n_head, head_dim), head_dim
 
-    def forward(self, q, k, v, mask=None):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None = None) -> Tensor:
         return self.kernel(q, k, v[..., : self.head_dim])
 
 
-@plant("attention", "one graph under compile")
+@plant("attention", "compiles into one graph")
 class GraphBreak(nn.Module):
-    """Branches on what a tensor holds."""
+    """Branches on the values of a tensor."""
 
-    def __init__(self, n_head, head_dim):
+    def __init__(self, n_head: int, head_dim: int) -> None:
         super().__init__()
         self.kernel = MathAttention(n_head, head_dim)
 
-    def forward(self, q, k, v, mask=None):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None = None) -> Tensor:
         if q.abs().max() > 1e6:
             q = q / 2
         return self.kernel(q, k, v)
@@ -169,198 +175,206 @@ class GraphBreak(nn.Module):
 # --- mixers
 
 
-@plant("mixer", "causality, by values")
+@plant("mixer", "causal: later tokens change no output")
 class ConvolutionLeak(nn.Module):
     """A convolution that is centred: it sees one position ahead."""
 
     cache, ignores = False, ("attention", "position")
 
-    def __init__(self, dim, n_head, n_kv_head, position, attention, depth):
+    def __init__(
+        self, dim: int, n_head: int, n_kv_head: int, position: int, attention: type, depth: tuple[int, int]
+    ) -> None:
         super().__init__()
         if n_kv_head != n_head:
             raise ValueError("it has no heads")
         self.taps, self.out = nn.Parameter(torch.randn(dim, 1, 3) / 2), nn.Linear(dim, dim, bias=False)
 
-    def forward(self, x, context):
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         mixed = F.conv1d(x.transpose(1, 2), self.taps.to(x.dtype), padding=1, groups=x.shape[-1])
         return self.out(mixed.transpose(1, 2))
 
 
-@plant("mixer", "cached equals uncached")
+@plant("mixer", "decoding with a cache changes nothing")
 class Forgetful(nn.Module):
     """Has a cache and never writes to it."""
 
-    def __init__(self, dim, n_head, n_kv_head, position, attention, depth):
+    def __init__(
+        self, dim: int, n_head: int, n_kv_head: int, position: int, attention: type, depth: tuple[int, int]
+    ) -> None:
         super().__init__()
         self.inner = SelfAttention(dim, n_head, n_kv_head, position, attention, depth)
         self.supports = self.inner.supports
 
-    def forward(self, x, context):
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         if context.cache is not None:
             context.cache = [tuple(t.clone() for t in layer) for layer in context.cache]
         return self.inner(x, context)
 
-    def init_cache(self, batch, max_len):
+    def init_cache(self, batch: int, max_len: int) -> tuple[Tensor, ...]:
         return self.inner.init_cache(batch, max_len)
 
 
-@plant("mixer", "grouped and multi-query heads")
+@plant("mixer", "uses or refuses n_kv_head")
 class GroupsIgnored(nn.Module):
     """Takes n_kv_head and does nothing with it."""
 
-    def __init__(self, dim, n_head, n_kv_head, position, attention, depth):
+    def __init__(
+        self, dim: int, n_head: int, n_kv_head: int, position: int, attention: type, depth: tuple[int, int]
+    ) -> None:
         super().__init__()
         self.inner = SelfAttention(dim, n_head, n_head, position, attention, depth)
         self.supports, self.init_cache = self.inner.supports, self.inner.init_cache
 
-    def forward(self, x, context):
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         return self.inner(x, context)
 
 
-@plant("mixer", "slots used, or declared in `ignores`")
+@plant("mixer", "uses its slots or declares `ignores`")
 class PositionsIgnored(nn.Module):
     """Never turns its queries and keys, and does not say so."""
 
     cache = False
 
-    def __init__(self, dim, n_head, n_kv_head, position, attention, depth):
+    def __init__(
+        self, dim: int, n_head: int, n_kv_head: int, position: int, attention: type, depth: tuple[int, int]
+    ) -> None:
         super().__init__()
         self.n_head, self.attention = n_head, attention(n_head, dim // n_head)
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         if n_kv_head != n_head:
             raise ValueError("as many key/value heads as heads")
 
-    def forward(self, x, context):
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         return self.attention(*self.qkv(x).unflatten(-1, (3, self.n_head, -1)).unbind(2)).flatten(2)
 
 
 # --- positions
 
 
-@plant("position", "cached equals uncached")
+@plant("position", "decoding with a cache changes nothing")
 class OffsetForgotten(nn.Module):
     """Starts at 0 with every call, whatever the positions."""
 
-    def __init__(self, dim, n_head, head_dim, max_len):
+    def __init__(self, dim: int, n_head: int, head_dim: int, max_len: int) -> None:
         super().__init__()
         self.table = nn.Embedding(max_len, dim)
 
-    def embed(self, x, positions):
+    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         return x + self.table(torch.arange(x.shape[1], device=x.device))
 
 
-@plant("position", "positions used, and nothing beside them")
+@plant("position", "depends on positions only")
 class RowsOfTheFirst(nn.Module):
     """Gives every row the positions of the first."""
 
-    def __init__(self, dim, n_head, head_dim, max_len):
+    def __init__(self, dim: int, n_head: int, head_dim: int, max_len: int) -> None:
         super().__init__()
         self.table = nn.Embedding(max_len, dim)
 
-    def embed(self, x, positions):
+    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         return x + self.table(positions[:1])
 
 
 # --- norms, ffns, blocks
 
 
-@plant("norm", "gradients reach every parameter")
+@plant("norm", "every parameter gets a gradient")
 class DeadParameter(nn.Module):
-    def __init__(self, dim):
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.gain, self.unused = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.ones(dim))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], self.gain)
 
 
-@plant("norm", "dtype kept")
+@plant("norm", "output has the input's dtype")
 class Float32Only(nn.Module):
-    """Multiplies with a matrix that is float32 for good."""
+    """Multiplies with a matrix that stays float32."""
 
-    def __init__(self, dim):
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.mean = [torch.eye(dim) - 1 / dim]
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return F.normalize(x @ self.mean[0], dim=-1) * x.shape[-1] ** 0.5
 
 
-@plant("norm", "rows on their own")
+@plant("norm", "sequences of a batch are independent")
 class OverTheBatch(nn.Module):
-    def __init__(self, dim):
+    def __init__(self, dim: int) -> None:
         super().__init__()
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return x / (x.pow(2).mean((0, -1), keepdim=True) + 1e-6).sqrt()
 
 
-@plant("norm", "float32 against float64")
+@plant("norm", "float32 agrees with float64")
 class Cancelling(nn.Module):
     """Loses most of its digits in float32: the square of the mean from the mean of the squares."""
 
-    def __init__(self, dim):
+    def __init__(self, dim: int) -> None:
         super().__init__()
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         large = x + 300
         variance = large.pow(2).mean(-1, keepdim=True) - large.mean(-1, keepdim=True).pow(2)
         return (x - x.mean(-1, keepdim=True)) / (variance + 1e-3).abs().sqrt()
 
 
-@plant("norm", "parameters and FLOPs counted")
+@plant("norm", "parameters and FLOPs can be counted")
 class ScalarGain(nn.Module):
-    def __init__(self, dim):
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.gain = nn.Parameter(torch.tensor(1.0))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:]) * self.gain
 
 
-@plant("norm", "state dict round trip")
+@plant("norm", "weights survive saving and loading")
 class HiddenTable(nn.Module):
-    """Draws numbers that no state dict holds."""
+    """Draws numbers that are not in its state dict."""
 
-    def __init__(self, dim):
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.gain = [1 + torch.rand(dim)]
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:]) * self.gain[0].to(x.dtype)
 
 
-@plant("norm", "the seed fixes everything")
+@plant("norm", "equal seeds give equal results")
 class UnseededDraw(nn.Module):
-    """Draws its gain from NumPy, where no seed of ours reaches."""
+    """Draws its gain from NumPy, which torch's seed does not affect."""
 
-    def __init__(self, dim):
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.gain = nn.Parameter(torch.from_numpy(np.random.default_rng().uniform(0.5, 1.5, dim)).float())
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], self.gain)
 
 
-@plant("ffn", "each position on its own")
+@plant("ffn", "positions do not affect each other")
 class MixesPositions(nn.Module):
-    def __init__(self, dim):
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.up = nn.Linear(dim, dim)
 
-    def forward(self, x, context):
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         return self.up(x - x.mean(1, keepdim=True))
 
 
-@plant("ffn", "gradients reach every parameter")
+@plant("ffn", "every parameter gets a gradient")
 class RootAtZero(nn.Module):
-    """The root of what is negative is not taken, but its gradient is."""
+    """torch.where hides the root of negative numbers, but not its gradient."""
 
-    def __init__(self, dim):
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.up, self.down = nn.Linear(dim, dim), nn.Linear(dim, dim)
 
-    def forward(self, x, context):
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         up = self.up(x)
         return self.down(torch.where(up > 0, up.sqrt(), 0.0))
 
@@ -371,32 +385,32 @@ class Uphill(nn.Module):
 
     class Reverse(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, x):
+        def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
             return x.clone()
 
         @staticmethod
-        def backward(ctx, gradient):
+        def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
             return -1000 * gradient
 
-    def __init__(self, dim, mixer, ffn, norm, depth):
+    def __init__(self, dim: int, mixer: nn.Module, ffn: nn.Module, norm: type, depth: tuple[int, int]) -> None:
         super().__init__()
         self.mixer, self.ffn, self.norm, self.last = mixer, ffn, norm(dim), depth[0] == depth[1] - 1
 
-    def forward(self, x, context):
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         x = x + self.mixer(self.norm(x), context)
         x = x + self.ffn(self.norm(x), context)
         return self.Reverse.apply(x) if self.last else x
 
 
-@plant("block", "shape kept")
+@plant("block", "output has the right shape")
 class StreamsLeftOpen(nn.Module):
     """Opens a second stream in the first layer, and never closes it."""
 
-    def __init__(self, dim, mixer, ffn, norm, depth):
+    def __init__(self, dim: int, mixer: nn.Module, ffn: nn.Module, norm: type, depth: tuple[int, int]) -> None:
         super().__init__()
         self.mixer, self.ffn, self.norm, self.first = mixer, ffn, norm(dim), depth[0] == 0
 
-    def forward(self, x, context):
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         x = torch.stack((x, x), 2) if self.first else x
         update = self.ffn(self.mixer(self.norm(x[:, :, 0]), context), context)
         return x + update[:, :, None]
@@ -405,122 +419,122 @@ class StreamsLeftOpen(nn.Module):
 # --- inits, losses, optimizers, schedules
 
 
-@plant("init", "fills what it is given")
+@plant("init", "fills every weight from the generator")
 class GlobalDraw:
-    """Draws from the global generator, so that swapping a part moves all that is drawn after it."""
+    """Draws from the global generator, so that swapping a part changes every later draw."""
 
-    def __init__(self, n_layer):
+    def __init__(self, n_layer: int) -> None:
         pass
 
-    def __call__(self, name, parameter, generator):
+    def __call__(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
         parameter.normal_(0, 0.02)
 
 
 class _Summed(nn.Module):
-    def forward(self, hidden, head, targets):
+    def forward(self, hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = head.logits(hidden).float()
         nats = F.cross_entropy(logits, targets, ignore_index=-100, reduction="sum")
         return self.objective(nats, logits, targets), nats.detach(), (targets != -100).sum()
 
 
-@plant("loss", "micro-batches add up")
+@plant("loss", "micro-batches add up to the batch")
 class MeanForSum(_Summed):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
 
-    def objective(self, nats, logits, targets):
+    def objective(self, nats: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
         return nats / (targets != -100).sum().clamp_min(1)
 
 
-@plant("loss", "ignored targets take no part")
+@plant("loss", "ignored targets have no effect")
 class PenaltyOnIgnored(_Summed):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
 
-    def objective(self, nats, logits, targets):
+    def objective(self, nats: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
         return nats + 1e-2 * logits.logsumexp(-1).pow(2).sum()
 
 
-@plant("loss", "reports plain cross-entropy and the count")
+@plant("loss", "reports cross-entropy and count")
 class ReportsItsObjective(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
 
-    def forward(self, hidden, head, targets):
+    def forward(self, hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         smooth = F.cross_entropy(head.logits(hidden).float(), targets, reduction="sum", label_smoothing=0.1)
         return smooth, smooth.detach(), (targets != -100).sum()
 
 
-@plant("loss", "rows that pad the table take no part")
+@plant("loss", "padding rows have no effect")
 class CountsPadding(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
 
-    def forward(self, hidden, head, targets):
+    def forward(self, hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = F.linear(hidden, head.weight)
         logits = logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
         nats = F.cross_entropy(logits, targets, reduction="sum")
         return nats, nats.detach(), (targets != -100).sum()
 
 
-@plant("loss", "gradients are those of the value")
+@plant("loss", "gradients match finite differences")
 class HalfTheGradient(_Summed):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
 
-    def objective(self, nats, logits, targets):
+    def objective(self, nats: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
         return 0.5 * nats + 0.5 * nats.detach()
 
 
-@plant("optimizer", "a restored optimizer goes on")
+@plant("optimizer", "a restored optimizer continues exactly")
 class StateOutside(AdamW):
-    """Keeps what matters where no state dict looks."""
+    """Keeps a number that its state dict does not contain."""
 
-    def __init__(self, model):
+    def __init__(self, model: nn.Module) -> None:
         super().__init__(model, lr=1e-2)
         self.count = 0
 
-    def step(self):
+    def step(self) -> None:
         self.count += 1
         for group in self.param_groups:
             group["lr"] = group["peak_lr"] / self.count
         super().step()
 
 
-@plant("optimizer", "rate zero moves nothing")
+@plant("optimizer", "learning rate 0 changes no weight")
 class DecaysOnItsOwn(AdamW):
-    def __init__(self, model):
+    def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
 
-    def step(self):
+    def step(self) -> None:
         super().step()
         for group in self.param_groups:
             for parameter in group["params"]:
                 parameter.data.mul_(0.999)
 
 
-@plant("optimizer", "groups hold every parameter once")
+@plant("optimizer", "every parameter is in one group")
 class ForgetsTheGains(torch.optim.SGD):
-    def __init__(self, model):
+    def __init__(self, model: nn.Module) -> None:
         super().__init__(parameter_groups(model, 0.1, 0.0)[:1], lr=0.1)
 
 
-@plant("schedule", "a pure function of the step")
+@plant("schedule", "depends on the step only")
 class Counts:
-    def __init__(self, steps):
+    def __init__(self, steps: int) -> None:
         self.steps, self.calls = steps, 0
 
-    def __call__(self, step):
+    def __call__(self, step: int) -> float:
         self.calls += 1
         return max(0.0, 1 - (self.calls - 1) / self.steps)
 
 
-@plant("schedule", "finite, from 0 to the peak")
+@plant("schedule", "factor is finite, from 0 to 1")
 class DividesByZero:
-    def __init__(self, steps):
+    def __init__(self, steps: int) -> None:
         self.steps = steps
 
-    def __call__(self, step):
+    def __call__(self, step: int) -> float:
         left = self.steps - 1 - step
         return 1.0 if left else float("nan")
 
@@ -529,132 +543,132 @@ class DividesByZero:
 
 
 class _Stories(SyntheticStories):
-    def __init__(self, tokenizer, seq_len, seed):
+    def __init__(self, tokenizer: Tokenizer, seq_len: int, seed: int) -> None:
         super().__init__(tokenizer, seq_len, seed, stories=60, val_stories=10)
 
 
-@plant("data", "a sample is a function of its index")
+@plant("data", "samples depend on their index only")
 class CallOrder(_Stories):
-    """Goes on where the last call ended, whatever it is asked for."""
+    """Continues where the last call ended, whatever the index."""
 
-    def __init__(self, tokenizer, seq_len, seed):
+    def __init__(self, tokenizer: Tokenizer, seq_len: int, seed: int) -> None:
         super().__init__(tokenizer, seq_len, seed)
         self.calls = 0
 
-    def batch(self, split, index, size):
+    def batch(self, split: str, index: int, size: int) -> np.ndarray:
         self.calls += 1
         return super().batch(split, self.calls, size)
 
 
-@plant("data", "a sample is a function of its index")
+@plant("data", "samples depend on their index only")
 class BatchSized(_Stories):
     """Seeds a batch by its index: another batch size gives other samples."""
 
-    def __init__(self, tokenizer, seq_len, seed):
+    def __init__(self, tokenizer: Tokenizer, seq_len: int, seed: int) -> None:
         super().__init__(tokenizer, seq_len, seed)
 
-    def batch(self, split, index, size):
+    def batch(self, split: str, index: int, size: int) -> np.ndarray:
         rows = np.random.default_rng([7, index]).integers(0, self.windows(split), size)
         return np.concatenate([super(BatchSized, self).batch(split, int(row), 1) for row in rows])
 
 
-@plant("data", "an epoch has every window once")
+@plant("data", "each epoch has every window once")
 class LosesTheLast(_Stories):
-    """Counts one window more than it serves, and serves another twice."""
+    """Counts one window more than it returns, and returns another one twice."""
 
-    def __init__(self, tokenizer, seq_len, seed):
+    def __init__(self, tokenizer: Tokenizer, seq_len: int, seed: int) -> None:
         super().__init__(tokenizer, seq_len, seed)
 
-    def batch(self, split, index, size):
+    def batch(self, split: str, index: int, size: int) -> np.ndarray:
         count = self.windows(split)
         rows = [j if j % count else j + 1 for j in range(index * size, (index + 1) * size)]
         return np.concatenate([super(LosesTheLast, self).batch(split, row, 1) for row in rows])
 
 
-@plant("data", "splits are disjoint")
+@plant("data", "train and val do not overlap")
 class JudgedOnTraining(_Stories):
     """Its validation windows are training windows."""
 
-    def __init__(self, tokenizer, seq_len, seed):
+    def __init__(self, tokenizer: Tokenizer, seq_len: int, seed: int) -> None:
         super().__init__(tokenizer, seq_len, seed)
 
-    def batch(self, split, index, size):
+    def batch(self, split: str, index: int, size: int) -> np.ndarray:
         return super().batch("train", index, size)
 
-    def windows(self, split):
+    def windows(self, split: str) -> int:
         return super().windows("train")
 
 
-@plant("tokenizer", "round trip on any Unicode")
+@plant("tokenizer", "decoding restores any Unicode text")
 class Strips(Bytes):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
 
-    def encode(self, text):
+    def encode(self, text: str) -> list[int]:
         return super().encode(text.strip())
 
 
-@plant("tokenizer", "bytes counted")
+@plant("tokenizer", "byte_lengths add up to the text")
 class CountsCharacters(Bytes):
     """Counts the bytes that begin a character only."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.byte_lengths = np.array([int(b < 128 or b >= 192) for b in range(256)] + [0])
 
 
-@plant("tokenizer", "ids within the vocabulary")
+@plant("tokenizer", "ids are within the vocabulary")
 class EndsInText(Bytes):
     """Takes a literal <|endoftext|> for the end of a document."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
 
-    def encode(self, text):
+    def encode(self, text: str) -> list[int]:
         head, found, tail = text.partition("<|endoftext|>")
         return super().encode(head) + ([self.eot] if found else []) + super().encode(tail)
 
 
-@plant("tokenizer", "saved and loaded alike")
+@plant("tokenizer", "save() and load() keep the encoding")
 class ForgetsWhatItLearnt(Bytes):
     """Learns an order of the bytes that save() leaves out."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.shift = 0
 
-    def train(self, texts):
+    def train(self, texts: list[str]) -> None:
         self.shift = 1
 
-    def encode(self, text):
+    def encode(self, text: str) -> list[int]:
         return [(i + self.shift) % 256 for i in super().encode(text)]
 
-    def decode(self, ids):
+    def decode(self, ids: list[int]) -> str:
         return super().decode([i if i == self.eot else (i - self.shift) % 256 for i in ids])
 
 
-@plant("logger", "a full disk ends no run")
+@plant("logger", "a full disk does not end the run")
 class LeavesTheProcess:
     """Ends the process when it can't write."""
 
-    def __init__(self, run_dir, start_step):
+    def __init__(self, run_dir: Path, start_step: int) -> None:
         self.path = run_dir / "log.txt"
 
-    def log(self, step, metrics):
+    def log(self, step: int, metrics: dict[str, float]) -> None:
         try:
             with open(self.path, "a") as file:
                 file.write(f"{step} {metrics}\n")
         except OSError:
             os._exit(9)
 
-    def text(self, step, name, text):
+    def text(self, step: int, name: str, text: str) -> None:
         pass
 
-    def close(self, summary):
+    def close(self, summary: dict[str, float]) -> None:
         pass
 
 
-# --- odd, and right
+# --- odd, but correct
 
 
 @sound("mixer")
@@ -663,13 +677,15 @@ class LongConvolution(nn.Module):
 
     cache, ignores = False, ("attention", "position")
 
-    def __init__(self, dim, n_head, n_kv_head, position, attention, depth):
+    def __init__(
+        self, dim: int, n_head: int, n_kv_head: int, position: int, attention: type, depth: tuple[int, int]
+    ) -> None:
         super().__init__()
         if n_kv_head != n_head:
             raise ValueError("LongConvolution has no heads to group: leave GPT.n_kv_head at None")
         self.taps, self.out = nn.Parameter(torch.randn(dim, 64) / 8), nn.Linear(dim, dim, bias=False)
 
-    def forward(self, x, context):
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         length = x.shape[1]
         wide = x if x.dtype == torch.float64 else x.float()
         spectrum = torch.fft.rfft(self.taps[:, :length].T.to(wide.dtype), 2 * length, dim=0)
@@ -681,24 +697,24 @@ class LongConvolution(nn.Module):
 class NoisyInTraining(nn.Module):
     """Draws noise while it trains, from the generator that the loop seeds at each step."""
 
-    def __init__(self, dim):
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.gain = nn.Parameter(torch.ones(dim))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return F.dropout(F.layer_norm(x, x.shape[-1:], self.gain), 0.1, self.training)
 
 
 @sound("ffn")
 class SilentAtFirst(nn.Module):
-    """Begins as nothing: what lies before the zeros gets its gradient a step later."""
+    """Its output is 0 at first: the parameters before the gain get their first gradient one step later."""
 
-    def __init__(self, dim):
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.up, self.gain = nn.Linear(dim, 2 * dim), nn.Parameter(torch.zeros(1))
         self.down = nn.Linear(2 * dim, dim)
 
-    def forward(self, x, context):
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         return self.gain * self.down(F.gelu(self.up(x)))
 
 
@@ -706,12 +722,12 @@ class SilentAtFirst(nn.Module):
 class FrozenFeatures(nn.Module):
     """Random features that do not train: a parameter without a gradient, on purpose."""
 
-    def __init__(self, dim):
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.features, self.down = nn.Linear(dim, 4 * dim, bias=False), nn.Linear(4 * dim, dim, bias=False)
         self.features.weight.requires_grad_(False)
 
-    def forward(self, x, context):
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         return self.down(F.relu(self.features(x)))
 
 
@@ -719,10 +735,10 @@ class FrozenFeatures(nn.Module):
 class ConstantAverage(nn.Module):
     """The mean of all values so far: queries and keys take no part, and it has no parameters."""
 
-    def __init__(self, n_head, head_dim):
+    def __init__(self, n_head: int, head_dim: int) -> None:
         super().__init__()
 
-    def forward(self, q, k, v, mask=None):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None = None) -> Tensor:
         count = torch.arange(1, v.shape[1] + 1, device=v.device, dtype=v.dtype)[:, None, None]
         return v.cumsum(1) / count + 0 * q.sum(-1, keepdim=True)
 
@@ -731,26 +747,44 @@ class ConstantAverage(nn.Module):
 class Reversible(nn.Module):
     """Two streams, each updated from the other: opened by the first layer, closed by the last."""
 
-    def __init__(self, dim, mixer, ffn, norm, depth):
+    def __init__(self, dim: int, mixer: nn.Module, ffn: nn.Module, norm: type, depth: tuple[int, int]) -> None:
         super().__init__()
         self.mixer, self.ffn, self.mixer_norm, self.ffn_norm = mixer, ffn, norm(dim), norm(dim)
         self.first, self.last = depth[0] == 0, depth[0] == depth[1] - 1
 
-    def forward(self, x, context):
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         one, other = (x, x) if self.first else x.unbind(2)
         one = one + self.mixer(self.mixer_norm(other), context)
         other = other + self.ffn(self.ffn_norm(one), context)
         return one + other if self.last else torch.stack((one, other), 2)
 
 
+@sound("model")
+class WithoutLayers(nn.Module):
+    """The mean of the tokens so far: a model whose table has another name than GPT's, and which keeps no cache."""
+
+    def __init__(self, vocab_size: int, max_len: int) -> None:
+        super().__init__()
+        self.vocab_size, self.table = vocab_size, nn.Embedding(vocab_size, 16)
+
+    def forward(self, ids: Tensor, context: Context | None = None) -> tuple[Tensor, Head]:
+        tokens_so_far = torch.arange(1, ids.shape[1] + 1, device=ids.device)[:, None]
+        hidden = self.table(ids)
+        hidden = hidden + hidden.cumsum(1) / tokens_so_far
+        return hidden, Head(self.table.weight, self.vocab_size, None)
+
+    def init_cache(self, batch: int) -> None:
+        return None
+
+
 @sound("schedule")
 class WarmRestarts:
-    """Jumps back to the peak four times, as it is meant to."""
+    """Jumps back to the peak four times, on purpose."""
 
-    def __init__(self, steps):
+    def __init__(self, steps: int) -> None:
         self.period = max(1, steps // 4)
 
-    def __call__(self, step):
+    def __call__(self, step: int) -> float:
         return 1 - (step % self.period) / self.period
 
 
@@ -758,9 +792,9 @@ class WarmRestarts:
 class Focal(nn.Module):
     """Weighs a target by how wrong it is: not the cross-entropy, but a sum over targets all the same."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
 
-    def forward(self, hidden, head, targets):
+    def forward(self, hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         each = F.cross_entropy(head.logits(hidden).float(), targets, ignore_index=-100, reduction="none")
         return ((1 - torch.exp(-each)) ** 2 * each).sum(), each.sum().detach(), (targets != -100).sum()

@@ -1,5 +1,5 @@
-"""What every part on the shelf has to keep, whichever it is: the conformance report on each, and what takes more than
-one part to see. A newly registered part is tested here with no edit."""
+"""Tests of every registered part: its conformance report, and rules that need more than one part. A new part is tested
+here without a change to this file."""
 
 import copy
 
@@ -13,9 +13,10 @@ from torch import nn
 from components.attention import MathAttention
 from components.position import RoPE
 from toolkit.compose import load_shelf
-from toolkit.conformance import bench_of, lines
+from toolkit.conformance import bench_of, run_checks
 from toolkit.context import Context
-from toolkit.registry import CATALOG
+from toolkit.model import GPT
+from toolkit.registry import CATALOG, Entry
 
 load_shelf()
 LAYERS = ("attention", "position", "mixer", "norm", "ffn", "block")
@@ -23,21 +24,21 @@ VOCAB = 50
 ALL = parts(*{entry.kind for entry in CATALOG.values()} - {"experiment"})
 
 
-def tokens(batch, length, seed=1):
+def tokens(batch: int, length: int, seed: int = 1) -> torch.Tensor:
     return torch.randint(VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
-def supports(part, what):
+def supports(part: Entry, what: str) -> bool:
     return what in getattr(part.cls, "supports", ())
 
 
-def refuses_tied(part):
+def refuses_tied(part: Entry) -> bool:
     return part.kind == "init" and bench_of(part.name).untied
 
 
 @pytest.fixture(scope="module")
-def knobs(tmp_path_factory):
-    """What the parts need that can't be built without: real files, small ones."""
+def knobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """Bindings for the parts that need some to be built, with small files."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     folder = tmp_path_factory.mktemp("knobs")
@@ -66,9 +67,9 @@ def test_the_conformance_report_has_no_failure(part, knobs, request):
     bench = bench_of(part.name, knobs.get(part.name, ()))
     if part.name in ("TinyStories", "HubDataset"):
         bench.unavailable = (
-            "it lies on the Hub, where tests don't go; tests/test_data.py loads local files the same way"
+            "its data is on the Hub, which tests don't use; tests/test_data.py loads local files in the same way"
         )
-    found = list(lines(bench, slow=False))
+    found = list(run_checks(bench, slow=False))
     assert [line for line in found if line.verdict == "fail"] == []
     assert any(line.verdict == "pass" for line in found) or bench.unavailable
 
@@ -76,14 +77,14 @@ def test_the_conformance_report_has_no_failure(part, knobs, request):
 @pytest.mark.slow
 @pytest.mark.parametrize("part", parts(*LAYERS, "loss"))
 def test_the_part_compiles_into_one_graph(part, knobs):
-    found = list(lines(bench_of(part.name), only="one graph under compile"))
+    found = list(run_checks(bench_of(part.name), only="compiles into one graph"))
     assert [line.verdict for line in found] == ["pass"], found
 
 
 # --- what takes two builds, or two parts
 
 
-def assert_same(first, second):
+def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
     assert first.keys() == second.keys()
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
@@ -124,8 +125,8 @@ def test_a_copy_of_a_model_drops_out_by_its_own_mode():
 # --- decoding with a cache, part by part
 
 
-def decode(model, ids, chunks):
-    """Hidden states of ``ids``, fed through the cache in pieces of these lengths."""
+def decode(model: GPT, ids: torch.Tensor, chunks: list[int]) -> torch.Tensor:
+    """Hidden states (B,T,C) of ids (B,T), fed through the cache in pieces of these lengths."""
     cache, start, out = model.init_cache(len(ids)), 0, []
     for chunk in ids.split(chunks, dim=1):
         out.append(model(chunk, Context(cache=cache, start=torch.tensor(start)))[0])
@@ -150,7 +151,7 @@ def test_decoding_with_a_cache_equals_the_full_forward_at_every_position(kind, p
 
 
 class Squared(nn.Module):
-    """A score bias that is not linear: unlike ALiBi's, a shift of all distances shows."""
+    """A score bias that is not linear: unlike ALiBi's, it changes when all distances are shifted."""
 
     def __init__(self, dim, n_head, head_dim, max_len):
         super().__init__()
@@ -206,7 +207,7 @@ def test_grouped_heads_are_refused_at_construction_by_a_kernel_without_them(atte
 
 
 def test_a_kernel_without_offsets_gets_no_cache():
-    """Generation then recomputes, rather than attend to the wrong keys."""
+    """Generation then computes every token again, instead of attending to the wrong keys."""
     assert tiny_gpt(attention=[MathAttention, Bare]).init_cache(1) is None
 
 

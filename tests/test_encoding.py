@@ -10,7 +10,7 @@ import pytest
 
 from components.tokenizer import Bytes, Tiktoken
 from toolkit.compose import load_shelf
-from toolkit.conformance import Bench, lines
+from toolkit.conformance import Bench, run_checks
 from toolkit.registry import entry_of
 from toolkit.text.encoding import Disagreement, Unencodable, encode_all, has_batches, referee
 from toolkit.text.tokens import TokenFiles
@@ -114,9 +114,9 @@ def test_a_panic_in_a_batch_is_a_difference_and_in_encode_names_the_document():
 
 
 def test_conformance_compares_batches():
-    (line,) = lines(Bench(entry_of("tokenizer", Shifted)), only="saved and loaded alike")
+    (line,) = run_checks(Bench(entry_of("tokenizer", Shifted)), only="save() and load() keep the encoding")
     assert line.verdict == "fail" and "batch" in str(line)
-    (line,) = lines(Bench(entry_of("tokenizer", OneByOne)), only="saved and loaded alike")
+    (line,) = run_checks(Bench(entry_of("tokenizer", OneByOne)), only="save() and load() keep the encoding")
     assert line.verdict != "fail"
 
 

@@ -154,5 +154,9 @@ def test_the_components_command_lists_and_shows(capsys):
     assert components_command(["show", "RMSNorm"]) == 0
     out = capsys.readouterr().out
     assert "overlay: gin/norm/rmsnorm.gin" in out and "binding: GPT.norm = @RMSNorm" in out
-    with pytest.raises(ValueError, match="there is no part 'Norm'"):
+    with pytest.raises(ValueError, match="part not found: 'Norm'"):
         components_command(["show", "Norm"])
+    with pytest.raises(ValueError, match="unknown kind 'norms'; the kinds are attention, "):
+        components_command(["list", "--kind", "norms"])
+    assert components_command(["show", "Experiment"]) == 0
+    assert "binding:" not in capsys.readouterr().out

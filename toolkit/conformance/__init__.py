@@ -1,13 +1,28 @@
 """The conformance checks: rules for the parts of each kind, tested on a part and reported with one line for each check.
 
-``lines(bench)`` runs all checks for the part's kind. A check is a function that takes a Bench and returns a Gauge. It
-raises NotApplicable, with the reason, if it does not apply to the part. Any other exception makes its line a failure,
-so a broken part never stops the report."""
+``run_checks(bench)`` runs all checks for the part's kind. A check is a function that takes a Bench and returns a Gauge.
+It raises NotApplicable, with the reason, if it does not apply to the part. Any other exception makes its line a
+failure, so a broken part never stops the report."""
 
-from toolkit.conformance import decoding, inits, kernels, layers, loggers, losses, optimizers, schedules, texts
+from toolkit.conformance import (
+    alone,
+    decoding,
+    inits,
+    kernels,
+    layers,
+    loggers,
+    losses,
+    mixers,
+    optimizers,
+    positions,
+    schedules,
+    texts,
+    training,
+)
 from toolkit.conformance.bench import Bench, bench_of
-from toolkit.conformance.lines import CHECKS, Line, lines
+from toolkit.conformance.lines import CHECKS, Line, run_checks
 
-__all__ = ["CHECKS", "Bench", "Line", "bench_of", "lines"]
-ORDER = [m.__name__ for m in (layers, decoding, kernels, inits, losses, optimizers, schedules, texts, loggers)]
-CHECKS.sort(key=lambda each: ORDER.index(each.run.__module__))
+__all__ = ["CHECKS", "Bench", "Line", "bench_of", "run_checks"]
+_LAYERS = (layers, alone, training, positions, mixers, decoding, kernels)
+_ORDER = [file.__name__ for file in (*_LAYERS, inits, losses, optimizers, schedules, texts, loggers)]
+CHECKS.sort(key=lambda check: _ORDER.index(check.run.__module__))  # the order of the report

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,10 +14,12 @@ from toolkit.compose import compose
 from toolkit.config.layers import Config, Reference
 from toolkit.conformance.lines import Broken, Gauge
 from toolkit.context import Context
+from toolkit.model import GPT
 from toolkit.registry import CATALOG, Entry
 
 OVERLAY = "gin/model/check.gin"
 LAYERS = ("attention", "position", "mixer", "norm", "ffn", "block")
+MODELS = (*LAYERS, "model")
 VOCAB, LONGEST, HEADS, HEAD_DIM = 50, 64, 4, 8
 DIM = HEADS * HEAD_DIM
 LENGTHS = (1, 2, 13, 33, 64)
@@ -25,7 +28,7 @@ LENGTHS = (1, 2, 13, 33, 64)
 class Bench:
     """One part with its knobs, and models to test it in. ``cls`` builds the part as the toolkit would."""
 
-    def __init__(self, entry: Entry, knobs: dict[str, object] | None = None):
+    def __init__(self, entry: Entry, knobs: dict[str, object] | None = None) -> None:
         self.entry, self.kind = entry, entry.kind
         self.knobs = knobs or {}
         self.cls = with_knobs(entry.cls, self.knobs)
@@ -38,7 +41,7 @@ class Bench:
         windowed = with_knobs(self.entry.cls, self.knobs | {"window": 5})
         return [("", self.cls), (", window 5", windowed)] if "window" in self.entry.knobs else [("", self.cls)]
 
-    def model(self, cls: type | None = None, *, seed: int = 0, plain_init: bool = False, **changes) -> nn.Module:
+    def model(self, cls: type | None = None, *, seed: int = 0, plain_init: bool = False, **changes: Any) -> nn.Module:
         """A GPT with the part in its slot. ``changes`` replace other slots and knobs. ``plain_init`` draws the weights
         as for training; without it, check.gin draws them wider, which most checks need."""
         base = _constructor("GPT")
@@ -55,6 +58,17 @@ class Bench:
             torch.manual_seed(seed)
             return build(VOCAB, LONGEST, **slots)
 
+    def gpt(self, **changes: Any) -> GPT:
+        """``model(**changes)`` for a part of any kind but "model": the model is then the toolkit's own."""
+        model = self.model(**changes)
+        assert isinstance(model, GPT), f"a bench for the kind {self.kind} built a {type(model).__name__}"
+        return model
+
+    def models(self, **changes: Any) -> Iterator[tuple[str, nn.Module]]:
+        """(label, model in evaluation mode) for each variant of the part."""
+        for label, cls in self.variants():
+            yield label, self.model(cls, **changes).eval()
+
     @property
     def untied(self) -> bool:
         """Whether the part refuses tied embeddings; its models then have a separate output matrix."""
@@ -66,16 +80,13 @@ class Bench:
                 self._untied = "GPT.tie_embeddings = False" in str(error)
         return self._untied
 
-    def models(self, **changes) -> Iterator[tuple[str, nn.Module]]:
-        """(label, model in evaluation mode) for each variant of the part."""
-        for label, cls in self.variants():
-            yield label, self.model(cls, **changes).eval()
-
     def supports(self, what: str) -> bool:
         """Whether ``supports`` of the part contains ``what``. A mixer is built first: its instance declares it."""
-        if self.kind == "mixer":
-            return what in getattr(self.model().mixers[0], "supports", ())
-        return what in getattr(self.entry.cls, "supports", ())
+        return self.mixer_supports(what) if self.kind == "mixer" else what in getattr(self.entry.cls, "supports", ())
+
+    def mixer_supports(self, what: str) -> bool:
+        """Whether ``supports`` of the mixer, in a model with the part, contains ``what``."""
+        return what in getattr(self.gpt().mixers[0], "supports", ())
 
 
 def bench_of(name: str, bindings: Sequence[str] = ()) -> Bench:
@@ -101,8 +112,10 @@ def with_knobs(cls: type, knobs: dict[str, object]) -> type:
     if not knobs:
         return cls
 
-    def initialise(self: Any, *args: Any, **keywords: Any) -> None:
-        cls.__init__(self, *args, **(knobs | keywords))
+    constructor: Callable[..., None] = inspect.getattr_static(cls, "__init__")
+
+    def initialise(self: object, *args: object, **keywords: object) -> None:
+        constructor(self, *args, **(knobs | keywords))
 
     return type(cls.__name__, (cls,), {"__init__": initialise, "__module__": cls.__module__, "__doc__": cls.__doc__})
 
@@ -137,7 +150,7 @@ def tokens(batch: int, length: int, seed: int = 1) -> Tensor:
 
 
 def objective(model: nn.Module, ids: Tensor, loss: nn.Module | None = None) -> Tensor:
-    """The mean training loss of a batch of ids (B, T + 1), plus the auxiliary losses in the context."""
+    """The mean training loss, a scalar, of a batch of ids (B, T + 1), plus the auxiliary losses in the context."""
     context, targets = Context(), ids[:, 1:].flatten()
     hidden, head = model(ids[:, :-1], context)
     total = (loss or plain_part("loss")())(hidden.flatten(0, 1), head, targets)[0] / len(targets)
@@ -155,10 +168,21 @@ def two_steps(model: nn.Module, loss: nn.Module) -> Gauge:
         loss_value.backward()
         optimizer.step()
     if not losses[2] < losses[0]:
-        raise Broken(f"the loss went from {losses[0]:.4f} to {losses[2]:.4f} in two steps")
+        raise Broken(
+            f"the loss went from {losses[0]:.4f} to {losses[2]:.4f} in two steps of AdamW at 1e-3, and must become "
+            "smaller; look at the sign and the size of the gradients"
+        )
     gauge = Gauge(note=f"{losses[0]:.4f} -> {losses[2]:.4f}")
     gauge.record(0, "B=4, T=32")
     return gauge
+
+
+def new_cache(model: nn.Module, batch: int) -> list | None:
+    """The model's cache for decoding, or None if it keeps none. Raises Broken if the model can't be asked."""
+    init_cache = getattr(model, "init_cache", None)
+    if init_cache is None:
+        raise Broken("a model must have a method init_cache(batch); let it return None if the model keeps no cache")
+    return init_cache(batch)
 
 
 def relative(ours: Tensor, theirs: Tensor) -> float:

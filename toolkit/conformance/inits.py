@@ -9,10 +9,10 @@ from toolkit.conformance.bench import VOCAB, Bench
 from toolkit.conformance.lines import Broken, Gauge, check
 
 
-@check("fills what it is given", "init")
+@check("fills every weight from the generator", "init", look_at="random numbers that come from anywhere else")
 def fills(bench: Bench) -> Gauge:
     """Weights and biases are overwritten with finite numbers, drawn only from the given generator."""
-    gauge, init = Gauge(0.0, "largest difference"), bench.cls(2)
+    gauge, init = Gauge(0.0, "difference between two draws from one seed"), bench.cls(2)
     cases = {
         "blocks.0.a.weight": (48, 32),
         "blocks.1.b.weight": (32, 48),
@@ -23,20 +23,30 @@ def fills(bench: Bench) -> Gauge:
         drawn = []
         for _ in range(2):
             parameter = nn.Parameter(torch.full(shape, 9.0))
-            parameter.residual, parameter.merged, parameter.tied = name.startswith("blocks.1"), None, False
+            vars(parameter).update(residual=name.startswith("blocks.1"), merged=None, tied=False)
             before = torch.get_rng_state()
             with torch.no_grad():
                 init(name, parameter, torch.Generator().manual_seed(3))
             if not torch.equal(before, torch.get_rng_state()):
-                raise Broken(f"{name} was drawn from the global generator; draw from the one that is handed over")
+                raise Broken(
+                    f"{name} was drawn from torch's global generator; it must be drawn from the generator that the "
+                    "init gets: parameter.normal_(0, std, generator=generator)"
+                )
             if (parameter == 9.0).any() or not parameter.isfinite().all():
-                raise Broken(f"{name} of shape {shape} was not filled, or not with finite numbers")
+                raise Broken(
+                    f"{name} of shape {shape} still has old values, or values that are not finite; the init must fill "
+                    "every weight and bias in place"
+                )
             drawn.append(parameter.detach())
         gauge.record((drawn[0] - drawn[1]).abs().max(), f"{name.split('.')[-1]} {tuple(shape)}")
     return gauge
 
 
-@check("padding the vocabulary changes nothing", "init")
+@check(
+    "vocabulary padding changes no weights",
+    "init",
+    look_at="draws whose size or scale depends on the number of rows",
+)
 def padding(bench: Bench) -> Gauge:
     """The rows of real tokens get the same initial values, however many rows pad the table."""
     gauge = Gauge(0.0, "largest difference")

@@ -19,7 +19,7 @@ PATIENCE = 60.0  # seconds after which a logger on a full disk counts as hanging
 LIMIT = 32_768  # largest file size in bytes: it simulates a full disk
 
 
-@check("logs, and ends", "logger")
+@check("logs and closes", "logger")
 def logs(bench: Bench) -> Gauge:
     """The logger accepts rows with changing columns, a text and close(), in a new run and in a resumed one."""
     gauge = Gauge(note="rows, text and close()")
@@ -36,31 +36,36 @@ def logs(bench: Bench) -> Gauge:
     return gauge
 
 
-@check("a full disk ends no run", "logger")
+@check("a full disk does not end the run", "logger")
 def full_disk(bench: Bench) -> Gauge:
     """On a full disk, logging may raise an error, which the journal handles. It must not hang or kill the process."""
     if sys.platform == "win32":
-        raise NotApplicable("a full disk can't be played on Windows")
+        raise NotApplicable("a full disk can't be simulated on Windows")
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        _build_logger(bench, _run_folder(folder), 0).close(
-            {}
-        )  # raises NotApplicable if the logger can't be used here, before the disk is full
+        # Before the disk is full: raises NotApplicable if the logger can't be used here.
+        _build_logger(bench, _run_folder(folder), 0).close({})
     with tempfile.TemporaryDirectory() as folder:
         child = multiprocessing.get_context("fork").Process(target=_fill_disk, args=(bench, _run_folder(folder)))
         child.start()
         child.join(PATIENCE)
         if child.is_alive():
             child.kill()
-            raise Broken(f"it still hung {PATIENCE:.0f} s after the disk was full")
+            raise Broken(
+                f"it still runs {PATIENCE:.0f} s after the disk was full, and must return; look for retries without an "
+                "end"
+            )
     if child.exitcode:
-        raise Broken(f"the process ended with {child.exitcode} on a full disk")
-    gauge = Gauge(note="the run goes on")
+        raise Broken(
+            f"the process exited with {child.exitcode} when the disk was full; a logger may raise an error but must "
+            "not end the process; look for os._exit(), sys.exit() and signals"
+        )
+    gauge = Gauge(note="the run continues")
     gauge.record(0, f"files of at most {LIMIT // 1024} KiB")
     return gauge
 
 
 def _fill_disk(bench: Bench, run: Path) -> None:
-    """Log far more than fits, in a separate thread, as a run does."""
+    """Log far more than LIMIT, in a separate thread, as a run does."""
     import logging
     import resource
     import signal
@@ -80,6 +85,7 @@ def _fill_disk(bench: Bench, run: Path) -> None:
 
 
 def _run_folder(folder: str) -> Path:
+    """A run folder with the files that a logger may read."""
     run = Path(folder) / "run"
     run.mkdir()
     (run / "config.gin").write_text("Experiment.steps = 10\n")
@@ -96,7 +102,8 @@ def _run_folder(folder: str) -> Path:
 
 
 def _build_logger(bench: Bench, run: Path, start: int) -> Logger:
+    """The logger. Raises NotApplicable if its package or its settings are missing here."""
     try:
         return bench.cls(run, start)
     except (ImportError, ValueError) as error:
-        raise NotApplicable(f"it can't be had here: {str(error)[:160]}") from error
+        raise NotApplicable(f"it can't be used here: {str(error)[:160]}") from error

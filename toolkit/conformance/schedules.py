@@ -12,23 +12,29 @@ from toolkit.conformance.lines import Broken, Gauge, NotApplicable, check
 HORIZONS = (1, 2, 3, 10, 100, 777)
 
 
-@check("finite, from 0 to the peak", "schedule")
+@check("factor is finite, from 0 to 1", "schedule", look_at="the first and the last step, and runs of few steps")
 def bounded(bench: Bench) -> Gauge:
     """The factor is finite and between 0 and 1 at every step, for short and long runs, and for fractions of 0, 0.37 and
     1. In runs of 100 steps or more it reaches 1."""
-    gauge = Gauge(1e-9, "distance outside 0 ... 1,")
+    gauge = Gauge(1e-9, "distance to the range from 0 to 1")
     for steps in HORIZONS:
         for title, schedule in _schedules(bench, steps):
             values = [schedule(step) for step in range(steps)]
             if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
-                raise Broken(f"not a finite number somewhere in {steps} steps{title}")
+                raise Broken(
+                    f"a factor is not a finite number in a run of {steps} steps{title}, and must be; look for "
+                    "divisions by the number of steps that remain"
+                )
             gauge.record(max(0.0, -min(values), max(values) - 1), f"{steps} steps")
             if steps >= 100 and max(values) < 0.99:
-                raise Broken(f"the peak is {max(values):.3f} in {steps} steps{title}, not 1")
+                raise Broken(
+                    f"the largest factor is {max(values):.3f} in a run of {steps} steps{title}, and must be 1; the "
+                    "factor multiplies the peak learning rate"
+                )
     return gauge
 
 
-@check("a pure function of the step", "schedule")
+@check("depends on the step only", "schedule", look_at="attributes that __call__ changes, and random numbers")
 def pure(bench: Bench) -> Gauge:
     """The factor depends only on the step: asked in reverse order, or from another instance, it is the same. So there
     is no state to save."""
@@ -42,7 +48,7 @@ def pure(bench: Bench) -> Gauge:
     return gauge
 
 
-@check("an impossible warm-up is refused", "schedule")
+@check("refuses a warm-up that is too long", "schedule")
 def refused(bench: Bench) -> Gauge:
     """A warm-up that leaves no step at the peak is a ValueError that names the knob."""
     if "warmup_steps" not in bench.entry.knobs:
@@ -51,20 +57,26 @@ def refused(bench: Bench) -> Gauge:
         bench.cls(100, warmup_steps=100)
     except ValueError as error:
         if "warmup_steps" not in str(error):
-            raise Broken(f"refused, but the message does not name warmup_steps: {error}") from error
-        gauge = Gauge(note="refused with the knob's name")
-        gauge.record(0, "100 steps of 100")
+            raise Broken(f"the error must name warmup_steps, so that the user finds it, but says: {error}") from error
+        gauge = Gauge(note="refused, and the error names the knob")
+        gauge.record(0, "100 of 100 steps")
         return gauge
-    raise Broken("warmup_steps = 100 of 100 steps was accepted")
+    raise Broken(
+        "it accepts warmup_steps = 100 in a run of 100 steps, which leaves no step at the peak; it must raise a "
+        "ValueError that names warmup_steps"
+    )
 
 
 def _schedules(bench: Bench, steps: int) -> list[tuple[str, Callable[[int], float]]]:
-    """(title, schedule) for several warm-ups and fractions, without settings that the schedule refuses with ValueError.
-    Raises Broken if it refuses all of them."""
-    warmups = [w for w in sorted({0, 1, steps // 10, steps // 2}) if w < steps]
-    warmups = [{"warmup_steps": w} for w in warmups] if "warmup_steps" in bench.entry.knobs else [{}]
-    fractions = [knob for knob in bench.entry.knobs if knob.endswith("_fraction")]
-    settings = [{}] + [{knob: value} for knob in fractions for value in (0.0, 0.37, 1.0)]
+    """(title, schedule) for several warm-ups and fractions. Settings that the schedule refuses with ValueError are left
+    out. Raises Broken if it refuses all of them."""
+    warmups: list[dict[str, object]] = [{}]
+    if "warmup_steps" in bench.entry.knobs:
+        warmups = [{"warmup_steps": w} for w in sorted({0, 1, steps // 10, steps // 2}) if w < steps]
+    settings: list[dict[str, object]] = [{}]
+    for knob in bench.entry.knobs:
+        if knob.endswith("_fraction"):
+            settings += [{knob: value} for value in (0.0, 0.37, 1.0)]
     schedules = []
     for warmup in warmups:
         for setting in settings:
@@ -74,5 +86,8 @@ def _schedules(bench: Bench, steps: int) -> list[tuple[str, Callable[[int], floa
             except ValueError:
                 continue
     if not schedules and steps >= 10:
-        raise Broken(f"it refuses every setting tried for {steps} steps")
+        raise Broken(
+            f"it refuses every setting that was tried for a run of {steps} steps, and must accept one; look at the "
+            "ValueErrors in its constructor"
+        )
     return schedules
