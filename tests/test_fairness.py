@@ -49,7 +49,7 @@ def each(folder, arm_name="*"):
 
 def test_a_clean_plan_fires_nothing(folder):
     said = compared(folder)
-    assert said["banners"] == [] and not any("seal" in note for note in said["notes"])
+    assert said["banners"] == [] and not any("checksum" in note for note in said["notes"])
     assert arm(said, "NoPE")["verdict"] == "worse" and arm(said, "NoPE")["paired"]
 
 
@@ -138,7 +138,7 @@ def test_code_without_a_commit_is_told_by_its_digest(folder):
     for run in each(folder):
         change(run / "facts.json", commit=None, dirty=None, package_sha256="a" * 64)
     said = compared(folder)
-    assert fired(said) == set() and "code: not known: no run has a commit" in said["notes"]
+    assert fired(said) == set() and "code unknown: no run has a commit" in said["notes"]
     change(folder / "NoPE-s1" / "facts.json", package_sha256="b" * 64)
     assert fired(compared(folder)) == {"code"}
 
@@ -261,7 +261,7 @@ def test_a_job_that_is_no_name_is_refused(name, folder):
     plan = json.loads((folder / "plan.json").read_text())
     plan["jobs"][0]["run"] = name
     change(folder / "plan.json", **plan)
-    with pytest.raises(ValueError, match="is no name of a run in this folder"):
+    with pytest.raises(ValueError, match="is not a valid run name"):
         compare.main([str(folder)])
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from toolkit.comparison.guards import list_names
+from toolkit.comparison.banner import list_names
 
 FEW = 3  # up to this many texts of one kind are shown one by one
 _NUMBER = re.compile(r"[+-]?\d[\d,]*(\.\d+)?(e[+-]?\d+)?", re.IGNORECASE)
@@ -25,10 +25,10 @@ class TextGroup:
 
     @property
     def others(self) -> str:
-        """A line about the texts after the first: "the same of a2, a3 and 32 more"; empty if there is one text."""
+        """A line about the texts after the first: "the same for a2, a3 and 32 more"; empty if there is one text."""
         if len(self.texts) == 1:
             return ""
-        return f"{'the same of' if self.is_identical else 'alike, with other numbers:'} {list_names(self.names[1:])}"
+        return f"{'the same for' if self.is_identical else 'similar, with other numbers:'} {list_names(self.names[1:])}"
 
 
 def banners(record: dict) -> list[TextGroup]:

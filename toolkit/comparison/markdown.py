@@ -9,14 +9,15 @@ from toolkit.output.escape import markdown as md
 
 def report(record: dict, pictures: dict[str, str]) -> str:
     """The content of report.md. ``pictures`` are {file name: caption}."""
-    out = [md("# {}", record["name"]), ""]
+    out: list[str] = [md("# {}", record["name"]), ""]
     if record["question"]:
         out += [md("**{}**", record["question"]), ""]
     out += [md("{}", record["headline"]), ""]
     out += [md("**{}**\n", one) for one in text.exclusions(record)]
-    out += [*_verdicts(record), "", md("{}", text.legend(record)), ""]
+    out += _verdicts(record)
+    out += ["", md("{}", text.legend(record)), ""]
     out += [md("- **{}**: {}", arm["arm"], text.explanation(arm)) for arm in record["arms"][1:]]
-    out += ["", "## Guards", "", *(_banners(record) or ["None fired."])]
+    out += ["", "## Guards", "", *(_banners(record) or [md("No guard fired.")])]
     if record["notes"]:
         out += ["", "## Notes", "", *_notes(record)]
     for file, caption in pictures.items():
@@ -28,7 +29,14 @@ def report(record: dict, pictures: dict[str, str]) -> str:
     out += ["", "## What differs from the baseline", ""]
     out += [md("- **{}**: {}", arm["arm"], "; ".join(arm["configuration"]) or "nothing") for arm in record["arms"][1:]]
     out += ["", "## What the numbers mean", "", *(md("- **{}**: {}", *meaning) for meaning in text.meanings(record))]
-    out += ["", "## How to repeat it", "", code_block(text.commands(record)), "", md("{}", text.environment(record))]
+    out += [
+        "",
+        "## How to repeat this comparison",
+        "",
+        code_block(text.commands(record)),
+        "",
+        md("{}", text.environment(record)),
+    ]
     return "\n".join(out) + "\n"
 
 

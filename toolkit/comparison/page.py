@@ -62,20 +62,20 @@ def page(record: dict, pictures: dict[str, tuple[str, str]]) -> Html:
         *_guards(record),
         Html("<h2>Figures</h2>"),
         *(_figure(caption, svg) for caption, svg in pictures.values()),
-        Html("<h2>Each arm in words</h2>"),
+        Html("<h2>Why each verdict</h2>"),
         _definition_list((arm["arm"], text.explanation(arm)) for arm in record["arms"][1:]),
-        html("<h2>To the baseline's final loss ({})</h2>", record["baseline"]),
+        html("<h2>Cost to reach the last loss of the baseline ({})</h2>", record["baseline"]),
         _costs(record),
         *_rates(record),
         html("<h2>{} by seed</h2>", record["metric"]),
         _seeds(record),
-        Html("<h2>Every run</h2>"),
+        Html("<h2>All runs</h2>"),
         _runs(record),
         Html("<h2>What differs from the baseline</h2>"),
         _definition_list((arm["arm"], "; ".join(arm["configuration"]) or "nothing") for arm in record["arms"][1:]),
         Html("<h2>What the numbers mean</h2>"),
         _definition_list(text.meanings(record)),
-        Html("<h2>How to repeat it</h2>"),
+        Html("<h2>How to repeat this comparison</h2>"),
         html("<pre>{}</pre>", join_html(text.commands(record), "\n")),
         html('<p class="soft">{}</p>', text.environment(record)),
     ]
@@ -113,7 +113,7 @@ def _verdict_cell(arm: dict) -> Html:
 
 
 def _guards(record: dict) -> list[Html]:
-    clean = Html('<div class="clean">None fired: the runs differ in nothing but the factor.</div>')
+    clean = Html('<div class="clean">No guard fired: no difference was found except the factor.</div>')
     shown = [_banner(group) for group in alike.banners(record)]
     return [*(shown or [clean]), *(_note(group) for group in alike.notes(record))]
 
@@ -155,7 +155,7 @@ def _rates(record: dict) -> list[Html]:
         [("a", name), *(("n", html("<b>{}</b>" if chosen else "{}", cell)) for cell, chosen in points)]
         for (name, _), *points in rows
     ]
-    note = '<p class="soft">Means over the selection seeds; the rate in bold was chosen, and judged on other seeds.</p>'
+    note = '<p class="soft">Means over the selection seeds. Each arm is judged at its rate in bold, on other seeds.</p>'
     return [Html("<h2>Learning rates</h2>"), _table(head, cells, left=1), Html(note)]
 
 

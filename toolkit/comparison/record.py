@@ -6,7 +6,7 @@ import csv
 import io
 from dataclasses import asdict
 
-from toolkit.comparison.assemble import ArmResult, Comparison
+from toolkit.comparison.results import ArmResult, Comparison
 from toolkit.comparison.runs import Run
 from toolkit.output.escape import cell, uncell
 
@@ -50,15 +50,15 @@ def headline(record: dict) -> str:
     for arm in record["arms"][1:]:
         by_word.setdefault(arm["verdict"], []).append(arm)
     if not by_word:
-        return "There is one arm alone; nothing to compare it with."
+        return "There is only one arm, so there is nothing to compare."
     few = len(record["arms"]) - 1 <= FEW_ARMS
     phrases = {
         "better": f"better than {record['baseline']}",
         "worse": f"worse than {record['baseline']}",
         "equivalent": f"equivalent to {record['baseline']}",
         "inconclusive": "inconclusive",
-        "identical": f"identical to {record['baseline']}: no verdict",
-        "difference": "a difference without a verdict",
+        "identical": f"identical to {record['baseline']} (no verdict)",
+        "difference": "a difference, but no verdict",
     }
     groups = [(by_word[word], phrase) for word, phrase in phrases.items() if word in by_word]
     if few:
@@ -100,14 +100,17 @@ def read_table(text: str) -> list[dict[str, str]]:
 
 
 def _arm_record(arm: ArmResult, comparison: Comparison) -> dict:
-    difference, time_to_target = arm.difference, arm.time_to_target
+    judgement, time_to_target = arm.judgement, arm.time_to_target
+    verdict = judgement.verdict if judgement else None
+    evidence = judgement.evidence if judgement else None
+    difference = evidence.difference if evidence else None
     facts = next((run.facts for run in arm.runs if run.facts), {})
     low, high = arm.diverged_interval
     return {
         "arm": arm.name,
-        "verdict": arm.verdict.word if arm.verdict else "baseline",
-        "needs": arm.verdict.needs if arm.verdict else None,
-        "why": arm.verdict.why if arm.verdict else "",
+        "verdict": verdict.word if verdict else "baseline",
+        "needs": verdict.needs if verdict else None,
+        "why": verdict.why if verdict else "",
         "runs": len(arm.runs),
         "n": len(arm.values),
         "diverged": arm.diverged,
@@ -122,16 +125,15 @@ def _arm_record(arm: ArmResult, comparison: Comparison) -> dict:
         "low": difference.low if difference else None,
         "high": difference.high if difference else None,
         "p": difference.p if difference else None,
-        "p_holm": arm.p_holm,
-        "p_equivalence": arm.p_equivalence,
+        "p_holm": evidence.p_holm if evidence else None,
+        "p_equivalence": evidence.p_equivalence if evidence else None,
         "in_noise_sd": difference.mean / comparison.noise if difference and comparison.noise else None,
         "paired": difference.paired if difference else None,
         "pairs": difference.n_arm if difference and difference.paired else None,
-        "pairing": arm.pairing,
-        "correlation": difference.correlation
-        if difference and difference.n_arm > 2
-        else None,  # of two pairs, it is always 1 or -1
-        "detectable": arm.detectable,
+        "pairing": judgement.pairing if judgement else "",
+        # of two pairs, the correlation is always 1 or -1
+        "correlation": difference.correlation if difference and difference.n_arm > 2 else None,
+        "detectable": evidence.detectable if evidence else None,
         "target": time_to_target.target if time_to_target else None,
         "steps_to_target": time_to_target.steps if time_to_target else None,
         "flops_to_target": time_to_target.flops if time_to_target else None,

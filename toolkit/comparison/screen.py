@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from rich.text import Text
+
 from toolkit.comparison import alike, text
 from toolkit.output.escape import shorten
 from toolkit.output.terminal import Column, Terminal, grid, styled
@@ -30,7 +32,7 @@ def answer(record: dict, console: Terminal) -> None:
     console.print()
     console.print(table)
     if dropped:
-        console.print(styled((f"without {', '.join(dropped)}, for which there is no room here", "dim")))
+        console.print(styled((f"columns left out to fit the terminal: {', '.join(dropped)}", "dim")))
 
 
 def _columns(record: dict) -> list[Column]:
@@ -79,7 +81,7 @@ def _guards(record: dict, console: Terminal, verbose: bool) -> None:
     groups = alike.banners(record)
     console.print()
     if not groups:
-        console.print("no guard fired: the runs differ in nothing but the factor")
+        console.print("no guard fired: no difference was found except the factor")
     else:
         fired = len({group.guard for group in groups})
         console.print(styled((f"{fired} guard{'s' if fired > 1 else ''} fired", "bold red")))
@@ -90,7 +92,7 @@ def _guards(record: dict, console: Terminal, verbose: bool) -> None:
         _print_group(group, styled(("-", "yellow"), " "), console, verbose)
 
 
-def _print_group(group: alike.TextGroup, mark, console: Terminal, verbose: bool) -> None:
+def _print_group(group: alike.TextGroup, mark: Text, console: Terminal, verbose: bool) -> None:
     if verbose:
         for each in group.texts:
             console.print(mark + styled(each))
@@ -101,7 +103,7 @@ def _print_group(group: alike.TextGroup, mark, console: Terminal, verbose: bool)
 
 
 def _costs(record: dict, console: Terminal) -> None:
-    right = ("steps", "FLOPs", "seconds", "pairs", "correlation", "finds")
+    right = ("steps", "FLOPs", "seconds", "pairs", "correlation", "detects")
     columns = [Column("to the baseline's last loss", name=True)]
     columns += [Column(title, right=True, gives_way=6 - i) for i, title in enumerate(right)]
     rows = []
@@ -118,12 +120,12 @@ def _reasons(record: dict, console: Terminal) -> None:
     for arm in record["arms"][1:]:
         console.print(styled((arm["arm"], "bold"), f"  {arm['why']}"))
     for pairing in dict.fromkeys(arm["pairing"] for arm in record["arms"] if arm["pairing"]):
-        arm_names = [arm["arm"] for arm in record["arms"] if arm["pairing"] == pairing]
-        arm_names = "every arm" if len(arm_names) == len(record["arms"]) - 1 > 1 else ", ".join(arm_names)
-        console.print(styled((arm_names, "bold"), f"  {pairing}"))
+        names = [arm["arm"] for arm in record["arms"] if arm["pairing"] == pairing]
+        whose = "every arm" if len(names) == len(record["arms"]) - 1 > 1 else ", ".join(names)
+        console.print(styled((whose, "bold"), f"  {pairing}"))
     tuned = [f"{arm['arm']} {text.rate(arm['lr']['best'])}" for arm in record["arms"] if arm["lr"]]
     if tuned:
-        console.print(styled(f"best learning rate, chosen on other seeds: {', '.join(tuned)}"))
+        console.print(styled(f"best learning rate, chosen on the selection seeds: {', '.join(tuned)}"))
     console.print()
     for name, meaning in text.meanings(record):
         console.print(styled((name, "bold"), f"  {meaning}"))

@@ -25,7 +25,7 @@ def verdict(arm: dict) -> str:
 
 
 def needed(arm: dict) -> str:
-    """The seeds that an inconclusive arm needs, as a phrase: "needs n = 7"."""
+    """The number of seeds that an inconclusive arm needs, as a phrase: "needs n = 7"."""
     return f"needs n {'' if arm['needs'] > MOST else '= '}{needs(arm)}"
 
 
@@ -115,9 +115,10 @@ def explanation(arm: dict) -> str:
         rho = f", correlation of the pairs {arm['correlation']:+.2f}" if arm["correlation"] is not None else ""
         sentences.append(f"{arm['pairing'][0].upper()}{arm['pairing'][1:]}{rho}.")
     if arm["detectable"] is not None:
-        sentences.append(f"{arm['n']} seeds find a difference of {number(arm['detectable'])} in 4 of 5 tries.")
+        detectable = number(arm["detectable"])
+        sentences.append(f"With these seeds, a true difference of {detectable} is detected with 80 % power.")
     if arm["conditional"] and arm["n"]:
-        sentences.append(f"{arm['losses']}: the mean is over those that finished, alone.")
+        sentences.append(f"{arm['losses']}; the mean covers only the runs that finished.")
     return " ".join(sentences)
 
 
@@ -145,7 +146,7 @@ def legend(record: dict) -> str:
     """The line below the table: metric, unit, direction, smallest effect and noise."""
     noise = f"; noise between seeds (sd, pooled over arms) {number(record['noise_sd'])}" if record["noise_sd"] else ""
     has_conditional = any(arm["conditional"] and arm["n"] for arm in record["arms"])
-    mark = "; * over the runs that finished alone" if has_conditional else ""
+    mark = "; * only the runs that finished" if has_conditional else ""
     effect = f"smallest effect of interest {record['effect']:.4g}"
     better = "lower" if record["lower_is_better"] else "higher"
     return f"{record['metric']} in {record['unit']}, {better} is better; {effect}{noise}{mark}"
@@ -157,32 +158,51 @@ def meanings(record: dict) -> list[tuple[str, str]]:
     result = [
         (
             "verdict",
-            f"better or worse: Holm p below {record['alpha']:g}; equivalent: the difference lies inside ±{effect}; "
-            "inconclusive: neither can be said yet",
+            f"equivalent: two one-sided t tests show that the difference lies inside ±{effect} (Holm-adjusted p below "
+            f"{record['alpha']:g}); better or worse: a t test shows that it is not zero (Holm-adjusted p below "
+            f"{record['alpha']:g}), and it is not equivalent; inconclusive: neither was shown",
         ),
-        ("needs n", "seeds per arm that find a difference of the size in question in 4 of 5 tries"),
-        ("n", "runs that finished, one for each seed"),
-        ("mean ± sd", f"of {record['metric']} over the seeds, at the end of the budget"),
-        ("difference", f"arm minus {record['baseline']}; with pairs, the mean of the differences at each seed"),
+        (
+            "needs n",
+            "seeds per arm that would detect the smallest effect of interest with 80 % power (half of this effect if "
+            "there are that many seeds already)",
+        ),
+        ("n", "number of runs that finished, one per seed"),
+        ("mean ± sd", f"mean and standard deviation of {record['metric']} over the seeds, at the end of the budget"),
+        (
+            "difference",
+            f"arm minus {record['baseline']}; if paired, the mean over seeds of the difference at each seed",
+        ),
         (
             f"{level} interval",
-            f"Student-t; over many such experiments {level} of the intervals hold the true difference",
+            f"Student-t interval for this arm alone, not adjusted for the number of arms; in many repetitions of the "
+            f"experiment, {level} of such intervals would contain the true difference",
         ),
-        ("p (Holm)", "chance of a difference this large if there were none, corrected for the number of arms"),
-        ("noise between seeds", "sd of runs that differ in nothing but the seed, pooled over the arms"),
-        ("finds", "true difference that so many seeds find in 4 of 5 tries, at Holm's strictest step"),
+        (
+            "p (Holm)",
+            "probability of a difference at least this large in either direction if the true difference were zero, "
+            "adjusted for the number of arms by Holm's method",
+        ),
+        ("noise between seeds", "standard deviation of runs that differ only in the seed, pooled over the arms"),
+        ("in noise sd", "the difference divided by the noise between seeds"),
+        (
+            "detects",
+            "true difference that these seeds detect with 80 % power, at alpha divided by the number of arms (Holm's "
+            "strictest step)",
+        ),
         (
             "correlation of the pairs",
-            "how alike a seed moves the arm and the baseline; high values narrow the interval",
+            "correlation between arm and baseline over the seeds; a high correlation narrows the interval of a paired "
+            "difference",
         ),
         (
             "steps to the baseline's loss",
-            "where the arm's mean validation curve first reaches the baseline's last value, "
-            "between two evaluations by a straight line",
+            "step at which the arm's mean validation curve first reaches the baseline's last value, interpolated "
+            "linearly between evaluations",
         ),
     ]
     if any(arm["lr"] for arm in record["arms"]):
-        result.append(("sensitivity", "mean over the grid of learning rates, above the best of them"))
+        result.append(("sensitivity", "mean loss over the grid of learning rates, minus the lowest loss on it"))
     return result
 
 
@@ -210,10 +230,10 @@ def environment(record: dict) -> str:
     """The device, precision, versions and commit of the runs, in one sentence."""
     known = record["environment"]
     if not known["device"]:
-        return "No run was begun."
+        return "No run was started."
     versions = known["packages"] if isinstance(known["packages"], dict) else {}
     packages = ", ".join(f"{name} {version}" for name, version in versions.items())
-    commit = f"commit {known['commit']}" if known["commit"] else "no commit known"
-    dirty = " with changes" if known["dirty"] else ""
+    commit = f"commit {known['commit']}" if known["commit"] else "commit unknown"
+    dirty = " with uncommitted changes" if known["dirty"] else ""
     machine = f"{known['device_name']} ({known['device']}), {known['precision']}, Python {known['python']}"
     return f"{machine}, {packages}; {commit}{dirty}."
