@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from toolkit.comparison.banner import list_names
+from toolkit.comparison.record import Record
 
 FEW = 3  # up to this many texts of one kind are shown one by one
 _NUMBER = re.compile(r"[+-]?\d[\d,]*(\.\d+)?(e[+-]?\d+)?", re.IGNORECASE)
@@ -31,12 +32,12 @@ class TextGroup:
         return f"{'the same for' if self.is_identical else 'similar, with other numbers:'} {list_names(self.names[1:])}"
 
 
-def banners(record: dict) -> list[TextGroup]:
+def banners(record: Record) -> list[TextGroup]:
     """The banners of a record in groups, in their order."""
     return grouped([(banner["guard"], banner["text"]) for banner in record["banners"]], _names(record))
 
 
-def notes(record: dict) -> list[TextGroup]:
+def notes(record: Record) -> list[TextGroup]:
     """The notes of a record in groups, whose ``guard`` is empty."""
     return grouped([("", note) for note in record["notes"]], _names(record))
 
@@ -63,6 +64,6 @@ def grouped(texts: Iterable[tuple[str, str]], names: Iterable[str]) -> list[Text
     return result
 
 
-def _names(record: dict) -> set[str]:
+def _names(record: Record) -> set[str]:
     runs = [*record["runs"], *record["selection_runs"]]
     return {arm["arm"] for arm in record["arms"]} | {run["run"] for run in runs}

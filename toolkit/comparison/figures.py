@@ -250,7 +250,8 @@ _PICTURES: tuple[tuple[str, str, Callable[[Comparison], Figure | None]], ...] = 
         "forest",
         "{c.metric}: each arm's difference from {c.baseline.name}. Dots are means over seeds with their intervals, in "
         "the colour of the verdict. Ticks are single seeds. The grey band is the noise between seeds (one standard "
-        "deviation). Between the dashed lines, a difference is too small to matter.",
+        "deviation). Between the dashed lines, a difference is too small to matter. An asterisk marks an arm "
+        "with runs that did not finish.",
         forest,
     ),
     (

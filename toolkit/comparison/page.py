@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 
 from toolkit.comparison import alike, text
+from toolkit.comparison.record import ArmRecord, Record
 from toolkit.output.escape import Html, html, join_html
 
 WORDS = ("better", "worse", "equivalent", "inconclusive")  # verdicts that have a colour
@@ -50,7 +51,7 @@ code { font-size: .9em; overflow-wrap: anywhere; }
 """)
 
 
-def page(record: dict, pictures: dict[str, tuple[str, str]]) -> Html:
+def page(record: Record, pictures: dict[str, tuple[str, str]]) -> Html:
     """The whole HTML page. ``pictures`` are {name: (caption, SVG)}."""
     body = [
         html("<h1>{}</h1>", record["question"] or record["name"]),
@@ -91,7 +92,7 @@ def page(record: dict, pictures: dict[str, tuple[str, str]]) -> Html:
     )
 
 
-def _verdicts(record: dict) -> Html:
+def _verdicts(record: Record) -> Html:
     level = f"{1 - record['alpha']:.0%} interval"
     head = ["verdict", "arm", "n", "mean ± sd", "difference", level, "p (Holm)", "in noise sd"]
     rows = []
@@ -104,7 +105,7 @@ def _verdicts(record: dict) -> Html:
     return _table(head, rows, left=2)
 
 
-def _verdict_cell(arm: dict) -> Html:
+def _verdict_cell(arm: ArmRecord) -> Html:
     colour = arm["verdict"] if arm["verdict"] in WORDS else ""
     word = html('<span class="word {}">{}</span>', colour, arm["verdict"])
     if arm["needs"] is None:
@@ -112,7 +113,7 @@ def _verdict_cell(arm: dict) -> Html:
     return html('{}<br><span class="soft">{}</span>', word, text.needed(arm))
 
 
-def _guards(record: dict) -> list[Html]:
+def _guards(record: Record) -> list[Html]:
     clean = Html('<div class="clean">No guard fired: no difference was found except the factor.</div>')
     shown = [_banner(group) for group in alike.banners(record)]
     return [*(shown or [clean]), *(_note(group) for group in alike.notes(record))]
@@ -142,12 +143,12 @@ def _figure(caption: str, svg: str) -> Html:
     return html("<figure>{}<figcaption>{}</figcaption></figure>", Html(svg), caption)
 
 
-def _costs(record: dict) -> Html:
+def _costs(record: Record) -> Html:
     rows = [[("a", arm["arm"]), *(("n", cell) for cell in text.cost(arm))] for arm in record["arms"]]
     return _table(["arm", "steps", "training FLOPs", "seconds"], rows, left=1)
 
 
-def _rates(record: dict) -> list[Html]:
+def _rates(record: Record) -> list[Html]:
     if not any(arm["lr"] for arm in record["arms"]):
         return []
     head, rows = text.rates(record)
@@ -159,7 +160,7 @@ def _rates(record: dict) -> list[Html]:
     return [Html("<h2>Learning rates</h2>"), _table(head, cells, left=1), Html(note)]
 
 
-def _seeds(record: dict) -> Html:
+def _seeds(record: Record) -> Html:
     head, rows = text.by_seed(record)
     if len(head) > len(rows):  # with many arms, each arm is a row
         head, rows = _transposed(head, rows)
@@ -177,7 +178,7 @@ def _transposed(head: list[str], rows: list) -> tuple[list[str], list]:
     ]
 
 
-def _runs(record: dict) -> Html:
+def _runs(record: Record) -> Html:
     rows = []
     for run in record["runs"]:
         lost = "" if run["outcome"] == "finished" else "lost"

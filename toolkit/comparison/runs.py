@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ class Run:
     state: str
     step: int
     reason: str
-    rows: list[dict] = field(repr=False)
+    rows: list[dict[str, Any]] = field(repr=False)
     seed: int
     arm: str = ""
     lr: float | None = None
@@ -50,7 +51,7 @@ class Run:
         return self.path.name
 
     @property
-    def config(self) -> dict:
+    def config(self) -> dict[str, Any]:
         return self.facts.get("config", {})
 
     @property
@@ -85,7 +86,7 @@ class Run:
         _, milliseconds = self.curve("time/step_ms")
         return float(np.median(milliseconds)) / 1000 if len(milliseconds) else None
 
-    def history(self) -> list[dict]:
+    def history(self) -> list[dict[str, Any]]:
         """All rows of metrics.jsonl, without the columns that depend on the clock."""
         return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in self.rows]
 
@@ -104,9 +105,9 @@ class PlanRecord:
     metric: str = METRIC
     alpha: float = ALPHA
     effect: float = EFFECT
-    budget: dict = field(default_factory=dict)
-    match: dict | None = None
-    lr: dict | None = None
+    budget: dict[str, Any] = field(default_factory=dict)
+    match: dict[str, Any] | None = None
+    lr: dict[str, Any] | None = None
     folder: Path | None = None
     edited: str = ""
     departures: tuple[str, ...] = ()  # sentences: what the command line changes in the declared plan
@@ -267,7 +268,7 @@ def read_run(folder: Path) -> Run:
     )
 
 
-def _read_checked(file: Path, damage: list[str]) -> dict:
+def _read_checked(file: Path, damage: list[str]) -> dict[str, Any]:
     """Read a run's JSON file. If it is damaged, return {} and add the reason to ``damage``."""
     try:
         content = read_json(file)
@@ -278,7 +279,7 @@ def _read_checked(file: Path, damage: list[str]) -> dict:
     return content
 
 
-def _journal_damage(folder: Path, status: dict) -> str | None:
+def _journal_damage(folder: Path, status: dict[str, Any]) -> str | None:
     """Describe how metrics.jsonl differs from what was written, according to status.json or, if the run has not ended,
     to its newest intact checkpoint. None if there is no difference, or nothing to compare with."""
     vouched, must_be_complete = status.get("journal"), True
@@ -294,7 +295,7 @@ def _journal_damage(folder: Path, status: dict) -> str | None:
     return journal.damage(folder, {"metrics.jsonl": rows}, must_be_complete) if rows else None
 
 
-def _contradictions(folder: Path, facts: dict, status: dict) -> list[str]:
+def _contradictions(folder: Path, facts: dict[str, Any], status: dict[str, Any]) -> list[str]:
     """A sentence for each contradiction between files of a run."""
     contradictions = []
     try:
@@ -312,7 +313,7 @@ def _contradictions(folder: Path, facts: dict, status: dict) -> list[str]:
     return contradictions
 
 
-def _read_plan(file: Path) -> tuple[dict, str]:
+def _read_plan(file: Path) -> tuple[dict[str, Any], str]:
     """Read a plan.json. Returns (content, how it differs from what ablate wrote or ""). Raises ValueError if it is not
     a valid plan."""
     edited = ""
@@ -337,7 +338,7 @@ def _read_plan(file: Path) -> tuple[dict, str]:
     return content, edited
 
 
-def _read_without_seal(file: Path, error: ValueError) -> dict:
+def _read_without_seal(file: Path, error: ValueError) -> dict[str, Any]:
     """Read a JSON file whose seal does not fit. Raises ``error`` again if it can't be read."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.text import Text
 
 from toolkit.comparison import alike, text
+from toolkit.comparison.record import ArmRecord, Record
 from toolkit.output.escape import shorten
 from toolkit.output.terminal import Column, Terminal, grid, styled
 
@@ -12,7 +13,7 @@ STYLES = {"better": "bold blue", "worse": "bold red", "equivalent": "bold green"
 MAX_BANNER_LENGTH = 320  # characters of a banner that are shown without ``verbose``
 
 
-def show(record: dict, console: Terminal, verbose: bool = False) -> None:
+def show(record: Record, console: Terminal, verbose: bool = False) -> None:
     """Print the answer and the guards; with ``verbose``, also costs, reasons and pairing."""
     answer(record, console)
     _legend(record, console)
@@ -22,7 +23,7 @@ def show(record: dict, console: Terminal, verbose: bool = False) -> None:
         _reasons(record, console)
 
 
-def answer(record: dict, console: Terminal) -> None:
+def answer(record: Record, console: Terminal) -> None:
     """Print the question, the headline, and a table with one line for each arm."""
     console.print(styled((record["question"] or record["name"], "bold")))
     console.print(styled(record["headline"]))
@@ -35,7 +36,7 @@ def answer(record: dict, console: Terminal) -> None:
         console.print(styled((f"columns left out to fit the terminal: {', '.join(dropped)}", "dim")))
 
 
-def _columns(record: dict) -> list[Column]:
+def _columns(record: Record) -> list[Column]:
     """The table's columns. In a narrow terminal, the column with the lowest ``gives_way`` is dropped first; columns
     without it stay."""
     needs = any(arm["needs"] is not None for arm in record["arms"])
@@ -54,7 +55,7 @@ def _columns(record: dict) -> list[Column]:
     ]
 
 
-def _row(arm: dict, record: dict) -> list:
+def _row(arm: ArmRecord, record: Record) -> list:
     needs = [text.needs(arm)] if any(other["needs"] is not None for other in record["arms"]) else []
     tuned = any(other["lr"] for other in record["arms"])
     best = [text.rate(arm["lr"]["best"]) if arm["lr"] else ""] if tuned else []
@@ -72,12 +73,12 @@ def _row(arm: dict, record: dict) -> list:
     ]
 
 
-def _legend(record: dict, console: Terminal) -> None:
+def _legend(record: Record, console: Terminal) -> None:
     console.print()
     console.print(styled((text.legend(record), "dim")))
 
 
-def _guards(record: dict, console: Terminal, verbose: bool) -> None:
+def _guards(record: Record, console: Terminal, verbose: bool) -> None:
     groups = alike.banners(record)
     console.print()
     if not groups:
@@ -102,7 +103,7 @@ def _print_group(group: alike.TextGroup, mark: Text, console: Terminal, verbose:
         console.print(styled(f"  {group.others}"))
 
 
-def _costs(record: dict, console: Terminal) -> None:
+def _costs(record: Record, console: Terminal) -> None:
     right = ("steps", "FLOPs", "seconds", "pairs", "correlation", "detects")
     columns = [Column("to the baseline's last loss", name=True)]
     columns += [Column(title, right=True, gives_way=6 - i) for i, title in enumerate(right)]
@@ -115,7 +116,7 @@ def _costs(record: dict, console: Terminal) -> None:
     console.print(grid(columns, rows, console.width)[0])
 
 
-def _reasons(record: dict, console: Terminal) -> None:
+def _reasons(record: Record, console: Terminal) -> None:
     console.print()
     for arm in record["arms"][1:]:
         console.print(styled((arm["arm"], "bold"), f"  {arm['why']}"))

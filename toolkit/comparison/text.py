@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import shlex
 
+from toolkit.comparison.record import ArmRecord, RatePoint, Record
 from toolkit.comparison.statistics import MOST
 
 
@@ -17,34 +18,35 @@ def formatted(value: object, spec: str) -> str:
         return str(value)
 
 
-def verdict(arm: dict) -> str:
+def verdict(arm: ArmRecord) -> str:
     """The verdict as text: "better", or "inconclusive (needs n = 7)"."""
     if arm["needs"] is None:
         return arm["verdict"]
     return f"{arm['verdict']} ({needed(arm)})"
 
 
-def needed(arm: dict) -> str:
+def needed(arm: ArmRecord) -> str:
     """The number of seeds that an inconclusive arm needs, as a phrase: "needs n = 7"."""
-    return f"needs n {'' if arm['needs'] > MOST else '= '}{needs(arm)}"
+    number_of_seeds = needs(arm)
+    return f"needs n {'' if number_of_seeds.startswith('>') else '= '}{number_of_seeds}"
 
 
-def needs(arm: dict) -> str:
+def needs(arm: ArmRecord) -> str:
     """The number of seeds that an inconclusive arm needs: "7" or "> 1000"; empty for other verdicts."""
     return "" if arm["needs"] is None else f"> {MOST}" if arm["needs"] > MOST else str(arm["needs"])
 
 
-def count(arm: dict) -> str:
+def count(arm: ArmRecord) -> str:
     """The number of runs with a value: "5", or "4 of 5" if a run did not finish."""
     return str(arm["n"]) if arm["n"] == arm["runs"] else f"{arm['n']} of {arm['runs']}"
 
 
-def spread(arm: dict) -> str:
+def spread(arm: ArmRecord) -> str:
     """Mean and sd: "2.0030 ± 0.0136"; with one seed only the mean."""
     return number(arm["mean"]) + (f" ± {number(arm['sd'])}" if arm["sd"] is not None else "")
 
 
-def interval(arm: dict) -> str:
+def interval(arm: ArmRecord) -> str:
     """The interval as text: "[-0.0249, -0.0018]"; empty if there is none."""
     return "" if arm["low"] is None else f"[{number(arm['low'], '+')}, {number(arm['high'], '+')}]"
 
@@ -56,7 +58,7 @@ def p_value(value: float | None) -> str:
     return "<.001" if value < 0.001 else f"{value:.3f}".removeprefix("0")
 
 
-def steps(arm: dict) -> str:
+def steps(arm: ArmRecord) -> str:
     """Steps until the arm reaches the baseline's final loss: "1,200", or "not in 2,000"; empty if unknown."""
     if arm["target"] is None:
         return ""
@@ -65,7 +67,7 @@ def steps(arm: dict) -> str:
     return formatted(arm["steps_to_target"], ",.0f")
 
 
-def cost(arm: dict) -> list[str]:
+def cost(arm: ArmRecord) -> list[str]:
     """[steps, FLOPs, seconds] until the arm reaches the baseline's final loss, as text."""
     seconds = arm["seconds_to_target"]
     short = isinstance(seconds, float) and seconds < 100
@@ -83,19 +85,20 @@ def rate(lr: float | None) -> str:
     return "none finished" if lr is None else formatted(lr, "g")
 
 
-def rates(record: dict) -> tuple[list[str], list[list[tuple[str, bool]]]]:
+def rates(record: Record) -> tuple[list[str], list[list[tuple[str, bool]]]]:
     """(head, rows) of the table of learning rates, with a row for each arm and a column for each rate. A cell is (text,
     whether this rate was chosen)."""
-    rates_tried = _ordered({point["lr"] for arm in record["arms"] if arm["lr"] for point in arm["lr"]["points"]})
+    tuned = [(arm["arm"], arm["lr"]) for arm in record["arms"] if arm["lr"]]
+    rates_tried = _ordered({point["lr"] for _, arm_rates in tuned for point in arm_rates["points"]})
     rows = []
-    for arm in (arm for arm in record["arms"] if arm["lr"]):
-        by_rate = {point["lr"]: point for point in arm["lr"]["points"]}
-        cells = [(_point(by_rate.get(lr)), lr == arm["lr"]["best"]) for lr in rates_tried]
-        rows.append([(arm["arm"], False), *cells, (number(arm["lr"]["sensitivity"]), False)])
+    for name, arm_rates in tuned:
+        by_rate = {point["lr"]: point for point in arm_rates["points"]}
+        cells = [(_point(by_rate.get(lr)), lr == arm_rates["best"]) for lr in rates_tried]
+        rows.append([(name, False), *cells, (number(arm_rates["sensitivity"]), False)])
     return ["arm", *map(rate, rates_tried), "sensitivity"], rows
 
 
-def _point(point: dict | None) -> str:
+def _point(point: RatePoint | None) -> str:
     if point is None:
         return ""
     lost = point["runs"] - len(point["values"])
@@ -108,11 +111,11 @@ def _ordered(values: set) -> list:
     return [*sorted(numbers), *sorted(values - numbers, key=str)]
 
 
-def explanation(arm: dict) -> str:
+def explanation(arm: ArmRecord) -> str:
     """Explain an arm's verdict: its reason, its pairing, and the difference that its seeds can detect."""
     sentences = [arm["why"]]
     if arm["pairing"]:
-        rho = f", correlation of the pairs {arm['correlation']:+.2f}" if arm["correlation"] is not None else ""
+        rho = f"; correlation of the pairs {arm['correlation']:+.2f}" if arm["correlation"] is not None else ""
         sentences.append(f"{arm['pairing'][0].upper()}{arm['pairing'][1:]}{rho}.")
     if arm["detectable"] is not None:
         detectable = number(arm["detectable"])
@@ -122,12 +125,12 @@ def explanation(arm: dict) -> str:
     return " ".join(sentences)
 
 
-def exclusions(record: dict) -> list[str]:
+def exclusions(record: Record) -> list[str]:
     """A line for each excluded run. Outputs show it next to the verdicts, since these may depend on it."""
     return [f"excluded by hand: {one['run']}: {one['reason']}" for one in record["excluded"]]
 
 
-def by_seed(record: dict) -> tuple[list[str], list[list[tuple[str, bool]]]]:
+def by_seed(record: Record) -> tuple[list[str], list[list[tuple[str, bool]]]]:
     """(head, rows) of the table of values, with a row for each seed and a column for each arm. A cell is (text, whether
     a run of it has no value); for such a run the text is its outcome."""
     arms = [arm["arm"] for arm in record["arms"]]
@@ -142,7 +145,7 @@ def by_seed(record: dict) -> tuple[list[str], list[list[tuple[str, bool]]]]:
     return ["seed", *arms], rows
 
 
-def legend(record: dict) -> str:
+def legend(record: Record) -> str:
     """The line below the table: metric, unit, direction, smallest effect and noise."""
     noise = f"; noise between seeds (sd, pooled over arms) {number(record['noise_sd'])}" if record["noise_sd"] else ""
     has_conditional = any(arm["conditional"] and arm["n"] for arm in record["arms"])
@@ -152,7 +155,7 @@ def legend(record: dict) -> str:
     return f"{record['metric']} in {record['unit']}, {better} is better; {effect}{noise}{mark}"
 
 
-def meanings(record: dict) -> list[tuple[str, str]]:
+def meanings(record: Record) -> list[tuple[str, str]]:
     """(name, meaning) of each number in the outputs."""
     level, effect = f"{1 - record['alpha']:.0%}", f"{record['effect']:.4g}"
     result = [
@@ -206,7 +209,7 @@ def meanings(record: dict) -> list[tuple[str, str]]:
     return result
 
 
-def commands(record: dict) -> list[str]:
+def commands(record: Record) -> list[str]:
     """Shell commands that repeat the comparison. Names and reasons are quoted, so none of them can act as a command."""
     excluded = "".join(
         f" --exclude {shlex.quote(one['run'])} --reason {shlex.quote(one['reason'])}" for one in record["excluded"]
@@ -226,7 +229,7 @@ def commands(record: dict) -> list[str]:
     return [*again, f"python -m toolkit.compare {' '.join(map(shlex.quote, folders))}{excluded}"]
 
 
-def environment(record: dict) -> str:
+def environment(record: Record) -> str:
     """The device, precision, versions and commit of the runs, in one sentence."""
     known = record["environment"]
     if not known["device"]:
