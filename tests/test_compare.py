@@ -277,6 +277,7 @@ def test_diverged_and_unfinished_runs_stay_as_rows(tmp_path, capsys):
     said = compared(folder)
     nope, alibi = arm(said, "NoPE"), arm(said, "ALiBi")
     assert (nope["n"], nope["runs"], nope["diverged"], nope["pairs"]) == (3, 5, 2, 3)
+    assert "With these seeds, a true difference of" in output(folder, "report.md")  # of the pairs, not of all n
     assert nope["diverged_low"] == pytest.approx(0.0527, abs=1e-3)  # Clopper and Pearson's interval of 2 in 5
     assert nope["diverged_high"] == pytest.approx(0.8534, abs=1e-3)
     assert nope["conditional"] and alibi["conditional"] and alibi["unfinished"] == 1
