@@ -11,7 +11,8 @@ import pytest
 from runs import command, small_run
 
 from toolkit import compare
-from toolkit.comparison import figures, guards, runs
+from toolkit.comparison import figures, runs
+from toolkit.comparison.spikes import spikes
 from toolkit.comparison.statistics import judge
 
 STEPS, METRIC = 100, "val_full/loss_nats"
@@ -183,7 +184,7 @@ OFFENDS = {
     "parameters": "101,500",
     "FLOPs per token": "613,000",
     "tokens": "12,800 (rope) against 1 (NoPE)",
-    "budget": "NoPE-s1 120 for 100",
+    "budget": "NoPE-s1 has 120 instead of 100",
     "evaluation set": "80",
     "tokenizer": "uuuu",
     "batch order": "eeee",
@@ -194,7 +195,7 @@ OFFENDS = {
     "commit": "fedcba98 (NoPE)",
     "dirty tree": "NoPE-s1",
     "no-op": "NoPE is identical to rope at seed 1: what it changes never took effect",
-    "resumed": "NoPE-s1 at step 40: GPT.dim 64 -> 32",
+    "resumed": "NoPE-s1 was resumed at step 40, with changes: GPT.dim 64 -> 32",
     "spiked": "at step 70",
     "plan edited": "plan.gin",
 }
@@ -216,7 +217,7 @@ def test_steps_that_were_left_out_are_told(tmp_path):
     with open(folder / "NoPE-s1" / "metrics.jsonl", "a") as file:
         file.writelines(json.dumps({"step": step, "skipped/count": step // 30}) + "\n" for step in (30, 60))
     said = compared(folder, "--strict", code=1)
-    assert [banner["text"] for banner in said["banners"]] == ["NoPE-s1: 2 steps were left out, the last at 60"]
+    assert [banner["text"] for banner in said["banners"]] == ["NoPE-s1: 2 steps were skipped, the last at step 60"]
 
 
 def test_sizes_just_inside_their_bounds_are_let_pass(tmp_path):
@@ -265,9 +266,9 @@ def test_a_budget_of_flops_looks_at_all_of_them(tmp_path):
 def test_no_spike_is_seen_in_noise(noise):
     rng = np.random.default_rng(0)
     loss = 2 + 3 * np.exp(-np.arange(200) / 40) + noise * rng.standard_normal((200, 200))
-    assert sum(len(guards.spikes(one)) for one in loss) <= 2
+    assert sum(len(spikes(one)) for one in loss) <= 2
     loss[:, 120] += 3
-    assert all(120 in guards.spikes(one) for one in loss)
+    assert all(120 in spikes(one) for one in loss)
 
 
 def test_diverged_and_unfinished_runs_stay_as_rows(tmp_path, capsys):
@@ -276,6 +277,7 @@ def test_diverged_and_unfinished_runs_stay_as_rows(tmp_path, capsys):
     said = compared(folder)
     nope, alibi = arm(said, "NoPE"), arm(said, "ALiBi")
     assert (nope["n"], nope["runs"], nope["diverged"], nope["pairs"]) == (3, 5, 2, 3)
+    assert "With these seeds, a true difference of" in output(folder, "report.md")  # of the pairs, not of all n
     assert nope["diverged_low"] == pytest.approx(0.0527, abs=1e-3)  # Clopper and Pearson's interval of 2 in 5
     assert nope["diverged_high"] == pytest.approx(0.8534, abs=1e-3)
     assert nope["conditional"] and alibi["conditional"] and alibi["unfinished"] == 1
@@ -350,7 +352,7 @@ def test_identical_runs_are_identical_and_no_verdict(tmp_path):
                 (target / "facts.json").write_text((source / "facts.json").read_text())
     said = compared(folder, "--strict", code=1)
     assert arm(said, "again")["verdict"] == arm(said, "void")["verdict"] == "identical"
-    assert arm(said, "again")["p"] is None and "again, void: identical to rope: no verdict" in said["headline"]
+    assert arm(said, "again")["p"] is None and "again, void: identical to rope (no verdict)" in said["headline"]
     texts = [banner["text"] for banner in said["banners"] if banner["guard"] == "no-op"]
     assert texts[0].endswith("its config is the baseline's") and texts[1].endswith("never took effect")
     assert arm(said, "NoPE")["verdict"] == "worse"
@@ -359,7 +361,7 @@ def test_identical_runs_are_identical_and_no_verdict(tmp_path):
 def test_one_seed_shows_a_difference_and_no_verdict(tmp_path):
     said = compared(write_plan(tmp_path, {"NoPE": 0.3}, seeds=[0]))
     assert arm(said, "NoPE")["verdict"] == "difference" and arm(said, "NoPE")["low"] is None
-    assert any("never a verdict" in note for note in said["notes"])
+    assert any("can't give a verdict" in note for note in said["notes"])
 
 
 def test_other_code_or_other_seeds_are_not_paired(tmp_path):
@@ -445,6 +447,13 @@ def test_an_arm_judged_at_another_rate_or_on_the_seeds_that_chose_it(tmp_path):
     assert "selection seeds" in fired(said)
 
 
+def test_a_judged_rate_that_is_no_number_is_no_rate(tmp_path):
+    folder = with_rates(tmp_path, {"rope": 3e-3, "NoPE": 1e-2})
+    facts = folder / "rope-s0" / "facts.json"
+    facts.write_text(facts.read_text().replace('"AdamW.lr": 0.003', '"AdamW.lr": "fast"'))
+    assert arm(compared(folder), "rope")["lr"]["judged_at"] == [0.003]
+
+
 def test_steps_to_the_baselines_loss_are_interpolated_or_censored(tmp_path):
     said = compared(write_plan(tmp_path, {"NoPE": 0.3, "ALiBi": -0.12}))
     rope, nope, alibi = (arm(said, name) for name in ("rope", "NoPE", "ALiBi"))
@@ -507,16 +516,16 @@ def test_hparams_of_every_run_are_for_tensorboard(tmp_path):
 
 def test_what_the_user_can_mend_is_said(tmp_path):
     folder = write_plan(tmp_path, {"NoPE": 0.3}, seeds=range(2))
-    with pytest.raises(ValueError, match="there is no run there"):
+    with pytest.raises(ValueError, match="no run or plan found"):
         compare.main([str(tmp_path / "nothing")])
     with pytest.raises(ValueError, match="the arms are rope, NoPE"):
         compare.main([str(folder), "--baseline", "rop"])
-    with pytest.raises(ValueError, match="--exclude NoPE-s9: there is no such run"):
+    with pytest.raises(ValueError, match="--exclude NoPE-s9: run not found"):
         compare.main([str(folder), "--exclude", "NoPE-s9", "--reason", "x"])
     with pytest.raises(ValueError, match="named twice"):
         compare.main([str(folder / "rope-s0"), str(folder / "rope-s*")])
     (folder / "plan.json").write_text("{}")
-    with pytest.raises(ValueError, match="this is no plan: name, baseline, arms, jobs"):
+    with pytest.raises(ValueError, match="not a valid plan, missing: name, baseline, arms, jobs"):
         compare.main([str(folder)])
 
 
@@ -526,7 +535,7 @@ def test_a_plan_of_which_nothing_was_run_yet(tmp_path, pictures):
         shutil.rmtree(run)
     said = compared(folder)
     assert [run["state"] for run in said["runs"]] == ["not begun"] * 4 and said["banners"] == []
-    assert arm(said, "NoPE")["verdict"] == "inconclusive" and "No run was begun" in output(folder, "report.md")
+    assert arm(said, "NoPE")["verdict"] == "inconclusive" and "No run was started" in output(folder, "report.md")
 
 
 def test_another_plan_file_than_the_one_that_was_run_is_told(tmp_path):

@@ -12,7 +12,7 @@ from test_compare import compared, output, with_rates, write_plan
 
 from toolkit import ablate, compare
 from toolkit.ablation.jobs import JobProgress, JobQueue
-from toolkit.comparison import assemble, figures, page, record, runs, screen, text
+from toolkit.comparison import assemble, drawing, figures, page, record, runs, screen, text
 from toolkit.output.terminal import Column, Terminal, grid
 
 LONG = "post-layernorm-with-a-name-that-nobody-wants-to-read"
@@ -67,7 +67,7 @@ def test_columns_give_way_in_their_order(tmp_path):
     said = record.record(comparison_of(with_rates(tmp_path, {"rope": 3e-3, "NoPE": 1e-2})))
     dropped = []
     for width in range(120, 20, -1):
-        found = re.search(r"without (.*), for which", " ".join(shown(said, width)))
+        found = re.search(r"columns left out to fit the terminal: (.*?)  ", " ".join(shown(said, width)))
         now = found[1].split(", ") if found else []
         dropped += [title for title in now if title not in dropped]
     assert dropped == ["95% interval", "p Holm", "sd", "best lr", "n", "mean"]
@@ -107,7 +107,7 @@ def test_banners_that_say_the_same_of_many_arms_are_one_and_lose_nothing(many):
     assert len(said["banners"]) == 39
     out = "\n".join(shown(said, 100))
     assert out.count("! config") == 1 and out.count("! parameters") == 1 and "2 guards fired" in out
-    assert "the same of muon-2" in out and "alike, with other numbers: muon-3" in out and " and 19 more" in out
+    assert "the same for muon-2" in out and "similar, with other numbers: muon-3" in out and " and 19 more" in out
     assert "\n".join(shown(said, 100, verbose=True)).count("! config") == 26
     html, report = output(many, "compare.html"), output(many, "report.md")
     assert html.count("<details>") == 2 and all(page.html("{}", one["text"]) in html for one in said["banners"])
@@ -126,7 +126,7 @@ def test_the_answer_comes_first_and_details_when_asked_for(tmp_path, capsys):
     assert len(brief.splitlines()) < 20
     compare.main([str(folder), "--verbose"])
     whole = capsys.readouterr().out
-    for words in ("paired by seed", "to the baseline's last loss", "is ruled out", "noise between seeds"):
+    for words in ("paired by seed", "to the baseline's last loss", "rule out neither", "noise between seeds"):
         assert words in " ".join(whole.split())
     assert whole.startswith(brief[: brief.index("no guard fired")])
 
@@ -186,12 +186,12 @@ def test_a_job_whose_files_hold_other_kinds_of_value_stands_somehow(tmp_path):
 
 def test_of_many_arms_the_furthest_have_a_colour_and_a_name(many):
     comparison = comparison_of(many)
-    with rc_context(figures.STYLE):
+    with rc_context(drawing.STYLE):
         for make in (figures.curves, figures.flops):
             labels = [text.get_text() for text in make(comparison).legends[0].get_texts()]
-            assert len(labels) == 2 + figures.FURTHEST and labels[-1] == "31 arms nearer to the baseline"
+            assert len(labels) == 2 + drawing.FURTHEST and labels[-1] == "31 arms nearer to the baseline"
             assert "rope (baseline)" in labels
         names = [label.get_text() for label in figures.forest(comparison).axes[0].get_yticklabels()]
     assert len(names) == 39
     distances = {arm.name: abs(arm.difference.mean) for arm in comparison.arms[1:]}
-    assert set(labels) >= set(sorted(distances, key=distances.get)[-figures.FURTHEST :])
+    assert set(labels) >= set(sorted(distances, key=distances.get)[-drawing.FURTHEST :])

@@ -127,7 +127,7 @@ def test_every_look_up_is_of_a_documented_key():
 
 
 def test_what_a_comparison_checks_is_documented():
-    assert set(schema.FACTS.__annotations__) <= KEYS and seal.KEY in KEYS
+    assert set(schema.Facts.__annotations__) <= KEYS and seal.KEY in KEYS
 
 
 def test_the_keys_can_be_read_without_torch():

@@ -49,7 +49,7 @@ def each(folder, arm_name="*"):
 
 def test_a_clean_plan_fires_nothing(folder):
     said = compared(folder)
-    assert said["banners"] == [] and not any("seal" in note for note in said["notes"])
+    assert said["banners"] == [] and not any("checksum" in note for note in said["notes"])
     assert arm(said, "NoPE")["verdict"] == "worse" and arm(said, "NoPE")["paired"]
 
 
@@ -138,7 +138,7 @@ def test_code_without_a_commit_is_told_by_its_digest(folder):
     for run in each(folder):
         change(run / "facts.json", commit=None, dirty=None, package_sha256="a" * 64)
     said = compared(folder)
-    assert fired(said) == set() and "code: not known: no run has a commit" in said["notes"]
+    assert fired(said) == set() and "code unknown: no run has a commit" in said["notes"]
     change(folder / "NoPE-s1" / "facts.json", package_sha256="b" * 64)
     assert fired(compared(folder)) == {"code"}
 
@@ -153,7 +153,7 @@ def test_a_part_that_differs_between_seeds(folder):
 
 def test_products_and_kernels_from_other_code(folder):
     for run in each(folder):
-        change(run / "facts.json", products="oneDNN", attention="FlashAttention: flash-attn 2.7")
+        change(run / "facts.json", products="oneDNN", attention="FlashAttention: flash-attn 2.7", cpu="fast")
     assert fired(compared(folder)) == set()
     change(folder / "NoPE-s2" / "facts.json", products="torch")
     assert fired(compared(folder)) == {"products"}
@@ -161,6 +161,10 @@ def test_products_and_kernels_from_other_code(folder):
     assert fired(compared(folder)) == {"attention FlashAttention"}
     change(folder / "NoPE-s2" / "facts.json", attention="SDPA")  # another part: that is a difference of the config
     assert fired(compared(folder)) == set()
+    change(folder / "NoPE-s2" / "facts.json", cpu="plain")
+    assert fired(compared(folder)) == {"TOOLKIT_CPU"}
+    change(folder / "NoPE-s2" / "facts.json", device="cuda")  # there the switch has no effect
+    assert fired(compared(folder)) == {"device"}
 
 
 @pytest.mark.parametrize(
@@ -261,7 +265,7 @@ def test_a_job_that_is_no_name_is_refused(name, folder):
     plan = json.loads((folder / "plan.json").read_text())
     plan["jobs"][0]["run"] = name
     change(folder / "plan.json", **plan)
-    with pytest.raises(ValueError, match="is no name of a run in this folder"):
+    with pytest.raises(ValueError, match="is not a valid run name"):
         compare.main([str(folder)])
 
 

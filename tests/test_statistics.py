@@ -163,7 +163,7 @@ def test_equivalent_gives_the_interval_that_is_inside():
 def test_one_seed_is_a_difference_and_never_a_verdict():
     for arm, base, paired in (([2.0], [3.0], True), ([2.0], BASE, False), (BASE, [9.0], False)):
         found, p, q, said = judge({"arm": arm}, base, {"arm": paired}, 0.02)["arm"]
-        assert said.word == str(said) == "difference" and "never a verdict" in said.why
+        assert said.word == str(said) == "difference" and "one seed can't give a verdict" in said.why
         assert (found.low, found.high, found.p, found.df, found.sd, p, q) == (None,) * 7
         assert found.mean == pytest.approx(np.mean(arm) - np.mean(base)) and said.needs is None
 
@@ -188,17 +188,18 @@ def test_holm_makes_more_arms_stricter():
     arms = {"arm": moved(-0.02, wobble=0.012)} | noise
     among = judge(arms, BASE, dict.fromkeys(arms, True), 0.001)["arm"]
     assert alone[3].word == "better" and among[3].word == "inconclusive"
-    assert among[1] == pytest.approx(10 * alone[1]) and "Holm over 10 arms" in among[3].why
-    assert "interval for this arm alone" in among[3].why and among[0] == alone[0]
+    assert among[1] == pytest.approx(10 * alone[1]) and "adjusted by Holm's method for 10 arms" in among[3].why
+    assert "the interval is not adjusted" in among[3].why and among[0] == alone[0]
 
 
 def test_inconclusive_says_how_many_seeds_and_from_which_sd():
     found, _, _, said = verdict(moved(0.0, wobble=0.03))
     assert said.needs == needed(found.sd, 0.02, True) > 5 and str(said) == f"inconclusive (needs n = {said.needs})"
-    assert f"{said.needs} seeds per arm would find 0.02" in said.why and "its paired differences" in said.why
+    assert f"{said.needs} seeds per arm would detect a true difference of 0.02 with 80 % power" in said.why
+    assert "its paired differences" in said.why
     found, _, _, said = verdict(moved(0.0, wobble=0.03), paired=False)
     assert said.needs == needed(noise_floor([BASE, moved(0.0, wobble=0.03)])[0], 0.02, False)
-    assert "noise floor" in said.why and "unpaired" in said.why
+    assert "noise between seeds" in said.why and "unpaired" in said.why
     assert str(verdict(moved(0.0, wobble=0.03), effect=1e-5)[3]) == f"inconclusive (needs n > {MOST})"
 
 
@@ -213,7 +214,7 @@ def test_few_seeds_pool_their_paired_differences():
 def test_enough_seeds_and_still_inconclusive_asks_for_those_that_find_half():
     found, p, q, said = verdict(moved(0.0116, wobble=0.0115))
     assert p > 0.05 and q > 0.05 and needed(found.sd, 0.02, True) <= 5
-    assert said.needs == max(needed(found.sd, 0.01, True), 6) and "would find 0.01" in said.why
+    assert said.needs == max(needed(found.sd, 0.01, True), 6) and "would detect a true difference of 0.01" in said.why
 
 
 def test_an_arm_that_lost_a_seed_is_paired_over_the_seeds_that_both_have():

@@ -201,7 +201,7 @@ def test_a_folder_full_of_marks_is_compared_and_every_output_is_clean(tmp_path, 
     folder, clean = planted_plan(tmp_path), write_plan(tmp_path / "clean", {"NoPE": 0.3}, seeds=range(3), sha256="x")
     assert compare.main([str(folder), "--exclude", next(folder.glob("rope-s0*")).name, "--reason", NAME]) == 0
     out = capsys.readouterr()
-    assert not FORBIDDEN.search(out.out + out.err) and "left out" not in out.err
+    assert not FORBIDDEN.search(out.out + out.err) and "failed" not in out.err
     compare.main([str(clean)])
     written, ours = folder / "compare", clean / "compare"
     assert_clean_page(
@@ -258,7 +258,7 @@ def test_a_picture_that_fails_costs_a_warning(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(figures, "_PICTURES", ((first[0], first[1], broken), *rest))
     folder = write_plan(tmp_path, {"NoPE": 0.3}, seeds=range(2))
     assert compare.main([str(folder)]) == 0
-    assert "forest is left out: RuntimeError: no \\x1b[31m picture" in caplog.text
+    assert "the figure forest failed: RuntimeError: no \\x1b[31m picture" in caplog.text
     written = {path.name for path in (folder / "compare").iterdir()}
     assert {"report.md", "compare.html", "curves.png"} <= written and "forest.png" not in written
 
@@ -388,7 +388,7 @@ def test_groups_lose_no_text():
     groups = alike.grouped(texts, [f"a{i}" for i in range(9)])
     assert [len(group.texts) for group in groups] == [9, 1, 1] and groups[0].is_identical
     assert [(group.guard, text) for group in groups for text in group.texts] == texts
-    assert groups[0].others == "the same of a1, a2, a3, a4, a5, a6 and 2 more"
+    assert groups[0].others == "the same for a1, a2, a3, a4, a5, a6 and 2 more"
 
 
 def test_a_name_is_folded_at_its_signs_or_cut():

@@ -45,14 +45,14 @@ def main(argv: list[str] | None = None) -> int:
         hint = "" if arguments.verbose else "reasons, pairing and costs: --verbose, or "
         other_files = "report.md, compare.csv, compare.json, figures, tensorboard/"
         console.print()
-        console.print(styled((f"{hint}{out / 'compare.html'} and beside it {other_files}", "dim")), soft_wrap=True)
+        console.print(styled((f"{hint}{out / 'compare.html'} (same folder: {other_files})", "dim")), soft_wrap=True)
     return 1 if arguments.strict and comparison.banners else 0
 
 
-def _arguments(argv):
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m toolkit.compare",
-        description="Compare runs with a baseline: differences, intervals, verdicts, and what speaks against them.",
+        description="Compare runs with a baseline: differences, intervals, verdicts and warnings.",
         epilog="Exit codes: 0 compared, 1 a guard fired and --strict was given, 2 bad input.",
     )
     add = parser.add_argument
@@ -60,27 +60,31 @@ def _arguments(argv):
         "runs",
         metavar="RUN",
         nargs="+",
-        help="the folder of a plan; or folders and globs of runs, named if you like: wide='runs/wide-*'",
+        help="the folder of a plan; or folders and globs of runs, each with an optional arm name: wide='runs/wide-*'",
     )
-    add("--plan", metavar="FILE", help="the plan.json to read, or the plan.gin that the folder's runs should be of")
+    add(
+        "--plan",
+        metavar="FILE",
+        help="the plan.json to read, or the plan.gin that the runs in the folder should follow",
+    )
     add("--baseline", metavar="ARM", help="compare with this arm (default: the plan's, or the first run's)")
     add("--effect", metavar="X", type=_positive, help="smallest difference that matters (default: the plan's, or 0.02)")
-    add("--out", metavar="DIR", help="where the report goes (default: compare/ in the plan's folder, or here)")
+    add("--out", metavar="DIR", help="folder for the report (default: compare/ in the plan's folder, or in this one)")
     add("--json", action="store_true", help="print the whole comparison as one JSON object")
-    add("--verbose", action="store_true", help="print each arm's reason, how it was paired, and what it costs, too")
+    add("--verbose", action="store_true", help="also print each arm's reason, pairing and costs")
     add("--strict", action="store_true", help="exit 1 when a guard fires")
-    add("--exclude", metavar="RUN", action="append", default=[], help="leave out a run; every output says so")
-    add("--reason", metavar="TEXT", action="append", default=[], help="why; one for each --exclude, in their order")
+    add("--exclude", metavar="RUN", action="append", default=[], help="leave out a run; every output mentions it")
+    add("--reason", metavar="TEXT", action="append", default=[], help="why; one for each --exclude, in the same order")
     arguments = parser.parse_args(argv)
     if len(arguments.exclude) != len(arguments.reason) or not all(map(str.strip, arguments.reason)):
-        parser.error("each --exclude takes a --reason of its own: --exclude RUN --reason TEXT")
+        parser.error("each --exclude needs its own --reason: --exclude RUN --reason TEXT")
     return arguments
 
 
 def _positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: it has to be above 0")
+        raise argparse.ArgumentTypeError(f"{text}: it must be above 0")
     return value
 
 

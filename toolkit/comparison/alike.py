@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from toolkit.comparison.guards import list_names
+from toolkit.comparison.banner import list_names
+from toolkit.comparison.record import Record
 
 FEW = 3  # up to this many texts of one kind are shown one by one
 _NUMBER = re.compile(r"[+-]?\d[\d,]*(\.\d+)?(e[+-]?\d+)?", re.IGNORECASE)
@@ -25,18 +26,18 @@ class TextGroup:
 
     @property
     def others(self) -> str:
-        """A line about the texts after the first: "the same of a2, a3 and 32 more"; empty if there is one text."""
+        """A line about the texts after the first: "the same for a2, a3 and 32 more"; empty if there is one text."""
         if len(self.texts) == 1:
             return ""
-        return f"{'the same of' if self.is_identical else 'alike, with other numbers:'} {list_names(self.names[1:])}"
+        return f"{'the same for' if self.is_identical else 'similar, with other numbers:'} {list_names(self.names[1:])}"
 
 
-def banners(record: dict) -> list[TextGroup]:
+def banners(record: Record) -> list[TextGroup]:
     """The banners of a record in groups, in their order."""
     return grouped([(banner["guard"], banner["text"]) for banner in record["banners"]], _names(record))
 
 
-def notes(record: dict) -> list[TextGroup]:
+def notes(record: Record) -> list[TextGroup]:
     """The notes of a record in groups, whose ``guard`` is empty."""
     return grouped([("", note) for note in record["notes"]], _names(record))
 
@@ -63,6 +64,6 @@ def grouped(texts: Iterable[tuple[str, str]], names: Iterable[str]) -> list[Text
     return result
 
 
-def _names(record: dict) -> set[str]:
+def _names(record: Record) -> set[str]:
     runs = [*record["runs"], *record["selection_runs"]]
     return {arm["arm"] for arm in record["arms"]} | {run["run"] for run in runs}

@@ -3,110 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
 from toolkit.comparison import guards, rates, statistics
-from toolkit.comparison.guards import Banner, short
-from toolkit.comparison.rates import TunedRate
-from toolkit.comparison.runs import CURVE, METRIC, PlanRecord, Run
-from toolkit.comparison.statistics import Difference, Verdict
+from toolkit.comparison.banner import list_names, short, show
+from toolkit.comparison.results import (
+    IDENTICAL,
+    ArmResult,
+    Comparison,
+    Evidence,
+    Judgement,
+    TimeToTarget,
+    curve_metric,
+    unit,
+)
+from toolkit.comparison.runs import METRIC, PlanRecord, Run
+from toolkit.comparison.statistics import Verdict
 from toolkit.store.factsfile import Facts
 
 BITS = "val_full/bits_per_byte"
-IDENTICAL = "identical"  # stands in place of a verdict: there is nothing to judge
-
-
-@dataclass(frozen=True)
-class TimeToTarget:
-    """What an arm needs until its mean validation curve first falls to ``target``: steps, training FLOPs and seconds.
-    None if the curve never falls that far, or if a cost is unknown. ``last_step`` is where the curve ends."""
-
-    target: float
-    steps: float | None
-    flops: float | None
-    seconds: float | None
-    last_step: int
-
-
-@dataclass(frozen=True)
-class ArmResult:
-    """An arm with its judged runs and all results. The baseline has neither a difference nor a verdict."""
-
-    name: str
-    runs: tuple[Run, ...]
-    values: tuple[tuple[int, float], ...]  # (seed, value) of the runs that finished, by seed
-    diverged: int
-    unfinished: int
-    diverged_interval: tuple[float, float]
-    pairing: str = ""
-    difference: Difference | None = None
-    p_holm: float | None = None
-    p_equivalence: float | None = None
-    verdict: Verdict | None = None
-    detectable: float | None = None
-    time_to_target: TimeToTarget | None = None
-    tuned: TunedRate | None = None
-    configuration: tuple[str, ...] = ()  # what differs from the baseline
-
-    @property
-    def mean(self) -> float | None:
-        return float(np.mean([value for _, value in self.values])) if self.values else None
-
-    @property
-    def sd(self) -> float | None:
-        return float(np.std([value for _, value in self.values], ddof=1)) if len(self.values) > 1 else None
-
-    @property
-    def conditional(self) -> bool:
-        """Whether some runs have no value, so that the mean covers only a part of the runs."""
-        return bool(self.diverged or self.unfinished)
-
-    @property
-    def losses(self) -> str:
-        """How many runs have no value, and why: "2 of 5 diverged (exact 95 % interval 5 % to 85 %)"; else empty."""
-        low, high = self.diverged_interval
-        n, phrases = len(self.runs), []
-        if self.diverged:
-            phrases.append(f"{self.diverged} of {n} diverged (exact 95 % interval {low:.0%} to {high:.0%})")
-        if self.unfinished:
-            phrases.append(f"{self.unfinished} of {n} unfinished")
-        return ", ".join(phrases)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The whole comparison: everything that the outputs show."""
-
-    plan: PlanRecord
-    metric: str
-    effect: float
-    alpha: float
-    arms: tuple[ArmResult, ...]  # the baseline first
-    selection: tuple[Run, ...]
-    excluded: tuple[tuple[Run, str], ...]
-    banners: tuple[Banner, ...]
-    notes: tuple[str, ...]
-    noise: float | None
-    noise_df: int
-
-    @property
-    def baseline(self) -> ArmResult:
-        return self.arms[0]
-
-    @property
-    def curve_metric(self) -> str:
-        """The metric measured during training that corresponds to the final one: "val/..." for "val_full/..."."""
-        return self.metric.replace("val_full/", "val/") if self.metric.startswith("val_full/") else CURVE
-
-    @property
-    def unit(self) -> str:
-        return {"loss_nats": "nats per token", "bits_per_byte": "bits per byte"}.get(
-            self.metric.split("/")[-1], self.metric
-        )
 
 
 def compare(plan: PlanRecord, runs: list[Run], exclude: Sequence[tuple[str, str]], effect: float | None) -> Comparison:
@@ -117,114 +36,93 @@ def compare(plan: PlanRecord, runs: list[Run], exclude: Sequence[tuple[str, str]
     kept = [run for run in runs if run.path not in excluded_paths]
     judged = [run for run in kept if run.purpose == "judged"]
     selection = [run for run in kept if run.purpose == "selection"]
-    departures = list(plan.departures)
-    if plan.declared and effect is not None and effect != plan.effect:
-        departures.append(f"effect: declared {plan.effect:g}, judged at {effect:g}")
-    metric, effect, notes = _choose_metric(plan, judged, plan.effect if effect is None else effect)
-    notes = [*departures, *notes]
-    if not plan.declared:
-        notes.append(f"no plan: nothing was declared before these runs; the smallest effect of interest is {effect:g}")
 
+    metric, smallest_effect, notes = _metric_and_effect(plan, judged, effect)
     arms = {name: _arm_result(name, [run for run in judged if run.arm == name], metric) for name in plan.arms}
-    baseline = arms[plan.baseline]
-    paired, values, baseline_values = {}, {}, {}
-    for name, arm in arms.items():
-        if name == plan.baseline:
-            continue
-        pairs, explanation = _pairing(arm, baseline, metric)
-        arm = arms[name] = replace(arm, configuration=_config_differences(arm, baseline))
-        if arm.values and baseline.values:
-            arm = arms[name] = replace(arm, pairing=explanation)
-        if not arm.pairing:
-            arms[name] = replace(arm, verdict=Verdict("inconclusive", _reason_no_values(arm, baseline)))
-        elif _is_identical_to_baseline(plan, judged, arm, baseline):
-            explanation = "Every run is the baseline's at the same seed, to the last digit: there is nothing to judge."
-            arms[name] = replace(arm, verdict=Verdict(IDENTICAL, explanation))
-        else:
-            paired[name] = bool(pairs)
-            values[name] = [a for a, _ in pairs] or [value for _, value in arm.values]
-            baseline_values[name] = [b for _, b in pairs] or [value for _, value in baseline.values]
-    noise, df = statistics.noise_floor([[v for _, v in arm.values] for arm in arms.values() if arm.values])
-    for name, (difference, p_holm, p_equivalence, verdict) in statistics.judge(
-        values, baseline_values, paired, effect, plan.alpha
-    ).items():
-        sd, n = (difference.sd if difference.paired else noise), min(difference.n_arm, difference.n_base)
-        strictest = plan.alpha / len(values)  # Holm's first step; "needs n" uses it as well
-        smallest_detectable = statistics.detectable(sd, n, difference.paired, strictest) if n > 1 and sd else None
-        arms[name] = replace(
-            arms[name],
-            difference=difference,
-            p_holm=p_holm,
-            p_equivalence=p_equivalence,
-            verdict=verdict,
-            detectable=smallest_detectable,
-        )
-    for name, arm in arms.items():
-        if arm.verdict and arm.difference and (caveat := _reason_divergence_voids(arm, baseline)):
-            arms[name] = replace(arm, verdict=Verdict("inconclusive", caveat))
+    noise, noise_df = statistics.noise_floor([[v for _, v in arm.values] for arm in arms.values() if arm.values])
+    judgements = _judgements(plan, judged, arms, metric, smallest_effect, noise)
     tuned = {name: rates.tune(plan, name, judged, selection, metric) for name in arms}
-    curve = metric.replace("val_full/", "val/") if metric.startswith("val_full/") else CURVE
-    target = _mean_curve(baseline, curve)[1][-1:]
-    for name, arm in arms.items():
-        time_to_target = _time_to_target(arm, curve, float(target[0])) if len(target) and arm.values else None
-        arms[name] = replace(arm, time_to_target=time_to_target, tuned=tuned[name])
-        if arm.conditional:
-            consequence = (
-                f"its mean is conditional on the {len(arm.values)} that finished" if arm.values else "it has no mean"
-            )
-            notes.append(f"{name}: {arm.losses}; {consequence}")
-    started = [run for run in kept if run.facts]
-    if started and not any(run.facts.get("commit") for run in started):
-        notes.append("code: not known: no run has a commit")
-    unsealed = [run.name for run in started if not run.is_sealed]
-    if unsealed:
-        notes.append(f"damage to the files of {guards.list_names(unsealed)} can't be noticed: they carry no seals")
-    if any(len(arm.values) == 1 for arm in arms.values()):
-        notes.append("one seed shows a difference, never a verdict: run at least 3")
+    targets = _times_to_target(arms, plan.baseline, metric)
+    results = [
+        replace(
+            arm,
+            judgement=judgements.get(name),
+            time_to_target=targets.get(name),
+            tuned=tuned[name],
+            configuration=_config_differences(arm, arms[plan.baseline]) if name != plan.baseline else (),
+        )
+        for name, arm in arms.items()
+    ]
+
     banners = guards.check(plan, judged, selection)
-    banners += rates.check({name: tuned_rate for name, tuned_rate in tuned.items() if tuned_rate})
-    has_noise_estimate = df > 0
+    banners += rates.check({name: rate for name, rate in tuned.items() if rate})
     return Comparison(
-        plan,
-        metric,
-        effect,
-        plan.alpha,
-        tuple(arms.values()),
-        tuple(selection),
-        tuple(excluded),
-        tuple(banners),
-        tuple(notes),
-        noise if has_noise_estimate else None,
-        df,
+        plan=plan,
+        metric=metric,
+        effect=smallest_effect,
+        alpha=plan.alpha,
+        arms=tuple(results),
+        selection=tuple(selection),
+        excluded=tuple(excluded),
+        banners=tuple(banners),
+        notes=(*notes, *_notes(results, kept)),
+        noise=noise if noise_df > 0 else None,
+        noise_df=noise_df,
     )
 
 
 def _run_named(runs: list[Run], name: str) -> Run:
     matches = [run for run in runs if run.name == name or run.path == Path(name)]
     if len(matches) != 1:
-        known = guards.list_names(run.name for run in runs)
-        raise ValueError(
-            f"--exclude {name}: {'there is no such run' if not matches else 'several runs are called that'}; "
-            f"the runs are {known}"
-        )
+        problem = "several runs have this name" if matches else "run not found"
+        raise ValueError(f"--exclude {name}: {problem}; the runs are {list_names(run.name for run in runs)}")
     return matches[0]
 
 
-def _choose_metric(plan: PlanRecord, runs: list[Run], effect: float) -> tuple[str, float, list[str]]:
-    """Choose the metric: the plan's, or bits per byte if tokenizers differ, since nats of different tokens can't be
-    compared. Returns (metric, effect in its unit, notes)."""
-    tokenizers = {run.facts.get("tokenizer") for run in runs if run.facts}
-    if plan.metric != METRIC or len(tokenizers) < 2:
-        return plan.metric, effect, []
-    nats_and_bits = [(run.value(METRIC), run.value(BITS)) for run in runs if run.arm == plan.baseline]
-    scale = next((bits / nats for nats, bits in nats_and_bits if nats and bits), 1.0)
-    reason = f"tokenizers differ, so the metric is {BITS} in place of {METRIC}"
-    return BITS, effect * scale, [f"{reason}, and the effect of {effect:g} nats is {effect * scale:.4g} of its bits"]
+def _metric_and_effect(plan: PlanRecord, judged: list[Run], effect: float | None) -> tuple[str, float, list[str]]:
+    """The metric, the smallest effect of interest in its unit, and notes on what differs from the plan. If tokenizers
+    differ, the metric is bits per byte, since nats of different tokens can't be compared."""
+    notes = list(plan.departures)
+    if plan.declared and effect is not None and effect != plan.effect:
+        notes.append(f"effect: declared {plan.effect:g}, judged at {effect:g}")
+    metric, smallest_effect = plan.metric, plan.effect if effect is None else effect
+    if metric == METRIC and len({run.facts.get("tokenizer") for run in judged if run.facts}) > 1:
+        nats_and_bits = [(run.value(METRIC), run.value(BITS)) for run in judged if run.arm == plan.baseline]
+        scale = next((bits / nats for nats, bits in nats_and_bits if nats and bits), 1.0)
+        metric, nats, smallest_effect = BITS, smallest_effect, smallest_effect * scale
+        notes.append(
+            f"tokenizers differ, so the metric is {BITS} instead of {METRIC}; the smallest effect of {nats:g} "
+            f"{unit(METRIC)} corresponds to {smallest_effect:.4g} {unit(BITS)}"
+        )
+    if not plan.declared:
+        notes.append(
+            f"no plan: nothing was declared before these runs; the smallest effect of interest is {smallest_effect:g}"
+        )
+    return metric, smallest_effect, notes
+
+
+def _notes(arms: Sequence[ArmResult], runs: Sequence[Run]) -> list[str]:
+    """Notes on what limits the comparison: lost runs, unknown code, files without checksums, a single seed."""
+    notes = []
+    for arm in arms:
+        if arm.conditional:
+            finished = f"its mean covers only the {len(arm.values)} that finished" if arm.values else "it has no mean"
+            notes.append(f"{arm.name}: {arm.losses}; {finished}")
+    started = [run for run in runs if run.facts]
+    if started and not any(run.facts.get("commit") for run in started):
+        notes.append("code unknown: no run has a commit")
+    unsealed = [run.name for run in started if not run.is_sealed]
+    if unsealed:
+        notes.append(f"the files of {list_names(unsealed)} have no checksums, so damage can't be detected")
+    if any(len(arm.values) == 1 for arm in arms):
+        notes.append("one seed shows a difference but can't give a verdict: run at least 3 seeds")
+    return notes
 
 
 def _arm_result(name: str, runs: list[Run], metric: str) -> ArmResult:
+    """The arm's runs and values; its other results are added later."""
     runs = sorted(runs, key=lambda run: (run.seed, run.name))
-    values = tuple((run.seed, run.value(metric)) for run in runs if run.value(metric) is not None)
+    values = tuple((run.seed, value) for run in runs if (value := run.value(metric)) is not None)
     diverged = sum(run.outcome(metric) == "diverged" for run in runs)
     interval = (0.0, 1.0)
     if runs:
@@ -233,12 +131,50 @@ def _arm_result(name: str, runs: list[Run], metric: str) -> ArmResult:
     return ArmResult(name, tuple(runs), values, diverged, len(runs) - diverged - len(values), interval)
 
 
+def _judgements(
+    plan: PlanRecord, judged: list[Run], arms: dict[str, ArmResult], metric: str, effect: float, noise: float
+) -> dict[str, Judgement]:
+    """The judgement of each arm but the baseline. Arms with something to test are judged together, since Holm's method
+    needs all of their p-values."""
+    baseline = arms[plan.baseline]
+    judgements: dict[str, Judgement] = {}
+    paired: dict[str, bool] = {}
+    pairings: dict[str, str] = {}
+    values: dict[str, list[float]] = {}
+    baseline_values: dict[str, list[float]] = {}
+    for name, arm in arms.items():
+        if name == plan.baseline:
+            continue
+        if not (arm.values and baseline.values):
+            judgements[name] = Judgement(Verdict("inconclusive", _reason_no_values(arm, baseline)), pairing="")
+            continue
+        pairs, pairings[name] = _pairing(arm, baseline, metric)
+        if _is_identical_to_baseline(plan, judged, arm, baseline):
+            why = "Every run is identical to the baseline's run of the same seed, so there is nothing to judge."
+            judgements[name] = Judgement(Verdict(IDENTICAL, why), pairings[name])
+            continue
+        paired[name] = bool(pairs)
+        values[name] = [a for a, _ in pairs] or [value for _, value in arm.values]
+        baseline_values[name] = [b for _, b in pairs] or [value for _, value in baseline.values]
+
+    judged_arms = statistics.judge(values, baseline_values, paired, effect, plan.alpha)
+    for name, (difference, p_holm, p_equivalence, verdict) in judged_arms.items():
+        sd, n = (difference.sd if difference.paired else noise), min(difference.n_arm, difference.n_base)
+        strictest = plan.alpha / len(values)  # Holm's first step; "needs n" uses it as well
+        detectable = statistics.detectable(sd, n, difference.paired, strictest) if n > 1 and sd else None
+        if why := _reason_divergence_voids(verdict, arms[name], baseline):
+            verdict = Verdict("inconclusive", why)
+        evidence = Evidence(difference, p_holm, p_equivalence, detectable)
+        judgements[name] = Judgement(verdict, pairings[name], evidence)
+    return judgements
+
+
 def _pairing(arm: ArmResult, baseline: ArmResult, metric: str) -> tuple[list[tuple[float, float]], str]:
     """Pair the values of both arms by seed. Returns (pairs, reason); no pairs if the runs were not set up alike. Only
     the set-up decides, never the values."""
 
-    def data_order(run: Run) -> tuple:
-        sizes = [guards.show(run.config.get(f"Experiment.{name}")) for name in ("batch_size", "seq_len")]
+    def data_order(run: Run) -> tuple[object, ...]:
+        sizes = [show(run.config.get(f"Experiment.{name}")) for name in ("batch_size", "seq_len")]
         return (run.facts.get("data"), *sizes)
 
     runs = [run for run in (*arm.runs, *baseline.runs) if run.value(metric) is not None]
@@ -246,18 +182,18 @@ def _pairing(arm: ArmResult, baseline: ArmResult, metric: str) -> tuple[list[tup
     ours, theirs = dict(arm.values), dict(baseline.values)
     common = sorted(ours.keys() & theirs.keys())
     if len(ours) < len(arm.values) or len(theirs) < len(baseline.values):
-        return [], "not paired (Welch): a seed was run twice"
+        return [], "not paired (Welch's t test): a seed was run twice"
     if len({data_order(run) for run in runs}) > 1:
-        return [], "not paired (Welch): the batch order differs"
+        return [], "not paired (Welch's t test): the batch order differs"
     if len(commits) > 1:
         differing = " and ".join(sorted(map(short, commits)))
-        return [], f"not paired (Welch): the code differs ({differing}), so the initial values may too"
+        return [], f"not paired (Welch's t test): the code differs ({differing}), so initial values may differ too"
     if differing := _initial_difference(arm, baseline, common):
-        return [], f"not paired (Welch): initial values differ ({differing})"
+        return [], f"not paired (Welch's t test): initial values differ ({differing})"
     same_seeds_planned = {run.seed for run in arm.runs} == {run.seed for run in baseline.runs}
     if not common or (len(common) < min(len(ours), len(theirs)) and not same_seeds_planned):
-        return [], "not paired (Welch): the seeds are not the same"
-    return [(ours[seed], theirs[seed]) for seed in common], "paired by seed: same batch order, same code"
+        return [], "not paired (Welch's t test): the seeds differ"
+    return [(ours[seed], theirs[seed]) for seed in common], "paired by seed: the batch order and the code are the same"
 
 
 def _initial_difference(arm: ArmResult, baseline: ArmResult, seeds: Sequence[int]) -> str:
@@ -277,16 +213,17 @@ def _initial_difference(arm: ArmResult, baseline: ArmResult, seeds: Sequence[int
     return ""
 
 
-def _reason_divergence_voids(arm: ArmResult, baseline: ArmResult) -> str:
+def _reason_divergence_voids(verdict: Verdict, arm: ArmResult, baseline: ArmResult) -> str:
     """Why diverged runs make the verdict void: the values of the favoured arm may be only its better runs. "" if the
     verdict stands."""
-    favoured = {"better": arm, "worse": baseline, "equivalent": arm if arm.diverged else baseline}.get(arm.verdict.word)
+    favoured = {"better": arm, "worse": baseline, "equivalent": arm if arm.diverged else baseline}.get(verdict.word)
     if favoured is None or not favoured.diverged:
         return ""
     low, high = favoured.diverged_interval
     return (
         f"{favoured.diverged} of {len(favoured.runs)} runs of {favoured.name} diverged (exact 95 % interval {low:.0%} "
-        f"to {high:.0%}), and those that finished may be the better ones: on them alone it would be {arm.verdict.word}."
+        f"to {high:.0%}). The runs that finished may be its better ones, so they alone decide nothing; judged on them, "
+        f"{arm.name} would be {verdict.word}."
     )
 
 
@@ -298,7 +235,7 @@ def _is_identical_to_baseline(plan: PlanRecord, judged: list[Run], arm: ArmResul
 
 def _reason_no_values(arm: ArmResult, baseline: ArmResult) -> str:
     empty = arm if not arm.values else baseline
-    return f"No run of {empty.name} finished: {empty.losses or 'there are none'}."
+    return f"No run of {empty.name} finished: {empty.losses or 'it has no runs'}."
 
 
 def _config_differences(arm: ArmResult, baseline: ArmResult) -> tuple[str, ...]:
@@ -308,7 +245,7 @@ def _config_differences(arm: ArmResult, baseline: ArmResult) -> tuple[str, ...]:
         return ()
     slots = guards.independent(theirs[0], ours[0])
     own_parts = {key.rpartition(".")[0] for key in ours[0]} - {key.rpartition(".")[0] for key in theirs[0]}
-    knobs = [f"{key} = {guards.show(value)}" for key, value in ours[0].items() if key.rpartition(".")[0] in own_parts]
+    knobs = [f"{key} = {show(value)}" for key, value in ours[0].items() if key.rpartition(".")[0] in own_parts]
     return (*slots.values(), *knobs)
 
 
@@ -318,6 +255,16 @@ def _mean_curve(arm: ArmResult, metric: str) -> tuple[np.ndarray, np.ndarray]:
     curves = [dict(zip(*run.curve(metric), strict=True)) for run in arm.runs if run.seed in finished]
     steps = sorted(set.intersection(*map(set, curves))) if curves else []
     return np.array(steps), np.array([np.mean([curve[step] for curve in curves]) for step in steps])
+
+
+def _times_to_target(arms: dict[str, ArmResult], baseline: str, metric: str) -> dict[str, TimeToTarget]:
+    """What each arm with values needs to reach the baseline's last validation loss; {} if the baseline has none."""
+    curve = curve_metric(metric)
+    _, baseline_losses = _mean_curve(arms[baseline], curve)
+    if not len(baseline_losses):
+        return {}
+    target = float(baseline_losses[-1])
+    return {name: _time_to_target(arm, curve, target) for name, arm in arms.items() if arm.values}
 
 
 def _time_to_target(arm: ArmResult, metric: str, target: float) -> TimeToTarget:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from toolkit.comparison.assemble import Comparison
 from toolkit.comparison.guards import independent
+from toolkit.comparison.results import Comparison
 from toolkit.output.escape import line, markdown
 
 
@@ -17,17 +17,18 @@ def write(comparison: Comparison, folder: Path) -> None:
     runs = [*(run for arm in comparison.arms for run in arm.runs if run.facts), *comparison.selection]
     base = next((run.config for run in runs if run.arm == comparison.plan.baseline), {})
     keys = {key for run in runs for key in independent(base, run.config)}
-    verdicts = {arm.name: arm.verdict.word if arm.verdict else "baseline" for arm in comparison.arms}
+    verdicts = {arm.name: arm.judgement.verdict.word if arm.judgement else "baseline" for arm in comparison.arms}
     for run in runs:
         for old in (folder / run.name).glob("events.out.tfevents.*"):
             old.unlink()
         settings = {"arm": run.arm, "seed": run.seed, "purpose": run.purpose, "verdict of the arm": verdicts[run.arm]}
         settings |= {key: run.config.get(key, "absent") for key in sorted(keys)}
         settings = {line(key): _plain(value) for key, value in settings.items()}
-        # Not add_hparams: it would open another run, named after the time. The first of the three protos is left out,
-        # since it fixes the columns; without it, the columns are the union over all runs.
+        # Not add_hparams: it would open another run, named after the time. The first of the three protos is not
+        # written, since it would fix the columns; without it, the columns are the union over all runs.
         _, start, end = hparams(settings, {})
         writer = SummaryWriter(str(folder / run.name))
+        assert writer.file_writer is not None  # it is open until close()
         writer.file_writer.add_summary(start, 0)
         value = run.value(comparison.metric)
         if value is not None:

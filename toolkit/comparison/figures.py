@@ -1,52 +1,41 @@
-"""The figures of a comparison: PNG for papers, SVG for the HTML page. The colours are those of Okabe and Ito, which
-colour-blind readers can tell apart (the blue is lighter, for dark pages). Each arm also has a line style and a
-marker."""
+"""The figures of a comparison: PNG for papers, SVG for the HTML page."""
 
 from __future__ import annotations
 
-import io
 import logging
-import re
 from collections.abc import Callable
 
-import numpy as np
 from matplotlib import rc_context
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from toolkit.comparison.assemble import IDENTICAL, ArmResult, Comparison
-from toolkit.comparison.runs import Run
+from toolkit.comparison.drawing import (
+    GREY,
+    INK,
+    ROUND,
+    STYLE,
+    WORDS,
+    add_legend,
+    arm_handles,
+    arm_styles,
+    band,
+    curve_points,
+    draw_line,
+    new_figure,
+    render,
+    set_loss_limits,
+    show_exclusions,
+)
+from toolkit.comparison.results import ArmResult, Comparison
+from toolkit.comparison.statistics import Difference, Verdict
 from toolkit.output.escape import label, line, shorten
 from toolkit.store.factsfile import Facts
 
 log = logging.getLogger("toolkit")
-INK, GREY = "#333333", "#888888"  # the HTML page replaces INK by its text colour, which is light or dark
-ARMS = ("#2a86c8", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
-MARKERS = "osD^vP"
-WORDS = {"better": "#2a86c8", "worse": "#D55E00", "equivalent": "#009E73"}
-STYLE = {
-    "font.size": 10,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.titlesize": 10.5,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.frameon": False,
-    "text.parse_math": False,  # a $ in a name is no formula
-    "svg.fonttype": "path",
-    "svg.hashsalt": "compare",
-}
-WIDTH = 8.2  # inches
-ROUND = [1, 2, 2.5, 5, 10]  # allowed distances between ticks, times a power of ten
-MANY, FURTHEST = 10, 8  # with more than MANY arms, only the FURTHEST most different have colour and name
-BACKGROUND = {"color": "#bbbbbb", "linestyle": "-", "marker": "", "alpha": 0.8}  # the style of all other arms then
 BETTER = "left of zero is better"
 FAR = 4  # the forest plot cuts off an arm that is this many times as far from zero as the next one
 
@@ -60,101 +49,116 @@ def draw(comparison: Comparison) -> dict[str, tuple[str, bytes, str]]:
             try:
                 figure = make(comparison)
                 if figure is not None:
-                    _show_exclusions(figure, comparison)
+                    show_exclusions(figure, comparison)
                     text = caption.format(c=comparison, metric=comparison.curve_metric)
-                    pictures[name] = (text, *_render(figure))
+                    pictures[name] = (text, *render(figure))
             except Exception as error:  # matplotlib can raise anything
-                log.warning("%s is left out: %s: %s", name, type(error).__name__, shorten(line(error), 200))
+                log.warning("the figure %s failed: %s: %s", name, type(error).__name__, shorten(line(error), 200))
     return pictures
-
-
-def _show_exclusions(figure: Figure, comparison: Comparison) -> None:
-    if comparison.excluded:
-        listed = label("; ".join(f"{run.name}: {reason}" for run, reason in comparison.excluded), 300)
-        figure.suptitle(f"excluded by hand: {listed}", fontsize=8.5, x=0.01, ha="left", wrap=True)
 
 
 def forest(comparison: Comparison) -> Figure | None:
     """Forest plot: each arm's paired differences, mean difference and interval, with noise and smallest effect."""
-    rows = [arm for arm in comparison.arms if arm.difference is not None]
+    rows = [
+        (arm, arm.judgement.verdict, arm.judgement.evidence.difference)
+        for arm in comparison.arms
+        if arm.judgement and arm.judgement.evidence
+    ]
     if not rows:
         return None
-    figure = _figure(1.5 + 0.44 * len(rows))
+    figure = new_figure(1.5 + 0.44 * len(rows))
     axes = figure.add_subplot()
     if comparison.noise:
         axes.axvspan(-comparison.noise, comparison.noise, color=GREY, alpha=0.22, linewidth=0)
     for side in (-1, 1):
         axes.axvline(side * comparison.effect, color=INK, linewidth=1, linestyle=(0, (4, 3)), alpha=0.7)
     axes.axvline(0, color=INK, linewidth=1)
-    extents = [max(abs(e) for e in (d.low or d.mean, d.high or d.mean)) for d in (arm.difference for arm in rows)]
-    largest_shown = max(sorted(extents)[-2:][0] if len(rows) > 1 else extents[0], 1.5 * comparison.effect)
-    clipped_at = 1.3 * largest_shown if max(extents) > FAR * largest_shown else None
+    clipped_at = _clipped_at([difference for _, _, difference in rows], comparison.effect)
     if clipped_at is not None:
         axes.set_xlim(-clipped_at, clipped_at)
-    for y, arm in enumerate(rows):
-        difference, color = arm.difference, WORDS.get(arm.verdict.word, GREY)
+    for y, (arm, verdict, difference) in enumerate(rows):
+        color = WORDS.get(verdict.word, GREY)
         if clipped_at is not None and abs(difference.mean) > clipped_at:
-            side = 1 if difference.mean > 0 else -1
-            axes.plot([side * 0.97 * clipped_at], [y], ">" if side > 0 else "<", color=color, markersize=10)
-            axes.annotate(
-                "off the scale",
-                (side * 0.92 * clipped_at, y),
-                va="center",
-                ha="right" if side > 0 else "left",
-                fontsize=9,
-                color=color,
-            )
-        if difference.low is not None:
-            axes.plot([difference.low, difference.high], [y, y], color=color, linewidth=2.4, solid_capstyle="round")
-        axes.plot([difference.mean], [y], "o", color=color, markersize=7.5, zorder=3)
-        pairs = _paired_differences(arm, comparison.baseline) if difference.paired else []
-        axes.plot(pairs, [y + 0.27] * len(pairs), "|", color=color, markersize=6, alpha=0.8)
-        text = f"{difference.mean:+.4f}  {arm.verdict.word}" + (" *" if arm.conditional else "")
-        axes.annotate(text, (1.02, y), xycoords=("axes fraction", "data"), va="center", fontsize=9.5)
-    axes.set_yticks(range(len(rows)), [label(arm.name) for arm in rows])
+            _mark_outside(axes, y, 1 if difference.mean > 0 else -1, clipped_at, color)
+        _draw_row(axes, y, arm, verdict, difference, comparison.baseline, color)
+    axes.set_yticks(range(len(rows)), [label(arm.name) for arm, _, _ in rows])
     axes.set_ylim(len(rows) - 0.45, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(f"{label(comparison.metric)} minus that of {label(comparison.baseline.name)}   ({BETTER})")
     axes.xaxis.set_major_locator(MaxNLocator(7, steps=ROUND))
-    handles = [
+    handles: list[Artist] = [
         Line2D([], [], color=INK, marker="o", linewidth=2.4, label=f"mean, {1 - comparison.alpha:.0%} interval"),
         Line2D([], [], color=INK, marker="|", linestyle="", label="one seed"),
         Line2D([], [], color=INK, linestyle=(0, (4, 3)), label=f"smallest effect ±{comparison.effect:.3g}"),
     ]
     if comparison.noise:
-        handles.append(Patch(color=GREY, alpha=0.3, linewidth=0, label=f"seed noise ±{comparison.noise:.2g}"))
-    _legend(figure, handles)
+        handles.append(Patch(color=GREY, alpha=0.3, linewidth=0, label=f"noise between seeds ±{comparison.noise:.2g}"))
+    add_legend(figure, handles)
     return figure
+
+
+def _clipped_at(differences: list[Difference], effect: float) -> float | None:
+    """Where the forest plot is cut off on both sides, if one arm lies so far out that the others would shrink to dots.
+    None if all arms fit."""
+    extents = sorted(max(abs(end) for end in (d.low or d.mean, d.high or d.mean)) for d in differences)
+    largest_shown = max(extents[-2:][0], 1.5 * effect)
+    return 1.3 * largest_shown if extents[-1] > FAR * largest_shown else None
+
+
+def _mark_outside(axes: Axes, y: int, side: int, clipped_at: float, color: str) -> None:
+    """An arrow at the edge of the forest plot for an arm that lies outside. ``side``: -1 is left, 1 is right."""
+    axes.plot([side * 0.97 * clipped_at], [y], ">" if side > 0 else "<", color=color, markersize=10)
+    position, alignment = (side * 0.92 * clipped_at, y), "right" if side > 0 else "left"
+    axes.annotate("outside the plot", position, va="center", ha=alignment, fontsize=9, color=color)
+
+
+def _draw_row(
+    axes: Axes, y: int, arm: ArmResult, verdict: Verdict, difference: Difference, baseline: ArmResult, color: str
+) -> None:
+    """A row of the forest plot: an arm's interval, mean and single seeds, and its verdict in words."""
+    if difference.low is not None and difference.high is not None:
+        axes.plot([difference.low, difference.high], [y, y], color=color, linewidth=2.4, solid_capstyle="round")
+    axes.plot([difference.mean], [y], "o", color=color, markersize=7.5, zorder=3)
+    pairs = _paired_differences(arm, baseline) if difference.paired else []
+    axes.plot(pairs, [y + 0.27] * len(pairs), "|", color=color, markersize=6, alpha=0.8)
+    text = f"{difference.mean:+.4f}  {verdict.word}" + (" *" if arm.conditional else "")
+    axes.annotate(text, (1.02, y), xycoords=("axes fraction", "data"), va="center", fontsize=9.5)
+
+
+def _paired_differences(arm: ArmResult, base: ArmResult) -> list[float]:
+    theirs = dict(base.values)
+    return [value - theirs[seed] for seed, value in arm.values if seed in theirs]
 
 
 def curves(comparison: Comparison) -> Figure | None:
     """Left: loss; right: difference from the baseline. Lines are means over seeds, bands are their ranges."""
-    figure, drawn = _figure(4.0), False
+    figure = new_figure(4.0)
     left, right = figure.subplots(1, 2)
-    base = {run.seed: _points(run, comparison.curve_metric) for run in comparison.baseline.runs}
-    loss_bands, difference_bands, last_step = [], [], 0.0
-    for arm, style in _arm_styles(comparison):
-        points = [(run.seed, _points(run, comparison.curve_metric)) for run in arm.runs]
-        steps, mean, low, high = _band([curve for _, curve in points])
-        if not len(steps):
+    base = {run.seed: curve_points(run, comparison.curve_metric) for run in comparison.baseline.runs}
+    loss_bands, difference_bands = [], []
+    for arm, style in arm_styles(comparison):
+        points = [(run.seed, curve_points(run, comparison.curve_metric)) for run in arm.runs]
+        loss = band([curve for _, curve in points])
+        if not len(loss.steps):
             continue
-        drawn, last_step = True, max(last_step, steps[-1])
-        _draw_line(left, steps, mean, low, high, style)
-        loss_bands.append((steps, low, high))
-        pairs = [
-            {step: value - base[seed][step] for step, value in curve.items() if step in base[seed]}
-            for seed, curve in points
-            if seed in base
-        ]
-        steps, mean, low, high = _band(pairs)
-        if arm is not comparison.baseline and len(steps):
-            _draw_line(right, steps, mean, low, high, style)
-            difference_bands.append((steps, low, high))
-    if not drawn:
+        draw_line(left, *loss, style)
+        loss_bands.append(loss)
+        difference = band(
+            [
+                {step: value - base[seed][step] for step, value in curve.items() if step in base[seed]}
+                for seed, curve in points
+                if seed in base
+            ]
+        )
+        if arm is not comparison.baseline and len(difference.steps):
+            draw_line(right, *difference, style)
+            difference_bands.append(difference)
+    if not loss_bands:
         return None
+    last_step = max(float(loss.steps[-1]) for loss in loss_bands)
     left.set(title=f"{label(comparison.curve_metric)}, mean and range over seeds", ylabel=label(comparison.unit))
-    right.set(title=f"minus {label(comparison.baseline.name, 24)} at the same seed")
+    right.set(title=f"difference from {label(comparison.baseline.name, 20)} at the same seed")
     right.axhline(0, color=INK, linewidth=1)
     if not difference_bands:
         right.text(0.5, 0.5, "no seeds in common", transform=right.transAxes, ha="center", va="bottom")
@@ -165,26 +169,26 @@ def curves(comparison: Comparison) -> Figure | None:
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_xlim(0, last_step)
         axes.yaxis.set_major_locator(MaxNLocator(6, steps=ROUND))
-        _set_loss_limits(axes, bands, last_step)
-    _legend(figure, _handles(comparison))
+        set_loss_limits(axes, bands, last_step)
+    add_legend(figure, arm_handles(comparison))
     return figure
 
 
 def flops(comparison: Comparison) -> Figure | None:
     """Validation loss against training FLOPs, on logarithmic axes."""
-    figure, drawn = _figure(3.8), []
+    figure, is_empty = new_figure(3.8), True
     axes = figure.add_subplot()
-    for arm, style in _arm_styles(comparison):
+    for arm, style in arm_styles(comparison):
         facts = next((run.facts for run in arm.runs if run.facts.get("flops_per_token")), Facts())
         flops_per_token = facts.get("flops_per_token")
-        steps, mean, low, high = _band([_points(run, comparison.curve_metric) for run in arm.runs])
+        steps, mean, low, high = band([curve_points(run, comparison.curve_metric) for run in arm.runs])
         later = steps > 0
         if not flops_per_token or not later.any():
             continue
         spent = steps[later] * facts["tokens"] / max(1, facts["steps"]) * flops_per_token
-        _draw_line(axes, spent, mean[later], low[later], high[later], style)
-        drawn.append((spent, low[later], high[later]))
-    if not drawn:
+        draw_line(axes, spent, mean[later], low[later], high[later], style)
+        is_empty = False
+    if is_empty:
         return None
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -196,7 +200,7 @@ def flops(comparison: Comparison) -> Figure | None:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set(xlabel="training FLOPs", ylabel=label(comparison.unit), title=label(comparison.curve_metric))
     axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
-    _legend(figure, _handles(comparison))
+    add_legend(figure, arm_handles(comparison))
     return figure
 
 
@@ -204,17 +208,18 @@ def rates(comparison: Comparison) -> Figure | None:
     """Loss against learning rate on the selection seeds. A ring marks the chosen rate, a cross unfinished runs."""
     if not any(arm.tuned for arm in comparison.arms):
         return None
-    figure = _figure(3.8)
+    figure = new_figure(3.8)
     axes = figure.add_subplot()
-    for arm, style in _arm_styles(comparison):
+    for arm, style in arm_styles(comparison):
         if arm.tuned is None:
             continue
-        shown = [point for point in arm.tuned.points if point.mean is not None]
-        axes.plot([p.lr for p in shown], [p.mean for p in shown], markersize=5.5, linewidth=1.6, **style)
-        for point in shown:
+        means = {point.lr: point.mean for point in arm.tuned.points if point.mean is not None}
+        axes.plot(list(means), list(means.values()), markersize=5.5, linewidth=1.6, **style)
+        for point in arm.tuned.points:
             axes.plot([point.lr] * len(point.values), point.values, ".", color=style["color"], alpha=0.45, markersize=5)
-            if point.lr == arm.tuned.best:
-                axes.plot(point.lr, point.mean, "o", markersize=13, markerfacecolor="none", color=style["color"])
+        if arm.tuned.best is not None:
+            best = arm.tuned.best
+            axes.plot([best], [means[best]], "o", markersize=13, markerfacecolor="none", color=style["color"])
         unfinished = [point.lr for point in arm.tuned.points if len(point.values) < point.runs]
         axes.plot(
             unfinished,
@@ -233,135 +238,35 @@ def rates(comparison: Comparison) -> Figure | None:
     axes.set_title(f"{label(comparison.metric)} on the selection seeds")
     axes.margins(y=0.12)
     axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
-    handles = _handles(comparison)
+    handles = arm_handles(comparison)
     handles.append(
         Line2D([], [], color=INK, marker="o", markersize=11, markerfacecolor="none", linestyle="", label="chosen")
     )
     handles.append(Line2D([], [], color=INK, marker="x", linestyle="", label="a run did not finish"))
-    _legend(figure, handles)
+    add_legend(figure, handles)
     return figure
 
 
 _PICTURES: tuple[tuple[str, str, Callable[[Comparison], Figure | None]], ...] = (
     (
         "forest",
-        "Difference of {c.metric} from {c.baseline.name}: mean over seeds with its interval, in the colour of its "
-        "verdict. Ticks are single seeds, the grey band is the noise between seeds, and between the dashed lines a "
-        "difference is too small to matter.",
+        "{c.metric}: each arm's difference from {c.baseline.name}. Dots are means over seeds with their intervals, in "
+        "the colour of the verdict. Ticks are single seeds. The grey band is the noise between seeds (one standard "
+        "deviation). Between the dashed lines, a difference is too small to matter. An asterisk marks an arm "
+        "with runs that did not finish.",
         forest,
     ),
     (
         "curves",
-        "{metric} along the training, and its difference from {c.baseline.name} at the same seed: mean and range "
-        "over seeds. What decides is the end.",
+        "{metric} during training, and its difference from {c.baseline.name} at the same seed: mean and range over "
+        "seeds. The verdict uses only the value at the end.",
         curves,
     ),
-    ("flops", "{metric} against training FLOPs: an arm that costs more per token lies further to the right.", flops),
+    ("flops", "{metric} against training FLOPs. An arm that costs more per token lies further to the right.", flops),
     (
         "lr",
-        "{c.metric} against the learning rate, on seeds that are not judged. The ringed rate was chosen for each arm.",
+        "{c.metric} against the learning rate, on the selection seeds, which are not judged. A ring marks the rate "
+        "that was chosen for the arm.",
         rates,
     ),
 )
-
-
-def _figure(height: float) -> Figure:
-    return Figure(figsize=(WIDTH, height), layout="constrained")
-
-
-def _render(figure: Figure) -> tuple[bytes, str]:
-    png, svg = io.BytesIO(), io.StringIO()
-    figure.savefig(png, format="png", dpi=200, facecolor="white")
-    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-    text = svg.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL)
-    return png.getvalue(), text.replace(INK, "currentColor")
-
-
-def _arm_styles(comparison: Comparison) -> list[tuple[ArmResult, dict]]:
-    """(arm, line style) in drawing order. The baseline is drawn in INK. With more than MANY arms, all but the FURTHEST
-    are drawn first, in the BACKGROUND style."""
-    base, *others = comparison.arms
-    shown = others if len(others) <= MANY else sorted(others, key=_distance, reverse=True)[:FURTHEST]
-    styles = {base.name: {"color": INK, "linestyle": "-", "marker": "o"}}
-    for i, arm in enumerate(arm for arm in others if arm in shown):
-        marker = MARKERS[(i + 1) % len(MARKERS)]
-        styles[arm.name] = {"color": ARMS[i % len(ARMS)], "linestyle": DASHES[i % 4], "marker": marker}
-    background = [arm for arm in others if arm not in shown]
-    return [(arm, BACKGROUND) for arm in background] + [
-        (arm, styles[arm.name]) for arm in comparison.arms if arm.name in styles
-    ]
-
-
-def _distance(arm: ArmResult) -> float:
-    return abs(arm.difference.mean) if arm.difference else -1.0
-
-
-def _handles(comparison: Comparison) -> list:
-    styles = _arm_styles(comparison)
-    handles = [
-        Line2D([], [], linewidth=1.8, markersize=4, label=_legend_label(arm, comparison), **style)
-        for arm, style in styles
-        if style is not BACKGROUND
-    ]
-    if background_count := sum(style is BACKGROUND for _, style in styles):
-        handles.append(
-            Line2D([], [], linewidth=1.8, label=f"{background_count} arms nearer to the baseline", **BACKGROUND)
-        )
-    return handles
-
-
-def _legend_label(arm: ArmResult, comparison: Comparison) -> str:
-    if arm is comparison.baseline:
-        return f"{label(arm.name)} (baseline)"
-    return f"{label(arm.name)} ({IDENTICAL})" if arm.verdict and arm.verdict.word == IDENTICAL else label(arm.name)
-
-
-def _legend(figure: Figure, handles: list) -> None:
-    """Add a legend below the axes, in as many columns as fit. Each row after the first makes the figure taller."""
-    lengths = [len(handle.get_label()) + 9 for handle in handles]
-    for columns in range(len(handles), 0, -1):
-        rows = -(-len(handles) // columns)
-        if sum(max(lengths[i : i + rows]) for i in range(0, len(handles), rows)) <= 13 * WIDTH:
-            break
-    figure.set_figheight(figure.get_figheight() + 0.2 * (rows - 1))
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=-(-len(handles) // rows), fontsize=9.5, handlelength=2.6
-    )
-
-
-def _draw_line(axes, x, mean, low, high, style) -> None:
-    marker = {"markersize": 3.6} if len(x) <= 25 else {"marker": ""}
-    axes.plot(x, mean, linewidth=0.9 if style is BACKGROUND else 1.7, **(style | marker))
-    if style is not BACKGROUND:
-        axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
-
-
-def _points(run: Run, metric: str) -> dict[float, float]:
-    return dict(zip(*run.curve(metric), strict=True))
-
-
-def _band(curves: list[dict[float, float]]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(steps, mean, lowest, highest) of {step: value} curves. Each step uses the curves that reach it: a run that
-    diverged ends early."""
-    steps = sorted(set().union(*curves)) if curves else []
-    values = [[curve[step] for curve in curves if step in curve] for step in steps]
-    return tuple(np.array(x) for x in (steps, *([of(v) for v in values] for of in (np.mean, min, max))))
-
-
-def _paired_differences(arm: ArmResult, base: ArmResult) -> list[float]:
-    theirs = dict(base.values)
-    return [value - theirs[seed] for seed, value in arm.values if seed in theirs]
-
-
-def _set_loss_limits(axes, bands, last_step: float) -> None:
-    """Set the y limits from the last four fifths of the run. The loss first falls from ln(vocabulary size), which would
-    flatten the rest."""
-    later = [(low[steps >= 0.2 * last_step], high[steps >= 0.2 * last_step]) for steps, low, high in bands]
-    low, high = (
-        (np.concatenate(side) if later else np.array([]) for side in zip(*later, strict=True)) if later else ([], [])
-    )
-    if len(low):
-        high = np.quantile(high, 0.98)
-        space = 0.08 * (high - min(low)) or 0.01
-        axes.set_ylim(min(low) - space, high + space)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from toolkit.comparison import alike, text
+from toolkit.comparison.record import Record
 from toolkit.output.escape import Markdown, code_block
 from toolkit.output.escape import markdown as md
 
 
-def report(record: dict, pictures: dict[str, str]) -> str:
+def report(record: Record, pictures: dict[str, str]) -> str:
     """The content of report.md. ``pictures`` are {file name: caption}."""
-    out = [md("# {}", record["name"]), ""]
+    out: list[str] = [md("# {}", record["name"]), ""]
     if record["question"]:
         out += [md("**{}**", record["question"]), ""]
     out += [md("{}", record["headline"]), ""]
     out += [md("**{}**\n", one) for one in text.exclusions(record)]
-    out += [*_verdicts(record), "", md("{}", text.legend(record)), ""]
+    out += _verdicts(record)
+    out += ["", md("{}", text.legend(record)), ""]
     out += [md("- **{}**: {}", arm["arm"], text.explanation(arm)) for arm in record["arms"][1:]]
-    out += ["", "## Guards", "", *(_banners(record) or ["None fired."])]
+    out += ["", "## Guards", "", *(_banners(record) or [md("No guard fired.")])]
     if record["notes"]:
         out += ["", "## Notes", "", *_notes(record)]
     for file, caption in pictures.items():
@@ -28,11 +30,18 @@ def report(record: dict, pictures: dict[str, str]) -> str:
     out += ["", "## What differs from the baseline", ""]
     out += [md("- **{}**: {}", arm["arm"], "; ".join(arm["configuration"]) or "nothing") for arm in record["arms"][1:]]
     out += ["", "## What the numbers mean", "", *(md("- **{}**: {}", *meaning) for meaning in text.meanings(record))]
-    out += ["", "## How to repeat it", "", code_block(text.commands(record)), "", md("{}", text.environment(record))]
+    out += [
+        "",
+        "## How to repeat this comparison",
+        "",
+        code_block(text.commands(record)),
+        "",
+        md("{}", text.environment(record)),
+    ]
     return "\n".join(out) + "\n"
 
 
-def _verdicts(record: dict) -> list[Markdown]:
+def _verdicts(record: Record) -> list[Markdown]:
     level = f"{1 - record['alpha']:.0%} interval"
     head = ["verdict", "arm", "n", "mean ± sd", "difference", level, "p (Holm)", "steps to the baseline's loss"]
     rows = []
@@ -43,14 +52,14 @@ def _verdicts(record: dict) -> list[Markdown]:
     return _table(head, rows)
 
 
-def _banners(record: dict) -> list[Markdown]:
+def _banners(record: Record) -> list[Markdown]:
     out = []
     for group in alike.banners(record):
         out += [md("- **{}**: {}", group.guard, group.texts[0]), *_others(group)]
     return out
 
 
-def _notes(record: dict) -> list[Markdown]:
+def _notes(record: Record) -> list[Markdown]:
     out = []
     for group in alike.notes(record):
         out += [md("- {}", group.texts[0]), *_others(group)]
@@ -61,19 +70,21 @@ def _others(group: alike.TextGroup) -> list[Markdown]:
     return [md("  - {} (each in compare.html)", group.others)] if group.others else []
 
 
-def _seeds(record: dict) -> list[Markdown]:
+def _seeds(record: Record) -> list[Markdown]:
     head, rows = text.by_seed(record)
     return _table(head, [[cell for cell, _ in row] for row in rows])
 
 
-def _runs(record: dict) -> list[Markdown]:
-    keys = ("run", "arm", "seed", "outcome")
-    rows = [[*(run[key] for key in keys), text.number(run["value"]), run["reason"]] for run in record["runs"]]
+def _runs(record: Record) -> list[Markdown]:
+    rows = [
+        [run["run"], run["arm"], run["seed"], run["outcome"], text.number(run["value"]), run["reason"]]
+        for run in record["runs"]
+    ]
     rows += [[one["run"], one["arm"], "", "excluded by hand", "", one["reason"]] for one in record["excluded"]]
-    return _table([*keys, record["metric"], "reason"], rows)
+    return _table(["run", "arm", "seed", "outcome", record["metric"], "reason"], rows)
 
 
-def _rates(record: dict) -> list[Markdown]:
+def _rates(record: Record) -> list[Markdown]:
     head, rows = text.rates(record)
     return _table(head, [[md("**{}**" if chosen else "{}", cell) for cell, chosen in row] for row in rows])
 

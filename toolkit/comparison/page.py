@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 
 from toolkit.comparison import alike, text
+from toolkit.comparison.record import ArmRecord, Record
 from toolkit.output.escape import Html, html, join_html
 
 WORDS = ("better", "worse", "equivalent", "inconclusive")  # verdicts that have a colour
@@ -50,7 +51,7 @@ code { font-size: .9em; overflow-wrap: anywhere; }
 """)
 
 
-def page(record: dict, pictures: dict[str, tuple[str, str]]) -> Html:
+def page(record: Record, pictures: dict[str, tuple[str, str]]) -> Html:
     """The whole HTML page. ``pictures`` are {name: (caption, SVG)}."""
     body = [
         html("<h1>{}</h1>", record["question"] or record["name"]),
@@ -62,20 +63,20 @@ def page(record: dict, pictures: dict[str, tuple[str, str]]) -> Html:
         *_guards(record),
         Html("<h2>Figures</h2>"),
         *(_figure(caption, svg) for caption, svg in pictures.values()),
-        Html("<h2>Each arm in words</h2>"),
+        Html("<h2>Why each verdict</h2>"),
         _definition_list((arm["arm"], text.explanation(arm)) for arm in record["arms"][1:]),
-        html("<h2>To the baseline's final loss ({})</h2>", record["baseline"]),
+        html("<h2>Cost to reach the last loss of the baseline ({})</h2>", record["baseline"]),
         _costs(record),
         *_rates(record),
         html("<h2>{} by seed</h2>", record["metric"]),
         _seeds(record),
-        Html("<h2>Every run</h2>"),
+        Html("<h2>All runs</h2>"),
         _runs(record),
         Html("<h2>What differs from the baseline</h2>"),
         _definition_list((arm["arm"], "; ".join(arm["configuration"]) or "nothing") for arm in record["arms"][1:]),
         Html("<h2>What the numbers mean</h2>"),
         _definition_list(text.meanings(record)),
-        Html("<h2>How to repeat it</h2>"),
+        Html("<h2>How to repeat this comparison</h2>"),
         html("<pre>{}</pre>", join_html(text.commands(record), "\n")),
         html('<p class="soft">{}</p>', text.environment(record)),
     ]
@@ -91,7 +92,7 @@ def page(record: dict, pictures: dict[str, tuple[str, str]]) -> Html:
     )
 
 
-def _verdicts(record: dict) -> Html:
+def _verdicts(record: Record) -> Html:
     level = f"{1 - record['alpha']:.0%} interval"
     head = ["verdict", "arm", "n", "mean ± sd", "difference", level, "p (Holm)", "in noise sd"]
     rows = []
@@ -104,7 +105,7 @@ def _verdicts(record: dict) -> Html:
     return _table(head, rows, left=2)
 
 
-def _verdict_cell(arm: dict) -> Html:
+def _verdict_cell(arm: ArmRecord) -> Html:
     colour = arm["verdict"] if arm["verdict"] in WORDS else ""
     word = html('<span class="word {}">{}</span>', colour, arm["verdict"])
     if arm["needs"] is None:
@@ -112,8 +113,8 @@ def _verdict_cell(arm: dict) -> Html:
     return html('{}<br><span class="soft">{}</span>', word, text.needed(arm))
 
 
-def _guards(record: dict) -> list[Html]:
-    clean = Html('<div class="clean">None fired: the runs differ in nothing but the factor.</div>')
+def _guards(record: Record) -> list[Html]:
+    clean = Html('<div class="clean">No guard fired: no difference was found except the factor.</div>')
     shown = [_banner(group) for group in alike.banners(record)]
     return [*(shown or [clean]), *(_note(group) for group in alike.notes(record))]
 
@@ -142,12 +143,12 @@ def _figure(caption: str, svg: str) -> Html:
     return html("<figure>{}<figcaption>{}</figcaption></figure>", Html(svg), caption)
 
 
-def _costs(record: dict) -> Html:
+def _costs(record: Record) -> Html:
     rows = [[("a", arm["arm"]), *(("n", cell) for cell in text.cost(arm))] for arm in record["arms"]]
     return _table(["arm", "steps", "training FLOPs", "seconds"], rows, left=1)
 
 
-def _rates(record: dict) -> list[Html]:
+def _rates(record: Record) -> list[Html]:
     if not any(arm["lr"] for arm in record["arms"]):
         return []
     head, rows = text.rates(record)
@@ -155,11 +156,11 @@ def _rates(record: dict) -> list[Html]:
         [("a", name), *(("n", html("<b>{}</b>" if chosen else "{}", cell)) for cell, chosen in points)]
         for (name, _), *points in rows
     ]
-    note = '<p class="soft">Means over the selection seeds; the rate in bold was chosen, and judged on other seeds.</p>'
+    note = '<p class="soft">Means over the selection seeds. Each arm is judged at its rate in bold, on other seeds.</p>'
     return [Html("<h2>Learning rates</h2>"), _table(head, cells, left=1), Html(note)]
 
 
-def _seeds(record: dict) -> Html:
+def _seeds(record: Record) -> Html:
     head, rows = text.by_seed(record)
     if len(head) > len(rows):  # with many arms, each arm is a row
         head, rows = _transposed(head, rows)
@@ -177,7 +178,7 @@ def _transposed(head: list[str], rows: list) -> tuple[list[str], list]:
     ]
 
 
-def _runs(record: dict) -> Html:
+def _runs(record: Record) -> Html:
     rows = []
     for run in record["runs"]:
         lost = "" if run["outcome"] == "finished" else "lost"

@@ -8,7 +8,8 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from toolkit.comparison.guards import Banner, knob_of
+from toolkit.comparison.banner import Banner
+from toolkit.comparison.guards import knob_of
 from toolkit.comparison.runs import PlanRecord, Run
 
 
@@ -40,18 +41,19 @@ class TunedRate:
 def tune(plan: PlanRecord, arm: str, judged: list[Run], selection: list[Run], metric: str) -> TunedRate | None:
     """Choose an arm's best rate: of the rates with the fewest unfinished runs, the one with the lowest mean. None
     without a grid."""
-    tried = [run for run in selection if run.arm == arm and run.lr is not None]
+    tried: dict[float, list[Run]] = {}
+    for run in selection:
+        if run.arm == arm and run.lr is not None:
+            tried.setdefault(run.lr, []).append(run)
     if not tried:
         return None
     points = []
-    for lr in sorted({run.lr for run in tried}):
-        values = [run.value(metric) for run in tried if run.lr == lr]
-        finished = tuple(value for value in values if value is not None)
-        points.append(Point(lr, float(np.mean(finished)) if finished else None, finished, len(values)))
-    with_results = [point for point in points if point.mean is not None]
-    best = (
-        min(with_results, key=lambda point: (point.runs - len(point.values), point.mean)).lr if with_results else None
-    )
+    for lr in sorted(tried):
+        runs = tried[lr]
+        finished = tuple(value for run in runs if (value := run.value(metric)) is not None)
+        points.append(Point(lr, float(np.mean(finished)) if finished else None, finished, len(runs)))
+    ranks = [(point.runs - len(point.values), point.mean, point.lr) for point in points if point.mean is not None]
+    best = min(ranks)[2] if ranks else None
     knob = knob_of(plan.lr, arm)
     used = {_learning_rate(run, knob) for run in judged if run.arm == arm and run.facts}
     return TunedRate(tuple(points), best, tuple(sorted(lr for lr in used if lr is not None)))
@@ -60,7 +62,8 @@ def tune(plan: PlanRecord, arm: str, judged: list[Run], selection: list[Run], me
 def _learning_rate(run: Run, knob: str | None) -> float | None:
     if run.lr is not None or knob is None:
         return run.lr
-    return next((value for key, value in run.config.items() if fnmatchcase(key, knob)), None)
+    value = next((value for key, value in run.config.items() if fnmatchcase(key, knob)), None)
+    return value if isinstance(value, int | float) else None
 
 
 def check(tuned: dict[str, TunedRate]) -> Iterable[Banner]:
@@ -75,11 +78,12 @@ def check(tuned: dict[str, TunedRate]) -> Iterable[Banner]:
                 f"({', '.join(f'{lr:g}' for lr in rates)}); a better one may lie {beyond}",
             )
         if any(lr != search.best for lr in search.judged_at):
-            best = "not known: none finished" if search.best is None else f"{search.best:g}"
+            best = "unknown, since no run finished" if search.best is None else f"{search.best:g}"
             judged_rates = ", ".join(f"{lr:g}" for lr in search.judged_at)
             yield Banner(
                 "learning rate", f"{arm} is judged at {judged_rates}; the best on its selection seeds is {best}"
             )
     sizes = {arm: sum(point.runs for point in search.points) for arm, search in tuned.items()}
     if len(set(sizes.values())) > 1:
-        yield Banner("unequal tuning", ", ".join(f"{arm} {size} runs" for arm, size in sizes.items()))
+        listed = ", ".join(f"{arm} {size}" for arm, size in sizes.items())
+        yield Banner("unequal tuning", f"the numbers of runs that tuned the learning rate differ: {listed}")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import asdict
+from typing import Any, TypedDict
 
-from toolkit.comparison.assemble import ArmResult, Comparison
+from toolkit.comparison.rates import TunedRate
+from toolkit.comparison.results import ArmResult, Comparison
 from toolkit.comparison.runs import Run
 from toolkit.output.escape import cell, uncell
 from toolkit.store.factsfile import Facts
@@ -14,10 +15,133 @@ from toolkit.store.factsfile import Facts
 FEW_ARMS, FEW_NAMES = 6, 3  # names in the headline: of all arms together; of one group if there are more arms
 
 
-def record(comparison: Comparison) -> dict:
+class RatePoint(TypedDict):
+    """One learning rate of an arm: the values of its finished runs on the selection seeds, their mean, and how many
+    runs there are."""
+
+    lr: float
+    mean: float | None
+    values: list[float]
+    runs: int
+
+
+class Rates(TypedDict):
+    """The learning rates of an arm: the grid, the best rate on it, and the rates of the judged runs."""
+
+    points: list[RatePoint]
+    best: float | None
+    judged_at: list[float]
+    sensitivity: float | None
+
+
+class ArmRecord(TypedDict):
+    """One arm. ``low`` and ``high`` are the ends of the interval; ``why`` is the reason for the verdict; ``needs`` is
+    the number of seeds that an inconclusive arm needs. Numbers without data are None, as all those of the baseline
+    that compare it with itself."""
+
+    arm: str
+    verdict: str
+    needs: int | None
+    why: str
+    runs: int
+    n: int
+    diverged: int
+    diverged_low: float
+    diverged_high: float
+    unfinished: int
+    losses: str
+    conditional: bool
+    mean: float | None
+    sd: float | None
+    difference: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    p_holm: float | None
+    p_equivalence: float | None
+    in_noise_sd: float | None
+    paired: bool | None
+    pairs: int | None
+    pairing: str
+    correlation: float | None
+    detectable: float | None
+    target: float | None
+    steps_to_target: float | None
+    flops_to_target: float | None
+    seconds_to_target: float | None
+    within_steps: int | None
+    parameters: int | None
+    flops_per_token: int | None
+    tokens: int | None
+    configuration: list[str]
+    lr: Rates | None
+
+
+class RunRecord(TypedDict):
+    """One run; ``value`` is the metric at the end of the budget, ``seconds`` the time that the run took."""
+
+    run: str
+    path: str
+    arm: str
+    seed: int
+    lr: float | None
+    state: str
+    outcome: str
+    step: int
+    value: float | None
+    seconds: float | None
+    reason: str
+
+
+class BannerRecord(TypedDict):
+    """What a guard reports."""
+
+    guard: str
+    text: str
+
+
+class Exclusion(TypedDict):
+    """A run that the user left out."""
+
+    run: str
+    arm: str
+    reason: str
+
+
+class Record(TypedDict):
+    """The content of compare.json. ``effect`` and ``noise_sd`` are in units of the metric; the baseline is the first of
+    the arms."""
+
+    name: str
+    question: str
+    baseline: str
+    metric: str
+    unit: str
+    lower_is_better: bool
+    alpha: float
+    effect: float
+    declared: bool
+    factor: list[str]
+    budget: dict[str, Any] | None
+    match: dict[str, Any] | None
+    noise_sd: float | None
+    noise_df: int
+    arms: list[ArmRecord]
+    banners: list[BannerRecord]
+    notes: list[str]
+    excluded: list[Exclusion]
+    runs: list[RunRecord]
+    selection_runs: list[RunRecord]
+    environment: dict[str, Any]
+    folder: str | None
+    headline: str
+
+
+def record(comparison: Comparison) -> Record:
     """The record: a dict of plain JSON values, with None for whatever is missing."""
     plan = comparison.plan
-    out = {
+    arms = [_arm_record(arm, comparison) for arm in comparison.arms]
+    return {
         "name": plan.name,
         "question": plan.question,
         "baseline": plan.baseline,
@@ -32,65 +156,64 @@ def record(comparison: Comparison) -> dict:
         "match": plan.match,
         "noise_sd": comparison.noise,
         "noise_df": comparison.noise_df,
-        "arms": [_arm_record(arm, comparison) for arm in comparison.arms],
-        "banners": [asdict(banner) for banner in comparison.banners],
+        "arms": arms,
+        "banners": [{"guard": banner.guard, "text": banner.text} for banner in comparison.banners],
         "notes": list(comparison.notes),
         "excluded": [{"run": run.name, "arm": run.arm, "reason": reason} for run, reason in comparison.excluded],
         "runs": [_run_record(run, comparison.metric) for arm in comparison.arms for run in arm.runs],
         "selection_runs": [_run_record(run, comparison.metric) for run in comparison.selection],
         "environment": _environment(comparison),
         "folder": str(plan.folder) if plan.folder else None,
+        "headline": headline(plan.baseline, arms[1:]),
     }
-    out["headline"] = headline(out)
-    return out
 
 
-def headline(record: dict) -> str:
-    """All verdicts in one sentence. Few arms are named, many are counted."""
-    by_word: dict[str, list[dict]] = {}
-    for arm in record["arms"][1:]:
+def headline(baseline: str, arms: list[ArmRecord]) -> str:
+    """All verdicts in one sentence. Few arms are named, many are counted. ``arms`` are those besides the baseline."""
+    by_word: dict[str, list[ArmRecord]] = {}
+    for arm in arms:
         by_word.setdefault(arm["verdict"], []).append(arm)
     if not by_word:
-        return "There is one arm alone; nothing to compare it with."
-    few = len(record["arms"]) - 1 <= FEW_ARMS
+        return "There is only one arm, so there is nothing to compare."
     phrases = {
-        "better": f"better than {record['baseline']}",
-        "worse": f"worse than {record['baseline']}",
-        "equivalent": f"equivalent to {record['baseline']}",
+        "better": f"better than {baseline}",
+        "worse": f"worse than {baseline}",
+        "equivalent": f"equivalent to {baseline}",
         "inconclusive": "inconclusive",
-        "identical": f"identical to {record['baseline']}: no verdict",
-        "difference": "a difference without a verdict",
+        "identical": f"identical to {baseline} (no verdict)",
+        "difference": "a difference, but no verdict",
     }
     groups = [(by_word[word], phrase) for word, phrase in phrases.items() if word in by_word]
-    if few:
-        return "; ".join(f"{', '.join(arm['arm'] for arm in arms)}: {phrase}" for arms, phrase in groups) + "."
-    counted = [f"{len(arms)} {phrase}{_examples(arms)}" for arms, phrase in groups]
-    return f"Of {len(record['arms']) - 1} arms: {'; '.join(counted)}."
+    if len(arms) <= FEW_ARMS:
+        return "; ".join(f"{', '.join(arm['arm'] for arm in group)}: {phrase}" for group, phrase in groups) + "."
+    counted = [f"{len(group)} {phrase}{_examples(group)}" for group, phrase in groups]
+    return f"Of {len(arms)} arms: {'; '.join(counted)}."
 
 
-def _examples(arms: list[dict]) -> str:
+def _examples(arms: list[ArmRecord]) -> str:
     """Names for a counted group: " (rope, alibi)"; if there are many, only " (the furthest: alibi, -0.1012)"."""
     if len(arms) <= FEW_NAMES:
         return f" ({', '.join(arm['arm'] for arm in arms)})"
-    decided = [arm for arm in arms if arm["difference"] is not None and arm["verdict"] in ("better", "worse")]
-    if not decided:
+    decided = [(arm["difference"], arm["arm"]) for arm in arms if arm["verdict"] in ("better", "worse")]
+    differences = [(difference, name) for difference, name in decided if difference is not None]
+    if not differences:
         return ""
-    furthest = max(decided, key=lambda arm: abs(arm["difference"]))
-    return f" (the furthest: {furthest['arm']}, {furthest['difference']:+.4f})"
+    difference, name = max(differences, key=lambda pair: abs(pair[0]))
+    return f" (the furthest: {name}, {difference:+.4f})"
 
 
-def table(record: dict) -> str:
+def table(record: Record) -> str:
     """The content of compare.csv, with one row for each arm. A text that a spreadsheet would run as a formula gets an
     apostrophe in front."""
-    keys = list(record["arms"][0])
-    flat = [key for key in keys if key not in ("why", "configuration", "lr")]
+    flat = [key for key in record["arms"][0] if key not in ("why", "configuration", "lr")]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(map(cell, [*flat, "best_lr", "lr_sensitivity", "metric", "effect", "alpha", "excluded"]))
     excluded = "; ".join(f"{one['run']}: {one['reason']}" for one in record["excluded"])
     for arm in record["arms"]:
-        lr = arm["lr"] or {}
-        cells = [arm[key] for key in flat] + [lr.get("best"), lr.get("sensitivity")]
+        by_key: dict[str, object] = {**arm}
+        rates = [arm["lr"]["best"], arm["lr"]["sensitivity"]] if arm["lr"] else [None, None]
+        cells = [*(by_key[key] for key in flat), *rates]
         writer.writerow(map(cell, [*cells, record["metric"], record["effect"], record["alpha"], excluded]))
     return text.getvalue()
 
@@ -100,15 +223,18 @@ def read_table(text: str) -> list[dict[str, str]]:
     return [{key: uncell(value) for key, value in row.items()} for row in csv.DictReader(io.StringIO(text))]
 
 
-def _arm_record(arm: ArmResult, comparison: Comparison) -> dict:
-    difference, time_to_target = arm.difference, arm.time_to_target
+def _arm_record(arm: ArmResult, comparison: Comparison) -> ArmRecord:
+    judgement, time_to_target = arm.judgement, arm.time_to_target
+    verdict = judgement.verdict if judgement else None
+    evidence = judgement.evidence if judgement else None
+    difference = evidence.difference if evidence else None
     facts = next((run.facts for run in arm.runs if run.facts), Facts())
     low, high = arm.diverged_interval
     return {
         "arm": arm.name,
-        "verdict": arm.verdict.word if arm.verdict else "baseline",
-        "needs": arm.verdict.needs if arm.verdict else None,
-        "why": arm.verdict.why if arm.verdict else "",
+        "verdict": verdict.word if verdict else "baseline",
+        "needs": verdict.needs if verdict else None,
+        "why": verdict.why if verdict else "",
         "runs": len(arm.runs),
         "n": len(arm.values),
         "diverged": arm.diverged,
@@ -123,16 +249,15 @@ def _arm_record(arm: ArmResult, comparison: Comparison) -> dict:
         "low": difference.low if difference else None,
         "high": difference.high if difference else None,
         "p": difference.p if difference else None,
-        "p_holm": arm.p_holm,
-        "p_equivalence": arm.p_equivalence,
+        "p_holm": evidence.p_holm if evidence else None,
+        "p_equivalence": evidence.p_equivalence if evidence else None,
         "in_noise_sd": difference.mean / comparison.noise if difference and comparison.noise else None,
         "paired": difference.paired if difference else None,
         "pairs": difference.n_arm if difference and difference.paired else None,
-        "pairing": arm.pairing,
-        "correlation": difference.correlation
-        if difference and difference.n_arm > 2
-        else None,  # of two pairs, it is always 1 or -1
-        "detectable": arm.detectable,
+        "pairing": judgement.pairing if judgement else "",
+        # of two pairs, the correlation is always 1 or -1
+        "correlation": difference.correlation if difference and difference.n_arm > 2 else None,
+        "detectable": evidence.detectable if evidence else None,
         "target": time_to_target.target if time_to_target else None,
         "steps_to_target": time_to_target.steps if time_to_target else None,
         "flops_to_target": time_to_target.flops if time_to_target else None,
@@ -142,11 +267,23 @@ def _arm_record(arm: ArmResult, comparison: Comparison) -> dict:
         "flops_per_token": facts.get("flops_per_token"),
         "tokens": facts.get("tokens"),
         "configuration": list(arm.configuration),
-        "lr": None if arm.tuned is None else asdict(arm.tuned) | {"sensitivity": arm.tuned.sensitivity},
+        "lr": None if arm.tuned is None else _rates_record(arm.tuned),
     }
 
 
-def _run_record(run: Run, metric: str) -> dict:
+def _rates_record(tuned: TunedRate) -> Rates:
+    points: list[RatePoint] = [
+        {"lr": point.lr, "mean": point.mean, "values": list(point.values), "runs": point.runs} for point in tuned.points
+    ]
+    return {
+        "points": points,
+        "best": tuned.best,
+        "judged_at": list(tuned.judged_at),
+        "sensitivity": tuned.sensitivity,
+    }
+
+
+def _run_record(run: Run, metric: str) -> RunRecord:
     return {
         "run": run.name,
         "path": str(run.path),
@@ -162,7 +299,7 @@ def _run_record(run: Run, metric: str) -> dict:
     }
 
 
-def _environment(comparison: Comparison) -> dict:
+def _environment(comparison: Comparison) -> dict[str, Any]:
     facts = next((run.facts for arm in comparison.arms for run in arm.runs if run.facts), Facts())
     return {
         "device": facts.get("device"),

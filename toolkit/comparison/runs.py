@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -36,7 +36,7 @@ class Run:
     state: str
     step: int
     reason: str
-    rows: list[dict] = field(repr=False)
+    rows: list[dict[str, Any]] = field(repr=False)
     seed: int
     arm: str = ""
     lr: float | None = None
@@ -52,7 +52,7 @@ class Run:
         return self.path.name
 
     @property
-    def config(self) -> dict:
+    def config(self) -> dict[str, Any]:
         return self.facts.get("config", {})
 
     @property
@@ -87,7 +87,7 @@ class Run:
         _, milliseconds = self.curve("time/step_ms")
         return float(np.median(milliseconds)) / 1000 if len(milliseconds) else None
 
-    def history(self) -> list[dict]:
+    def history(self) -> list[dict[str, Any]]:
         """All rows of metrics.jsonl, without the columns that depend on the clock."""
         return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in self.rows]
 
@@ -106,9 +106,9 @@ class PlanRecord:
     metric: str = METRIC
     alpha: float = ALPHA
     effect: float = EFFECT
-    budget: dict = field(default_factory=dict)
-    match: dict | None = None
-    lr: dict | None = None
+    budget: dict[str, Any] = field(default_factory=dict)
+    match: dict[str, Any] | None = None
+    lr: dict[str, Any] | None = None
     folder: Path | None = None
     edited: str = ""
     departures: tuple[str, ...] = ()  # sentences: what the command line changes in the declared plan
@@ -119,7 +119,7 @@ def require_lower_is_better(metric: str, higher_is_better: bool | None) -> None:
     """Raise ValueError unless lower values of the metric are known to be better. Foreign metrics must be declared."""
     if higher_is_better is None and metric.rpartition("/")[2] not in LOWER_IS_BETTER:
         raise ValueError(
-            f"the metric {metric!r}: is lower better, or higher? Write Ablation.higher_is_better = False where lower is"
+            f"the metric {metric!r}: is lower better, or higher? If lower is, set Ablation.higher_is_better = False"
         )
     if higher_is_better:
         raise ValueError(f"the metric {metric!r}: higher is better, which comparisons can't judge yet; use a loss")
@@ -155,7 +155,7 @@ def runs_of_plan(file: Path, folder: Path, baseline: str | None) -> tuple[PlanRe
     arms = tuple(content["arms"])
     chosen = baseline or content["baseline"]
     if chosen not in arms:
-        raise ValueError(f"--baseline {chosen}: the arms are {', '.join(arms)}")
+        raise ValueError(f"--baseline {chosen}: not an arm; the arms are {', '.join(arms)}")
     require_lower_is_better(content.get("metric") or METRIC, content.get("higher_is_better"))
     plan_gin = folder / "plan.gin"
     if not edited and plan_gin.is_file() and "sha256" in content and _sha256(plan_gin) != content["sha256"]:
@@ -209,12 +209,14 @@ def runs_without_plan(patterns: Sequence[str], baseline: str | None) -> tuple[Pl
             folders = sorted(path.parent for path in folders[0].glob("*/config.gin")) or folders
         run_folders = [folder for folder in folders if (folder / "config.gin").is_file()]
         if not run_folders:
-            raise ValueError(f"{path_pattern}: there is no run there, nor a plan: a run's folder holds config.gin")
+            raise ValueError(
+                f"{path_pattern}: no run or plan found; the folder of a run holds config.gin, that of a plan plan.json"
+            )
         named += [(arm, read_run(folder)) for folder in run_folders]
     paths = [run.path.resolve() for _, run in named]
     twice = {str(path) for path in paths if paths.count(path) > 1}
     if twice:
-        raise ValueError(f"{', '.join(sorted(twice))}: named twice; a run counts once")
+        raise ValueError(f"{', '.join(sorted(twice))}: named twice; name each run once")
     groups: dict[str, list[Run]] = {}
     for arm, run in named:
         config_without_seed = {key: value for key, value in run.config.items() if key != SEED}
@@ -227,7 +229,7 @@ def runs_without_plan(patterns: Sequence[str], baseline: str | None) -> tuple[Pl
     arms = tuple(names.values())
     chosen = baseline or arms[0]
     if chosen not in arms:
-        raise ValueError(f"--baseline {chosen}: the arms are {', '.join(arms)}")
+        raise ValueError(f"--baseline {chosen}: not an arm; the arms are {', '.join(arms)}")
     order = (chosen, *(arm for arm in arms if arm != chosen))
     plan = PlanRecord(
         name=" and ".join(order) if len(order) < 4 else "comparison",
@@ -268,7 +270,7 @@ def read_run(folder: Path) -> Run:
     )
 
 
-def _read_checked(file: Path, damage: list[str]) -> dict:
+def _read_checked(file: Path, damage: list[str]) -> dict[str, Any]:
     """Read a run's JSON file. If it is damaged, return {} and add the reason to ``damage``."""
     try:
         content = read_json(file)
@@ -279,7 +281,7 @@ def _read_checked(file: Path, damage: list[str]) -> dict:
     return content
 
 
-def _journal_damage(folder: Path, status: dict) -> str | None:
+def _journal_damage(folder: Path, status: dict[str, Any]) -> str | None:
     """Describe how metrics.jsonl differs from what was written, according to status.json or, if the run has not ended,
     to its newest intact checkpoint. None if there is no difference, or nothing to compare with."""
     vouched, must_be_complete = status.get("journal"), True
@@ -295,7 +297,7 @@ def _journal_damage(folder: Path, status: dict) -> str | None:
     return journal.damage(folder, {"metrics.jsonl": rows}, must_be_complete) if rows else None
 
 
-def _contradictions(folder: Path, facts: Facts, status: dict) -> list[str]:
+def _contradictions(folder: Path, facts: Facts, status: dict[str, Any]) -> list[str]:
     """A sentence for each contradiction between files of a run."""
     contradictions = []
     try:
@@ -313,34 +315,32 @@ def _contradictions(folder: Path, facts: Facts, status: dict) -> list[str]:
     return contradictions
 
 
-def _read_plan(file: Path) -> tuple[dict, str]:
-    """Read a plan.json. Returns (content, why it is not what ablate wrote or ""). Raises ValueError if it is no
-    plan."""
+def _read_plan(file: Path) -> tuple[dict[str, Any], str]:
+    """Read a plan.json. Returns (content, how it differs from what ablate wrote or ""). Raises ValueError if it is not
+    a valid plan."""
     edited = ""
     try:
         content = read_json(file)
     except ValueError as error:
         content = _read_without_seal(file, error)
-        edited = f"{file} does not fit its seal: it is not what toolkit.ablate wrote"
+        edited = f"{file} does not match its checksum: it was changed after toolkit.ablate wrote it"
     missing = [key for key in ("name", "baseline", "arms", "jobs") if key not in content]
     if missing:
-        raise ValueError(f"{file}: this is no plan: {', '.join(missing)} is missing")
+        raise ValueError(f"{file}: not a valid plan, missing: {', '.join(missing)}")
     schema.check(file, content)
     bad_names = [job["run"] for job in content["jobs"] if not _is_name(job["run"])]
     if bad_names:
-        raise ValueError(f"{file}: {bad_names[0]!r} is no name of a run in this folder; restore the file from a copy")
+        raise ValueError(f"{file}: {bad_names[0]!r} is not a valid run name; restore the file from a copy")
     if unknown_arms := {job["arm"] for job in content["jobs"]} - set(content["arms"]):
         raise ValueError(
-            f"{file}: the plan has no arm {min(unknown_arms)!r}, of which there are jobs; restore it from a copy"
+            f"{file}: a job names {min(unknown_arms)!r}, which is not an arm of the plan; restore the file from a copy"
         )
     if content["baseline"] not in content["arms"]:
-        raise ValueError(
-            f"{file}: the baseline {content['baseline']!r} is none of the arms; restore the file from a copy"
-        )
+        raise ValueError(f"{file}: the baseline {content['baseline']!r} is not an arm; restore the file from a copy")
     return content, edited
 
 
-def _read_without_seal(file: Path, error: ValueError) -> dict:
+def _read_without_seal(file: Path, error: ValueError) -> dict[str, Any]:
     """Read a JSON file whose seal does not fit. Raises ``error`` again if it can't be read."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -362,7 +362,7 @@ def _runs_without_job(folder: Path, planned_runs: set[str]) -> tuple[str, ...]:
 
 def _sha256(file: Path) -> str:
     if not file.is_file():
-        raise ValueError(f"{file}: there is no such file")
+        raise ValueError(f"{file}: file not found")
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 

@@ -18,84 +18,157 @@ Number = Integer | Annotated[float, Ge(-1.7e308), Lt(1.7e308)]
 MAX_FAULTS_LISTED = 3  # at most so many faults of a file are listed
 
 
-def _object(name: str, /, **fields: Any) -> Any:
-    """The type of a JSON object. Every field may be missing, and other fields are allowed."""
-    return with_config(ConfigDict(strict=True, extra="allow"))(TypedDict(name, fields, total=False))
+STRICT = ConfigDict(strict=True, extra="allow")  # no conversions; fields that aren't listed may have any value
 
 
-CONFIG = _object(
-    "config",
-    **dict.fromkeys(
-        (f"Experiment.{knob}" for knob in ("steps", "batch_size", "seq_len", "accumulate", "eval_windows", "seed")),
-        Integer,
-    ),
+Config = TypedDict(
+    "Config",
+    {
+        "Experiment.steps": Integer,
+        "Experiment.batch_size": Integer,
+        "Experiment.seq_len": Integer,
+        "Experiment.accumulate": Integer,
+        "Experiment.eval_windows": Integer,
+        "Experiment.seed": Integer,
+    },
+    total=False,
 )
-FACTS = _object(
-    "facts",
-    name=str,
-    config=Required[CONFIG],
-    steps=Required[Integer],
-    seed=Required[Integer],
-    tokens=Required[Integer],
-    final=dict[str, Any],
-    **dict.fromkeys(("code", "init"), dict[str, str]),
-    **dict.fromkeys(("started", "ended"), Number),
-    **dict.fromkeys(("config_sha256", "package_sha256", "products", "attention"), str | None),
-    parameters=dict[str, Number | None],
-    flops_per_token=Number | None,
-    packages=dict[str, Scalar],
-    windows=dict[str, Integer],
-    resumed=list[_object("resumed", step=Integer, changed=dict[str, Annotated[list, Len(2, 2)]], damaged=list[str])]
-    | None,
-    seconds=Number | None,
-    **dict.fromkeys(("precision", "compiled", "device", "device_name", "threads", "python", "commit", "dirty"), Scalar),
-    **dict.fromkeys(("data", "tokenizer", "weights_sha256", "from"), Scalar),
-)
-WRITTEN = _object("written", size=Required[Integer], sha256=Required[str])
-STATUS = _object("status", state=str, step=Integer, reason=Scalar, journal=dict[str, WRITTEN])
-SETTLED = _object("settled", knob=str | None, knobs=dict[str, str] | None)
-PLAN = _object(
-    "plan",
-    name=str,
-    question=str | None,
-    baseline=str,
-    arms=dict[str, Any],
-    factor=list[str] | None,
-    metric=str | None,
-    higher_is_better=bool | None,
-    alpha=Annotated[Number, Gt(0), Lt(1)] | None,
-    effect=Annotated[Number, Gt(0)] | None,
-    budget=_object("budget", of=str, amount=Number, steps=dict[str, Integer] | None) | None,
-    match=SETTLED | None,
-    lr=SETTLED | None,
-    jobs=list[
-        _object("job", arm=Required[str], seed=Required[Integer], run=Required[str], lr=Number | None, purpose=str)
-    ],
-)
-_KINDS = {"facts.json": FACTS, "status.json": STATUS}
 
 
-def check(file: Path, value: dict) -> None:
+class Resume(TypedDict, total=False):
+    """An entry of "resumed" in facts.json; ``changed`` is {config key: [before, after]}."""
+
+    step: Integer
+    changed: dict[str, Annotated[list[Any], Len(2, 2)]]
+    damaged: list[str]
+
+
+Facts = TypedDict(
+    "Facts",
+    {
+        "name": str,
+        "config": Required[Config],
+        "steps": Required[Integer],
+        "seed": Required[Integer],
+        "tokens": Required[Integer],
+        "final": dict[str, Any],
+        "code": dict[str, str],
+        "init": dict[str, str],
+        "started": Number,
+        "ended": Number,
+        "config_sha256": str | None,
+        "package_sha256": str | None,
+        "products": str | None,
+        "cpu": Scalar,
+        "attention": str | None,
+        "parameters": dict[str, Number | None],
+        "flops_per_token": Number | None,
+        "packages": dict[str, Scalar],
+        "windows": dict[str, Integer],
+        "resumed": list[Resume] | None,
+        "seconds": Number | None,
+        "precision": Scalar,
+        "compiled": Scalar,
+        "device": Scalar,
+        "device_name": Scalar,
+        "threads": Scalar,
+        "python": Scalar,
+        "commit": Scalar,
+        "dirty": Scalar,
+        "data": Scalar,
+        "tokenizer": Scalar,
+        "weights_sha256": Scalar,
+        "from": Scalar,
+    },
+    total=False,
+)
+
+
+class Written(TypedDict, total=False):
+    """The size and hash that a journal file had when it was vouched for."""
+
+    size: Required[Integer]
+    sha256: Required[str]
+
+
+class Status(TypedDict, total=False):
+    """status.json."""
+
+    state: str
+    step: Integer
+    reason: Scalar
+    journal: dict[str, Written]
+
+
+class Settled(TypedDict, total=False):
+    """A knob that the plan sets itself: one for all arms, or one for each arm."""
+
+    knob: str | None
+    knobs: dict[str, str] | None
+
+
+class Budget(TypedDict, total=False):
+    """The budget of a plan; ``steps`` is {arm: steps}."""
+
+    of: str
+    amount: Number
+    steps: dict[str, Integer] | None
+
+
+class Job(TypedDict, total=False):
+    """One run of a plan."""
+
+    arm: Required[str]
+    seed: Required[Integer]
+    run: Required[str]
+    lr: Number | None
+    purpose: str
+
+
+class Plan(TypedDict, total=False):
+    """plan.json."""
+
+    name: str
+    question: str | None
+    baseline: str
+    arms: dict[str, Any]
+    factor: list[str] | None
+    metric: str | None
+    higher_is_better: bool | None
+    alpha: Annotated[Number, Gt(0), Lt(1)] | None
+    effect: Annotated[Number, Gt(0)] | None
+    budget: Budget | None
+    match: Settled | None
+    lr: Settled | None
+    jobs: list[Job]
+
+
+for _kind in (Config, Resume, Facts, Written, Status, Settled, Budget, Job, Plan):
+    with_config(STRICT)(_kind)
+_PLAN: TypeAdapter[Any] = TypeAdapter(Plan)
+_BY_NAME: dict[str, TypeAdapter[Any]] = {"facts.json": TypeAdapter(Facts), "status.json": TypeAdapter(Status)}
+_JOURNAL = TypeAdapter(dict[str, Written])
+
+
+def check(file: Path, value: dict[str, Any]) -> None:
     """Raise ValueError if a value in facts.json, status.json or plan.json (any other file name) has a type that the
     comparison can't use. An empty ``value`` passes: it stands for a missing file."""
     if not value:
         return
     try:
-        TypeAdapter(_KINDS.get(file.name, PLAN)).validate_python(value)
+        _BY_NAME.get(file.name, _PLAN).validate_python(value)
     except ValidationError as error:
         faults = {".".join(map(str, fault["loc"])): fault["msg"] for fault in error.errors()}
         listed = "; ".join(
             f"{shorten(line(key), 80)}: {message}" for key, message in list(faults.items())[:MAX_FAULTS_LISTED]
         )
         more = f"; and {len(faults) - MAX_FAULTS_LISTED} more" if len(faults) > MAX_FAULTS_LISTED else ""
-        raise ValueError(
-            f"{file}: a value is not of the kind that toolkit wrote there: {listed}{more}; restore the file from a copy"
-        ) from None
+        raise ValueError(f"{file}: a value has the wrong type: {listed}{more}; restore the file from a copy") from None
 
 
-def journal(value: object) -> dict:
+def journal(value: object) -> dict[str, Written]:
     """The sizes and hashes of journal files in a checkpoint's manifest; {} if a type is wrong."""
     try:
-        return TypeAdapter(dict[str, WRITTEN]).validate_python(value)
+        return _JOURNAL.validate_python(value)
     except ValidationError:
         return {}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from rich.text import Text
+
 from toolkit.comparison import alike, text
+from toolkit.comparison.record import ArmRecord, Record
 from toolkit.output.escape import shorten
 from toolkit.output.terminal import Column, Terminal, grid, styled
 
@@ -10,7 +13,7 @@ STYLES = {"better": "bold blue", "worse": "bold red", "equivalent": "bold green"
 MAX_BANNER_LENGTH = 320  # characters of a banner that are shown without ``verbose``
 
 
-def show(record: dict, console: Terminal, verbose: bool = False) -> None:
+def show(record: Record, console: Terminal, verbose: bool = False) -> None:
     """Print the answer and the guards; with ``verbose``, also costs, reasons and pairing."""
     answer(record, console)
     _legend(record, console)
@@ -20,7 +23,7 @@ def show(record: dict, console: Terminal, verbose: bool = False) -> None:
         _reasons(record, console)
 
 
-def answer(record: dict, console: Terminal) -> None:
+def answer(record: Record, console: Terminal) -> None:
     """Print the question, the headline, and a table with one line for each arm."""
     console.print(styled((record["question"] or record["name"], "bold")))
     console.print(styled(record["headline"]))
@@ -30,10 +33,10 @@ def answer(record: dict, console: Terminal) -> None:
     console.print()
     console.print(table)
     if dropped:
-        console.print(styled((f"without {', '.join(dropped)}, for which there is no room here", "dim")))
+        console.print(styled((f"columns left out to fit the terminal: {', '.join(dropped)}", "dim")))
 
 
-def _columns(record: dict) -> list[Column]:
+def _columns(record: Record) -> list[Column]:
     """The table's columns. In a narrow terminal, the column with the lowest ``gives_way`` is dropped first; columns
     without it stay."""
     needs = any(arm["needs"] is not None for arm in record["arms"])
@@ -52,7 +55,7 @@ def _columns(record: dict) -> list[Column]:
     ]
 
 
-def _row(arm: dict, record: dict) -> list:
+def _row(arm: ArmRecord, record: Record) -> list:
     needs = [text.needs(arm)] if any(other["needs"] is not None for other in record["arms"]) else []
     tuned = any(other["lr"] for other in record["arms"])
     best = [text.rate(arm["lr"]["best"]) if arm["lr"] else ""] if tuned else []
@@ -70,16 +73,16 @@ def _row(arm: dict, record: dict) -> list:
     ]
 
 
-def _legend(record: dict, console: Terminal) -> None:
+def _legend(record: Record, console: Terminal) -> None:
     console.print()
     console.print(styled((text.legend(record), "dim")))
 
 
-def _guards(record: dict, console: Terminal, verbose: bool) -> None:
+def _guards(record: Record, console: Terminal, verbose: bool) -> None:
     groups = alike.banners(record)
     console.print()
     if not groups:
-        console.print("no guard fired: the runs differ in nothing but the factor")
+        console.print("no guard fired: no difference was found except the factor")
     else:
         fired = len({group.guard for group in groups})
         console.print(styled((f"{fired} guard{'s' if fired > 1 else ''} fired", "bold red")))
@@ -90,7 +93,7 @@ def _guards(record: dict, console: Terminal, verbose: bool) -> None:
         _print_group(group, styled(("-", "yellow"), " "), console, verbose)
 
 
-def _print_group(group: alike.TextGroup, mark, console: Terminal, verbose: bool) -> None:
+def _print_group(group: alike.TextGroup, mark: Text, console: Terminal, verbose: bool) -> None:
     if verbose:
         for each in group.texts:
             console.print(mark + styled(each))
@@ -100,8 +103,8 @@ def _print_group(group: alike.TextGroup, mark, console: Terminal, verbose: bool)
         console.print(styled(f"  {group.others}"))
 
 
-def _costs(record: dict, console: Terminal) -> None:
-    right = ("steps", "FLOPs", "seconds", "pairs", "correlation", "finds")
+def _costs(record: Record, console: Terminal) -> None:
+    right = ("steps", "FLOPs", "seconds", "pairs", "correlation", "detects")
     columns = [Column("to the baseline's last loss", name=True)]
     columns += [Column(title, right=True, gives_way=6 - i) for i, title in enumerate(right)]
     rows = []
@@ -113,17 +116,17 @@ def _costs(record: dict, console: Terminal) -> None:
     console.print(grid(columns, rows, console.width)[0])
 
 
-def _reasons(record: dict, console: Terminal) -> None:
+def _reasons(record: Record, console: Terminal) -> None:
     console.print()
     for arm in record["arms"][1:]:
         console.print(styled((arm["arm"], "bold"), f"  {arm['why']}"))
     for pairing in dict.fromkeys(arm["pairing"] for arm in record["arms"] if arm["pairing"]):
-        arm_names = [arm["arm"] for arm in record["arms"] if arm["pairing"] == pairing]
-        arm_names = "every arm" if len(arm_names) == len(record["arms"]) - 1 > 1 else ", ".join(arm_names)
-        console.print(styled((arm_names, "bold"), f"  {pairing}"))
+        names = [arm["arm"] for arm in record["arms"] if arm["pairing"] == pairing]
+        whose = "every arm" if len(names) == len(record["arms"]) - 1 > 1 else ", ".join(names)
+        console.print(styled((whose, "bold"), f"  {pairing}"))
     tuned = [f"{arm['arm']} {text.rate(arm['lr']['best'])}" for arm in record["arms"] if arm["lr"]]
     if tuned:
-        console.print(styled(f"best learning rate, chosen on other seeds: {', '.join(tuned)}"))
+        console.print(styled(f"best learning rate, chosen on the selection seeds: {', '.join(tuned)}"))
     console.print()
     for name, meaning in text.meanings(record):
         console.print(styled((name, "bold"), f"  {meaning}"))

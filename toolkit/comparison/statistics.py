@@ -24,12 +24,15 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special, stats
 from statsmodels.stats.multitest import multipletests
 
 FEW = 5  # with fewer seeds, the sd of one arm is too uncertain for planning
 MOST = 1000  # seeds: above this, "needed" only says that it is more
 ROUNDING = 1e-12  # values that differ by less than this share of their size count as equal
+
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Verdict:
     why: str
     needs: int | None = None
 
-    def __str__(self):
+    def __str__(self) -> str:
         return self.word if self.needs is None else f"{self.word} (needs n {_seeds(self.needs)})"
 
 
@@ -69,14 +72,14 @@ class Verdict:
 class Measured:
     """The test results of one arm, as arrays over the repetitions; nan where no test is possible."""
 
-    mean: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    p: np.ndarray
-    df: np.ndarray
-    sd: np.ndarray
-    correlation: np.ndarray
-    p_equivalence: np.ndarray  # not adjusted
+    mean: Array
+    low: Array
+    high: Array
+    p: Array
+    df: Array
+    sd: Array
+    correlation: Array
+    p_equivalence: Array  # not adjusted
 
 
 def difference(arm: Sequence[float], base: Sequence[float], paired: bool, alpha: float = 0.05) -> Difference:
@@ -97,10 +100,10 @@ def equivalence(arm: Sequence[float], base: Sequence[float], paired: bool, effec
 def holm(ps: Sequence[float]) -> list[float]:
     """Holm's adjusted p, in the order given: the k-th smallest of m times (m - k + 1), made monotone, at most 1.
     ValueError: a p outside [0, 1]."""
-    ps = np.asarray(ps, dtype=float)
-    if not ((ps >= 0) & (ps <= 1)).all():
-        raise ValueError(f"p-values lie between 0 and 1, not {ps.tolist()}; give an arm without a test p = 1")
-    return _holm(ps).tolist()
+    array = np.asarray(ps, dtype=float)
+    if not ((array >= 0) & (array <= 1)).all():
+        raise ValueError(f"p-values lie between 0 and 1, not {array.tolist()}; give an arm without a test p = 1")
+    return _holm(array).tolist()
 
 
 def detectable(sd: float, n: int, paired: bool, alpha: float = 0.05, power: float = 0.8) -> float:
@@ -127,13 +130,13 @@ def needed(sd: float, effect: float, paired: bool, alpha: float = 0.05, power: f
     return 2 + bisect.bisect_left(range(2, MOST + 1), power, key=lambda n: _power(effect / sd, n, paired, alpha))
 
 
-def noise_floor(groups: Iterable[Sequence[float]]) -> tuple[float, int]:
+def noise_floor(groups: Iterable[ArrayLike]) -> tuple[float, int]:
     """The sd over seeds pooled over groups, sqrt(sum (n_i - 1) s_i^2 / sum (n_i - 1)), and its degrees of freedom.
     Groups with one value add nothing; without a degree of freedom the sd is nan. ValueError: values that aren't
     finite."""
-    groups = [_values(group, "a group") for group in groups]
-    df = sum(group.size - 1 for group in groups)
-    squares = sum(float(((group - group.mean()) ** 2).sum()) for group in groups)
+    arrays = [_values(group, "a group") for group in groups]
+    df = sum(group.size - 1 for group in arrays)
+    squares = sum(float(((group - group.mean()) ** 2).sum()) for group in arrays)
     return (math.sqrt(squares / df) if df else math.nan), df
 
 
@@ -150,7 +153,7 @@ def judge(
     paired over the seeds that both have). ``effect`` is the smallest effect of interest, in units of the metric.
 
     The sentence of an "equivalent" gives the 1 - 2 alpha interval, which belongs to two one-sided tests at alpha.
-    "inconclusive" says how many seeds per arm detect a true difference of ``effect`` in 4 of 5 tries at alpha / arms,
+    "inconclusive" says how many seeds per arm detect a true difference of ``effect`` with 80 % power at alpha / arms,
     Holm's strictest step. If there are that many already, it says how many detect half of ``effect``: a true difference
     is at least that far from zero or from the effect. The sd is that of the arm's paired differences; with fewer than
     FEW seeds it is pooled over all paired arms, and where unpaired it is the noise floor over all arms.
@@ -170,13 +173,15 @@ def judge(
     return out
 
 
-def measure(arm, base, paired: bool, alpha: float = 0.05, effect: float | None = None) -> Measured:
+def measure(
+    arm: ArrayLike, base: ArrayLike, paired: bool, alpha: float = 0.05, effect: float | None = None
+) -> Measured:
     """The tests of one arm on arrays ``(..., seeds)``; the formulas are those of ``difference`` and ``equivalence``."""
     arm, base = _values(arm, "the arm"), _values(base, "the baseline")
     if paired and arm.shape[-1] != base.shape[-1]:
         raise ValueError(
-            f"paired values come one per seed, and the arm has {arm.shape[-1]} where the baseline has {base.shape[-1]}:"
-            " give both at the seeds that both have, or paired=False"
+            f"paired values must come from the same seeds, but the arm has {arm.shape[-1]} values and the baseline has "
+            f"{base.shape[-1]}: give both only at the seeds that both have, or use paired=False"
         )
     _check(alpha=alpha, effect=1.0 if effect is None else effect)
     mean = (arm - base).mean(-1) if paired else arm.mean(-1) - base.mean(-1)
@@ -201,7 +206,9 @@ def measure(arm, base, paired: bool, alpha: float = 0.05, effect: float | None =
     return Measured(mean, low, high, p, df, np.where(flat, 0.0, sd), correlation, p_equivalence)
 
 
-def words(measured: Iterable[Measured], alpha: float, lower_is_better: bool = True):
+def words(
+    measured: Iterable[Measured], alpha: float, lower_is_better: bool = True
+) -> tuple[NDArray[np.str_], Array, Array]:
     """The word of each verdict and the two adjusted p, as arrays ``(..., arms)``."""
     measured = list(measured)
     if not measured:
@@ -219,44 +226,44 @@ def words(measured: Iterable[Measured], alpha: float, lower_is_better: bool = Tr
     return np.select([rule for rule, _ in rules], [word for _, word in rules], "inconclusive"), p_holm, p_equivalence
 
 
-def _values(values, whose):
-    values = np.asarray(values, dtype=float)
-    if values.ndim == 0 or values.shape[-1] == 0:
+def _values(values: ArrayLike, whose: str) -> Array:
+    array = np.asarray(values, dtype=float)
+    if array.ndim == 0 or array.shape[-1] == 0:
         raise ValueError(f"{whose} has no values")
-    if not np.isfinite(values).all():
-        raise ValueError(f"{whose} has values that aren't finite: a diverged run is a row of its own, not a value here")
-    return values
+    if not np.isfinite(array).all():
+        raise ValueError(f"{whose} has values that aren't finite: leave out the values of diverged runs")
+    return array
 
 
-def _check(**numbers):
+def _check(**numbers: float) -> None:
     for name, value in numbers.items():
         if name in ("alpha", "power") and not 0 < value < 1:
-            raise ValueError(f"{name} = {value}: it has to lie between 0 and 1")
+            raise ValueError(f"{name} = {value}: it must lie between 0 and 1")
         if name == "sd" and not 0 <= value < math.inf:
-            raise ValueError(f"sd = {value}: it can't be negative, and has to be finite")
+            raise ValueError(f"sd = {value}: it must be finite, and not negative")
         if name == "effect" and not 0 < value < math.inf:
-            raise ValueError(f"effect = {value}: the smallest effect of interest has to be above 0")
+            raise ValueError(f"effect = {value}: the smallest effect of interest must be above 0")
 
 
-def _spread(arm, base, paired):
+def _spread(arm: Array, base: Array, paired: bool) -> Array:
     if paired:
         return (arm - base).std(-1, ddof=1)
     df_arm, df_base = arm.shape[-1] - 1, base.shape[-1] - 1
     return np.sqrt((df_arm * arm.var(-1, ddof=1) + df_base * base.var(-1, ddof=1)) / (df_arm + df_base))
 
 
-def _correlation(arm, base):
+def _correlation(arm: Array, base: Array) -> Array:
     arm, base = (x - x.mean(-1, keepdims=True) for x in (arm, base))
     return np.clip((arm * base).sum(-1) / np.sqrt((arm**2).sum(-1) * (base**2).sum(-1)), -1, 1)
 
 
-def _holm(ps):
+def _holm(ps: Array) -> Array:
     if ps.shape[-1] < 2:  # one arm: nothing to adjust
         return ps
     return np.apply_along_axis(lambda row: multipletests(row, method="holm")[1], -1, ps)
 
 
-def _power(size, n, paired, alpha):
+def _power(size: float, n: int, paired: bool, alpha: float) -> float:
     """The probability that a true difference of ``size`` sd is detected with the right sign. Unpaired: Welch's df
     depends on the share x of one arm in the sum of both variances. With equal true variances x is
     Beta((n - 1) / 2, (n - 1) / 2) and independent of t, which is noncentral with 2 n - 2 degrees of freedom. So the
@@ -269,71 +276,94 @@ def _power(size, n, paired, alpha):
     return float(weight @ stats.nct.sf(critical, 2 * n - 2, size * math.sqrt(n / 2)) / weight.sum())
 
 
-def _number(value):
+def _number(value: Array) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _difference(arm, base, paired, m):
-    numbers = [_number(x) for x in (m.low, m.high, m.p, m.df, m.sd)]
-    return Difference(float(m.mean), *numbers, len(arm), len(base), bool(paired), _number(m.correlation))
+def _difference(arm: Sequence[float], base: Sequence[float], paired: bool, m: Measured) -> Difference:
+    low, high, p, df, sd = (_number(x) for x in (m.low, m.high, m.p, m.df, m.sd))
+    return Difference(float(m.mean), low, high, p, df, sd, len(arm), len(base), bool(paired), _number(m.correlation))
 
 
-def _sd_to_plan_with(name, diff, arms, bases, measured, paired):
+def _sd_to_plan_with(
+    name: str,
+    diff: Difference,
+    arms: Mapping[str, Sequence[float]],
+    bases: Mapping[str, Sequence[float]],
+    measured: Mapping[str, Measured],
+    paired: Mapping[str, bool],
+) -> tuple[float | None, str]:
     """Choose the sd that determines how many seeds are needed. Returns (sd, its source in words). Arms whose
     differences have no spread are left out: a copy of the baseline says nothing about noise."""
     if not diff.paired:
         sd, _ = noise_floor([*arms.values(), max(bases.values(), key=len)])
-        return sd, "noise floor pooled over all arms"
+        return sd, "noise between seeds, pooled over all arms:"
     pairs = [np.subtract(arms[each], bases[each]) for each in arms if paired[each] and measured[each].sd > 0]
     if diff.n_arm >= FEW or len(pairs) == 1:
-        return diff.sd, "sd of its paired differences"
-    return noise_floor(pairs)[0], f"sd of the differences pooled over {len(pairs)} paired arms"
+        return diff.sd, "sd of its paired differences:"
+    return noise_floor(pairs)[0], f"sd of the differences, pooled over {len(pairs)} paired arms:"
 
 
-def _verdict(word, diff, p, q, effect, alpha, arms, planning):
+def _verdict(
+    word: str,
+    diff: Difference,
+    p: float | None,
+    q: float | None,
+    effect: float,
+    alpha: float,
+    arms: int,
+    planning: tuple[float | None, str],
+) -> Verdict:
     seeds = f"{diff.n_arm} {'paired' if diff.paired else 'unpaired'} seeds"
     if diff.n_arm != diff.n_base:
-        seeds += f" against {diff.n_base}"
-    over = f"Holm over {arms} arms, " if arms > 1 else ""
+        seeds += f" against {diff.n_base} of the baseline"
+    over = f"adjusted by Holm's method for {arms} arms; " if arms > 1 else ""
     interval = f"{100 * (1 - alpha):.4g} %"
     if word == "difference":
         if diff.sd is None:
-            return Verdict(word, f"One seed shows a difference of {diff.mean:+.4g}, and never a verdict.")
+            return Verdict(word, f"The difference is {diff.mean:+.4g}, but one seed can't give a verdict.")
         if diff.mean == 0 and diff.paired:
             return Verdict(
                 word, f"Every seed gives exactly the baseline's value, so there is nothing to test ({seeds})."
             )
         what = "paired differences" if diff.paired else "values"
-        why = f"A difference of {diff.mean:+.4g} without a test: the {what} have no spread over the seeds ({seeds})."
+        why = f"The difference of {diff.mean:+.4g} can't be tested: the {what} have no spread over the seeds ({seeds})."
         return Verdict(word, why)
+    sd, source = planning
+    assert diff.low is not None and diff.high is not None and diff.df is not None  # an arm with a test has them all
+    assert p is not None and q is not None and sd is not None
     found = f"{diff.mean:+.4g}, {interval} interval [{diff.low:+.4g}, {diff.high:+.4g}]"
     if word in ("better", "worse"):
-        side = "below" if diff.mean < 0 else "above"
-        return Verdict(word, f"It is {side} the baseline: {found} (p = {p:.2g}, {over}{seeds}).")
+        side = "lower" if diff.mean < 0 else "higher"
+        why = f"Significantly {side} than the baseline: difference {found} (p = {p:.2g}, {over}{seeds})."
+        return Verdict(word, why)
     if word == "equivalent":
         # this interval lies inside the effect exactly when both one-sided tests of this arm reject
         half = (diff.high - diff.low) / 2 * stats.t.isf(alpha, diff.df) / stats.t.isf(alpha / 2, diff.df)
         ends = f"[{diff.mean - half:+.4g}, {diff.mean + half:+.4g}]"
         found = f"{diff.mean:+.4g}, {100 * (1 - 2 * alpha):.4g} % interval {ends}"
-        there = f"; it is not zero (p = {p:.2g}) but too small to matter" if p < alpha else ""
-        return Verdict(
-            word, f"The difference is inside \u00b1{effect:.4g}: {found} (p = {q:.2g}, {over}{seeds}){there}."
+        not_zero = f" It is not zero (p = {p:.2g}), but too small to matter." if p < alpha else ""
+        why = (
+            f"The difference is significantly inside \u00b1{effect:.4g}, the smallest effect of interest: {found}"
+            f" (p = {q:.2g}, {over}{seeds}).{not_zero}"
         )
-    sd, source = planning
+        return Verdict(word, why)
     now, target = min(diff.n_arm, diff.n_base), effect
     needs = needed(sd, effect, diff.paired, alpha / arms)
     if needs <= now:
         target = effect / 2
         needs = max(needed(sd, target, diff.paired, alpha / arms), now + 1)
-    alone = ", the interval for this arm alone" if diff.low * diff.high > 0 and arms > 1 else ""
-    enough = f"{needs}" if needs <= MOST else f"more than {MOST}"
+    alone = "; the interval is not adjusted" if diff.low * diff.high > 0 and arms > 1 else ""
+    enough = f"{needs}" if needs <= MOST else f"More than {MOST}"
+    half = "" if target == effect else ", half the smallest effect of interest,"
     why = (
-        f"Neither zero (p = {p:.2g}) nor a difference of {effect:.4g} or more (p = {q:.2g}) is ruled out: {found}"
-        f" ({over}{seeds}{alone}); {enough} seeds per arm would find"
-        f" {target:.4g} in 4 of 5 tries ({source} {sd:.4g})."
+        f"The runs rule out neither a true difference of zero (p = {p:.2g}) nor one of \u00b1{effect:.4g} or more"
+        f" (p = {q:.2g}): difference {found} ({'p ' if over else ''}{over}{seeds}{alone})."
+        f" {enough} seeds per arm would detect a true difference of {target:.4g}{half} with 80 % power"
+        f" ({source} {sd:.4g})."
     )
     return Verdict(word, why, needs)
 
 
-def _seeds(n):
+def _seeds(n: int) -> str:
     return f"= {n}" if n <= MOST else f"> {MOST}"

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import shlex
 
+from toolkit.comparison.record import ArmRecord, RatePoint, Record
 from toolkit.comparison.statistics import MOST
 
 
@@ -17,34 +18,35 @@ def formatted(value: object, spec: str) -> str:
         return str(value)
 
 
-def verdict(arm: dict) -> str:
+def verdict(arm: ArmRecord) -> str:
     """The verdict as text: "better", or "inconclusive (needs n = 7)"."""
     if arm["needs"] is None:
         return arm["verdict"]
     return f"{arm['verdict']} ({needed(arm)})"
 
 
-def needed(arm: dict) -> str:
-    """The seeds that an inconclusive arm needs, as a phrase: "needs n = 7"."""
-    return f"needs n {'' if arm['needs'] > MOST else '= '}{needs(arm)}"
+def needed(arm: ArmRecord) -> str:
+    """The number of seeds that an inconclusive arm needs, as a phrase: "needs n = 7"."""
+    number_of_seeds = needs(arm)
+    return f"needs n {'' if number_of_seeds.startswith('>') else '= '}{number_of_seeds}"
 
 
-def needs(arm: dict) -> str:
+def needs(arm: ArmRecord) -> str:
     """The number of seeds that an inconclusive arm needs: "7" or "> 1000"; empty for other verdicts."""
     return "" if arm["needs"] is None else f"> {MOST}" if arm["needs"] > MOST else str(arm["needs"])
 
 
-def count(arm: dict) -> str:
+def count(arm: ArmRecord) -> str:
     """The number of runs with a value: "5", or "4 of 5" if a run did not finish."""
     return str(arm["n"]) if arm["n"] == arm["runs"] else f"{arm['n']} of {arm['runs']}"
 
 
-def spread(arm: dict) -> str:
+def spread(arm: ArmRecord) -> str:
     """Mean and sd: "2.0030 ± 0.0136"; with one seed only the mean."""
     return number(arm["mean"]) + (f" ± {number(arm['sd'])}" if arm["sd"] is not None else "")
 
 
-def interval(arm: dict) -> str:
+def interval(arm: ArmRecord) -> str:
     """The interval as text: "[-0.0249, -0.0018]"; empty if there is none."""
     return "" if arm["low"] is None else f"[{number(arm['low'], '+')}, {number(arm['high'], '+')}]"
 
@@ -56,7 +58,7 @@ def p_value(value: float | None) -> str:
     return "<.001" if value < 0.001 else f"{value:.3f}".removeprefix("0")
 
 
-def steps(arm: dict) -> str:
+def steps(arm: ArmRecord) -> str:
     """Steps until the arm reaches the baseline's final loss: "1,200", or "not in 2,000"; empty if unknown."""
     if arm["target"] is None:
         return ""
@@ -65,7 +67,7 @@ def steps(arm: dict) -> str:
     return formatted(arm["steps_to_target"], ",.0f")
 
 
-def cost(arm: dict) -> list[str]:
+def cost(arm: ArmRecord) -> list[str]:
     """[steps, FLOPs, seconds] until the arm reaches the baseline's final loss, as text."""
     seconds = arm["seconds_to_target"]
     short = isinstance(seconds, float) and seconds < 100
@@ -83,19 +85,20 @@ def rate(lr: float | None) -> str:
     return "none finished" if lr is None else formatted(lr, "g")
 
 
-def rates(record: dict) -> tuple[list[str], list[list[tuple[str, bool]]]]:
+def rates(record: Record) -> tuple[list[str], list[list[tuple[str, bool]]]]:
     """(head, rows) of the table of learning rates, with a row for each arm and a column for each rate. A cell is (text,
     whether this rate was chosen)."""
-    rates_tried = _ordered({point["lr"] for arm in record["arms"] if arm["lr"] for point in arm["lr"]["points"]})
+    tuned = [(arm["arm"], arm["lr"]) for arm in record["arms"] if arm["lr"]]
+    rates_tried = _ordered({point["lr"] for _, arm_rates in tuned for point in arm_rates["points"]})
     rows = []
-    for arm in (arm for arm in record["arms"] if arm["lr"]):
-        by_rate = {point["lr"]: point for point in arm["lr"]["points"]}
-        cells = [(_point(by_rate.get(lr)), lr == arm["lr"]["best"]) for lr in rates_tried]
-        rows.append([(arm["arm"], False), *cells, (number(arm["lr"]["sensitivity"]), False)])
+    for name, arm_rates in tuned:
+        by_rate = {point["lr"]: point for point in arm_rates["points"]}
+        cells = [(_point(by_rate.get(lr)), lr == arm_rates["best"]) for lr in rates_tried]
+        rows.append([(name, False), *cells, (number(arm_rates["sensitivity"]), False)])
     return ["arm", *map(rate, rates_tried), "sensitivity"], rows
 
 
-def _point(point: dict | None) -> str:
+def _point(point: RatePoint | None) -> str:
     if point is None:
         return ""
     lost = point["runs"] - len(point["values"])
@@ -108,25 +111,26 @@ def _ordered(values: set) -> list:
     return [*sorted(numbers), *sorted(values - numbers, key=str)]
 
 
-def explanation(arm: dict) -> str:
+def explanation(arm: ArmRecord) -> str:
     """Explain an arm's verdict: its reason, its pairing, and the difference that its seeds can detect."""
     sentences = [arm["why"]]
     if arm["pairing"]:
-        rho = f", correlation of the pairs {arm['correlation']:+.2f}" if arm["correlation"] is not None else ""
+        rho = f"; correlation of the pairs {arm['correlation']:+.2f}" if arm["correlation"] is not None else ""
         sentences.append(f"{arm['pairing'][0].upper()}{arm['pairing'][1:]}{rho}.")
     if arm["detectable"] is not None:
-        sentences.append(f"{arm['n']} seeds find a difference of {number(arm['detectable'])} in 4 of 5 tries.")
+        detectable = number(arm["detectable"])
+        sentences.append(f"With these seeds, a true difference of {detectable} is detected with 80 % power.")
     if arm["conditional"] and arm["n"]:
-        sentences.append(f"{arm['losses']}: the mean is over those that finished, alone.")
+        sentences.append(f"{arm['losses']}; the mean covers only the runs that finished.")
     return " ".join(sentences)
 
 
-def exclusions(record: dict) -> list[str]:
+def exclusions(record: Record) -> list[str]:
     """A line for each excluded run. Outputs show it next to the verdicts, since these may depend on it."""
     return [f"excluded by hand: {one['run']}: {one['reason']}" for one in record["excluded"]]
 
 
-def by_seed(record: dict) -> tuple[list[str], list[list[tuple[str, bool]]]]:
+def by_seed(record: Record) -> tuple[list[str], list[list[tuple[str, bool]]]]:
     """(head, rows) of the table of values, with a row for each seed and a column for each arm. A cell is (text, whether
     a run of it has no value); for such a run the text is its outcome."""
     arms = [arm["arm"] for arm in record["arms"]]
@@ -141,52 +145,71 @@ def by_seed(record: dict) -> tuple[list[str], list[list[tuple[str, bool]]]]:
     return ["seed", *arms], rows
 
 
-def legend(record: dict) -> str:
+def legend(record: Record) -> str:
     """The line below the table: metric, unit, direction, smallest effect and noise."""
     noise = f"; noise between seeds (sd, pooled over arms) {number(record['noise_sd'])}" if record["noise_sd"] else ""
     has_conditional = any(arm["conditional"] and arm["n"] for arm in record["arms"])
-    mark = "; * over the runs that finished alone" if has_conditional else ""
+    mark = "; * only the runs that finished" if has_conditional else ""
     effect = f"smallest effect of interest {record['effect']:.4g}"
     better = "lower" if record["lower_is_better"] else "higher"
     return f"{record['metric']} in {record['unit']}, {better} is better; {effect}{noise}{mark}"
 
 
-def meanings(record: dict) -> list[tuple[str, str]]:
+def meanings(record: Record) -> list[tuple[str, str]]:
     """(name, meaning) of each number in the outputs."""
     level, effect = f"{1 - record['alpha']:.0%}", f"{record['effect']:.4g}"
     result = [
         (
             "verdict",
-            f"better or worse: Holm p below {record['alpha']:g}; equivalent: the difference lies inside ±{effect}; "
-            "inconclusive: neither can be said yet",
+            f"equivalent: two one-sided t tests show that the difference lies inside ±{effect} (Holm-adjusted p below "
+            f"{record['alpha']:g}); better or worse: a t test shows that it is not zero (Holm-adjusted p below "
+            f"{record['alpha']:g}), and it is not equivalent; inconclusive: neither was shown",
         ),
-        ("needs n", "seeds per arm that find a difference of the size in question in 4 of 5 tries"),
-        ("n", "runs that finished, one for each seed"),
-        ("mean ± sd", f"of {record['metric']} over the seeds, at the end of the budget"),
-        ("difference", f"arm minus {record['baseline']}; with pairs, the mean of the differences at each seed"),
+        (
+            "needs n",
+            "seeds per arm that would detect the smallest effect of interest with 80 % power (half of this effect if "
+            "there are that many seeds already)",
+        ),
+        ("n", "number of runs that finished, one per seed"),
+        ("mean ± sd", f"mean and standard deviation of {record['metric']} over the seeds, at the end of the budget"),
+        (
+            "difference",
+            f"arm minus {record['baseline']}; if paired, the mean over seeds of the difference at each seed",
+        ),
         (
             f"{level} interval",
-            f"Student-t; over many such experiments {level} of the intervals hold the true difference",
+            f"Student-t interval for this arm alone, not adjusted for the number of arms; in many repetitions of the "
+            f"experiment, {level} of such intervals would contain the true difference",
         ),
-        ("p (Holm)", "chance of a difference this large if there were none, corrected for the number of arms"),
-        ("noise between seeds", "sd of runs that differ in nothing but the seed, pooled over the arms"),
-        ("finds", "true difference that so many seeds find in 4 of 5 tries, at Holm's strictest step"),
+        (
+            "p (Holm)",
+            "probability of a difference at least this large in either direction if the true difference were zero, "
+            "adjusted for the number of arms by Holm's method",
+        ),
+        ("noise between seeds", "standard deviation of runs that differ only in the seed, pooled over the arms"),
+        ("in noise sd", "the difference divided by the noise between seeds"),
+        (
+            "detects",
+            "true difference that these seeds detect with 80 % power, at alpha divided by the number of arms (Holm's "
+            "strictest step)",
+        ),
         (
             "correlation of the pairs",
-            "how alike a seed moves the arm and the baseline; high values narrow the interval",
+            "correlation between arm and baseline over the seeds; a high correlation narrows the interval of a paired "
+            "difference",
         ),
         (
             "steps to the baseline's loss",
-            "where the arm's mean validation curve first reaches the baseline's last value, "
-            "between two evaluations by a straight line",
+            "step at which the arm's mean validation curve first reaches the baseline's last value, interpolated "
+            "linearly between evaluations",
         ),
     ]
     if any(arm["lr"] for arm in record["arms"]):
-        result.append(("sensitivity", "mean over the grid of learning rates, above the best of them"))
+        result.append(("sensitivity", "mean loss over the grid of learning rates, minus the lowest loss on it"))
     return result
 
 
-def commands(record: dict) -> list[str]:
+def commands(record: Record) -> list[str]:
     """Shell commands that repeat the comparison. Names and reasons are quoted, so none of them can act as a command."""
     excluded = "".join(
         f" --exclude {shlex.quote(one['run'])} --reason {shlex.quote(one['reason'])}" for one in record["excluded"]
@@ -206,14 +229,14 @@ def commands(record: dict) -> list[str]:
     return [*again, f"python -m toolkit.compare {' '.join(map(shlex.quote, folders))}{excluded}"]
 
 
-def environment(record: dict) -> str:
+def environment(record: Record) -> str:
     """The device, precision, versions and commit of the runs, in one sentence."""
     known = record["environment"]
     if not known["device"]:
-        return "No run was begun."
+        return "No run was started."
     versions = known["packages"] if isinstance(known["packages"], dict) else {}
     packages = ", ".join(f"{name} {version}" for name, version in versions.items())
-    commit = f"commit {known['commit']}" if known["commit"] else "no commit known"
-    dirty = " with changes" if known["dirty"] else ""
+    commit = f"commit {known['commit']}" if known["commit"] else "commit unknown"
+    dirty = " with uncommitted changes" if known["dirty"] else ""
     machine = f"{known['device_name']} ({known['device']}), {known['precision']}, Python {known['python']}"
     return f"{machine}, {packages}; {commit}{dirty}."
