@@ -6,7 +6,7 @@ import pytest
 from plans import COMMON, PLAN, write_plan
 
 from toolkit.ablation import match
-from toolkit.ablation.plan import differing_keys, keys_beyond, read
+from toolkit.ablation.plan import read
 from toolkit.compose import compose
 from toolkit.config.layers import ConfigError
 
@@ -146,13 +146,6 @@ def test_what_differs_beyond_the_factor_is_a_confound(tmp_path):
     ]
     factor = ["GPT.position", "GPT.attention", "AdamW.*"]
     assert read(write_plan(tmp_path, arms=arms, factor=factor)).confounds == []
-
-
-def test_knobs_of_a_part_that_one_side_lacks_follow_from_its_slot():
-    one = {"GPT.position": "@RoPE", "RoPE.theta": 1e4, "GPT.dim": 8, "NormA.eps": 1}
-    other = {"GPT.position": "@ALiBi", "ALiBi.slope": 1, "GPT.dim": 16, "NormA.eps": 2}
-    assert differing_keys(one, other) == ["GPT.position", "GPT.dim", "NormA.eps"]
-    assert keys_beyond(["GPT.p*", "NormA.eps"], differing_keys(one, other)) == ["GPT.dim"]
 
 
 def test_a_grid_is_every_combination_and_its_keys_are_factors(tmp_path):

@@ -70,8 +70,8 @@ def _dry_run(plan, folder: Path, arguments) -> None:
     """Print the estimated time, one line per arm, and what each arm changes. Print the jobs too if there are at most
     ``FEW_JOBS`` or ``--verbose`` is given."""
     from toolkit.ablation.jobs import ENDED, duration, read_progress
-    from toolkit.ablation.plan import differing_keys
     from toolkit.ablation.settle import measure, threads_for
+    from toolkit.config import keys
     from toolkit.output.escape import line
     from toolkit.rundir import report
     from toolkit.store.disk import read_json
@@ -96,8 +96,8 @@ def _dry_run(plan, folder: Path, arguments) -> None:
     )
     _print_arms(plan, seconds)
     for arm in list(plan.arms.values())[1:]:
-        flat, keys = arm.config.flat, differing_keys(base.config.flat, arm.config.flat)
-        say(f"{arm.name} differs in " + ", ".join(f"{key} = {flat.get(key, 'absent')}" for key in keys))
+        differences = keys.independent_differences(base.config.flat, arm.config.flat)
+        say(f"{arm.name} differs in " + ", ".join(f"{key} = {value}" for key, (_, value) in differences.items()))
         for count, name, limit in (("parameters", "params", 0.01), ("flops_per_token", "flops", 0.02)):
             own, other = getattr(arm, count), getattr(base, count)
             if own and other and abs(own / other - 1) > limit:

@@ -154,6 +154,7 @@ def _print_line(line) -> None:
 
 def _show(entry, as_json) -> int:
     """Print one part: signature, docstring, kind, file, overlay and binding."""
+    from toolkit.config import keys
     from toolkit.registry import CATALOG
     from toolkit.rundir import report
 
@@ -166,7 +167,7 @@ def _show(entry, as_json) -> int:
     report.say(f"kind: {entry.kind}\nfile: {description['file']}\noverlay: {description['overlay'] or 'none'}")
     owner = "GPT" if entry.kind in CATALOG["GPT"].knobs else "Experiment"
     slot, value = ("loggers", f"[@{entry.name}]") if entry.kind == "logger" else (entry.kind, f"@{entry.name}")
-    report.say(f"binding: {owner}.{slot} = {value}")
+    report.say(f"binding: {keys.spell(owner, slot)} = {value}")
     return 0
 
 

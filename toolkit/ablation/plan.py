@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,6 +21,7 @@ from toolkit.ablation.planfile import (
     unfold,
 )
 from toolkit.compose import load_shelf
+from toolkit.config import keys
 from toolkit.config.guard import resolve, suggest
 from toolkit.config.layers import BASE, ConfigError, Layer, find, show
 from toolkit.config.safety import read_bindings, read_file
@@ -153,20 +153,6 @@ def read(path: str | Path) -> Plan:
     return plan
 
 
-def differing_keys(one: dict[str, object], other: dict[str, object]) -> list[str]:
-    """The config keys that differ. Knobs of a part that only one side builds are left out: they follow from the slot
-    that names the part, and the slot is listed."""
-    parts = [{key.rpartition(".")[0] for key in flat} for flat in (one, other)]
-    both = [key for key in {**one, **other} if key.rpartition(".")[0] in parts[0] & parts[1]]
-    return [key for key in both if one.get(key, "absent") != other.get(key, "absent")]
-
-
-def keys_beyond(factor: Iterable[str], keys: Iterable[str]) -> list[str]:
-    """The keys that match no pattern of the factor."""
-    patterns = list(factor)
-    return [key for key in keys if not any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)]
-
-
 def _layer(title: str, bindings: Sequence[str], place: str) -> Layer:
     """Turn the plan's quoted bindings into a layer. Problems with it name ``place``, the line in the plan."""
     try:
@@ -202,13 +188,13 @@ def _compose_arms(arms: dict[str, Arm], overlays: list[str], common: Layer, wher
 
 
 def _check_factor(plan: Plan, place: str, problems: list[str]) -> None:
-    """Add a problem for each pattern of the factor that matches no config key: it is probably a typo."""
-    keys = {key for arm in plan.arms.values() for key in arm.config.flat}
+    """Add a problem for each pattern of the factor that matches no config key: it is probably a typo. ``Part.*`` may
+    name a part that no arm builds."""
+    known = {key for arm in plan.arms.values() for key in arm.config.flat}
     for pattern in plan.factor:
-        if keys_beyond([pattern], keys) == list(keys) and pattern.rpartition(".")[0].rpartition("/")[2] not in CATALOG:
-            problems.append(f"{place}: Ablation.factor: no arm has a config key {pattern!r}{suggest(pattern, keys)}")
-        elif keys_beyond([pattern], keys) == list(keys) and not pattern.endswith("*"):
-            problems.append(f"{place}: Ablation.factor: no arm has a config key {pattern!r}{suggest(pattern, keys)}")
+        is_whole_part = pattern.endswith("*") and keys.split(pattern).part in CATALOG
+        if not is_whole_part and not any(keys.matches(key, [pattern]) for key in known):
+            problems.append(f"{place}: Ablation.factor: no arm has a config key {pattern!r}{suggest(pattern, known)}")
 
 
 def _find_confounds(plan: Plan, where: dict[str, str], problems: list[str]) -> list[str]:
@@ -219,15 +205,16 @@ def _find_confounds(plan: Plan, where: dict[str, str], problems: list[str]) -> l
     allowed = [*plan.factor, *_listed_knobs(plan.ablation.lr_knob), *_listed_knobs(plan.ablation.match_knob)]
     for arm in plan.arms.values():
         flat = arm.config.flat
-        same = next((name for name, other in configs.items() if other == flat), None)
+        same = next((name for name, other in configs.items() if not keys.differences(other, flat)), None)
         configs[arm.name] = flat
         if same:
             other = "the baseline" if same == plan.baseline.name else "arm"
             problems.append(f"{where['arms']}: arm {arm.name!r} does not differ from {other} {same!r} at all")
-        keys = keys_beyond(allowed, differing_keys(base, flat))
-        confounding_keys += keys
-        listed = "; ".join(f"{key}: {base.get(key, 'absent')} there, {flat.get(key, 'absent')} here" for key in keys)
-        if keys:
+        differences = keys.independent_differences(base, flat).items()
+        confounds = {key: pair for key, pair in differences if not keys.matches(key, allowed)}
+        confounding_keys += confounds
+        listed = "; ".join(f"{key}: {before} there, {now} here" for key, (before, now) in confounds.items())
+        if confounds:
             lines.append(
                 f"{where['arms']}: arm {arm.name!r} is confounded, it differs from the baseline "
                 f"{plan.baseline.name!r} beyond the factor: {listed}"
@@ -255,7 +242,7 @@ def _find_knob(chosen: str | dict[str, str] | None, arm: Arm, kind: str, knob: s
             raise ConfigError(f"Ablation.{field_name}: arm {arm.name!r} has no knob {chosen_knob!r}{suggestion}")
         return chosen_knob
     candidates = [
-        f"{scope}/{name}.{knob}".lstrip("/")
+        keys.spell(name, knob, scope)
         for (scope, name), knobs in arm.config.parts.items()
         if CATALOG[name].kind == kind and knob in knobs
     ]
@@ -291,7 +278,7 @@ def _learning_rates(
         except ConfigError as error:
             problems.append(f"{where['lr_knob']}: {error}")
             continue
-        if any(binding.split("=")[0].strip() == arms[arm].lr_knob for binding in arms[arm].bindings):
+        if any(keys.bound_by(binding) == arms[arm].lr_knob for binding in arms[arm].bindings):
             problems.append(f"{where_grid}: arm {arm!r} binds {arms[arm].lr_knob}, which Ablation.lr_grid sets")
     return rates
 
@@ -305,7 +292,7 @@ def _match_widths(plan: Plan, where: dict[str, str], problems: list[str]) -> Non
     for arm in plan.arms.values():
         try:
             knob = _find_knob(plan.ablation.match_knob, arm, "ffn", "hidden", "match_knob")
-            if any(binding.split("=")[0].strip() == knob for binding in arm.bindings) and arm is not plan.baseline:
+            if any(keys.bound_by(binding) == knob for binding in arm.bindings) and arm is not plan.baseline:
                 raise ConfigError(f"arm {arm.name!r} binds {knob}, which Ablation.match solves for; leave it out there")
             arm.width = (knob, None, match.count(arm.config, quantity) - target)
             if arm.width[2] == 0:

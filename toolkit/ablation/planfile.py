@@ -14,6 +14,7 @@ from annotated_types import Ge, Gt, Le, Len
 from pydantic import TypeAdapter, ValidationError
 
 from toolkit.comparison.runs import require_lower_is_better
+from toolkit.config import keys
 from toolkit.config.guard import STRICT, TOO_LARGE, suggest, too_large
 from toolkit.config.layers import Config, ConfigError, Layer, Reference, show
 
@@ -250,14 +251,14 @@ def split_entries(entries: Sequence[str], place: str, owner: str, problems: list
 def check_bindings(bindings: list[str], place: str, problems: list[str]) -> None:
     """Add a problem for each binding of a key that the plan itself sets, such as the seed."""
     for binding in bindings:
-        key = binding.split("=")[0].strip()
+        key = keys.bound_by(binding)
         if key in SETTLED:
             problems.append(f"{place}: {binding!r}: {key} is set by {SETTLED[key]} of the plan; leave it out here")
 
 
 def _name_of_value(key: str, value: object) -> str:
     """A grid value as part of an arm's name: "SwiGLU" for a part, else knob and value, such as "hidden64"."""
-    text = value.removeprefix("@") if isinstance(value, str) else f"{key.rpartition('.')[2]}{value}"
+    text = value.removeprefix("@") if isinstance(value, str) else f"{keys.split(key).knob}{value}"
     return re.sub(r"[^A-Za-z0-9_.+=,@-]+", "_", text).strip("_")
 
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from toolkit.config import keys
 from toolkit.config.changes import difference
 from toolkit.store import seal
 from toolkit.store.disk import read_json, read_json_or_warn, write_bytes, write_json, write_text
@@ -208,7 +209,9 @@ def _changed_configs(plan: Plan, folder: Path, record: dict) -> list[str]:
 def _common_name(knobs: list[str]) -> str | None:
     """One name for the knobs of all arms: the knob if they agree, else a pattern such as "*.lr"; None without knobs."""
     distinct = list(dict.fromkeys(knobs))
-    return distinct[0] if len(distinct) == 1 else f"*.{distinct[0].rpartition('.')[2]}" if distinct else None
+    if len(distinct) > 1:
+        return keys.spell("*", keys.split(distinct[0]).knob)
+    return distinct[0] if distinct else None
 
 
 def _without_chosen(lr: dict | None) -> dict | None:

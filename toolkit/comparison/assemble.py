@@ -14,6 +14,7 @@ from toolkit.comparison.guards import Banner, short
 from toolkit.comparison.rates import TunedRate
 from toolkit.comparison.runs import CURVE, METRIC, PlanRecord, Run
 from toolkit.comparison.statistics import Difference, Verdict
+from toolkit.config import keys
 
 BITS = "val_full/bits_per_byte"
 IDENTICAL = "identical"  # stands in place of a verdict: there is nothing to judge
@@ -306,8 +307,8 @@ def _config_differences(arm: ArmResult, baseline: ArmResult) -> tuple[str, ...]:
     if not (ours and theirs):
         return ()
     slots = guards.independent(theirs[0], ours[0])
-    own_parts = {key.rpartition(".")[0] for key in ours[0]} - {key.rpartition(".")[0] for key in theirs[0]}
-    knobs = [f"{key} = {guards.show(value)}" for key, value in ours[0].items() if key.rpartition(".")[0] in own_parts]
+    own_parts = set(map(keys.owner, ours[0])) - set(map(keys.owner, theirs[0]))
+    knobs = [f"{key} = {guards.show(value)}" for key, value in ours[0].items() if keys.owner(key) in own_parts]
     return (*slots.values(), *knobs)
 
 

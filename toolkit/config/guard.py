@@ -15,6 +15,7 @@ from collections.abc import Iterable
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from toolkit.config import keys
 from toolkit.config.layers import Binding, Config, ConfigError, Layer, Macro, Reference, references, show
 from toolkit.protocols import KINDS
 from toolkit.registry import CATALOG, Entry, supplied
@@ -47,7 +48,7 @@ def resolve(layers: list[Layer]) -> Config:
                 problems.append(f"{name}.{knob} is not bound, and has no default; bind it in {layers[0].title}")
             elif source:
                 origins = "".join(f"; {macro} is at {final.merged[macro].where}" for macro in _macros(source.value))
-                places["/".join(filter(None, [scope, f"{name}.{knob}"]))] = source.where + origins
+                places[keys.spell(name, knob, scope)] = source.where + origins
                 if origins:
                     value_problems = _check_value(CATALOG[name], knob, value)
                     problems += [f"{source.where}: {problem}{origins}" for problem in value_problems]
@@ -96,9 +97,8 @@ class _Walk:
 
     def _effective_binding(self, scope: str, name: str, knob: str) -> Binding | None:
         """The binding of a knob that gin uses in a scope: one in a/b overrides one in a, and that one without scope."""
-        levels = scope.split("/") if scope else []
-        keys = ["/".join([*levels[:depth], f"{name}.{knob}"]) for depth in range(len(levels), -1, -1)]
-        return next((self.merged[key] for key in keys if key in self.merged), None)
+        candidates = [keys.spell(name, knob, each) for each in keys.enclosing(scope)]
+        return next((self.merged[key] for key in candidates if key in self.merged), None)
 
     def _ignored_slots(self, bound: dict[str, Binding | None]) -> dict[str, str]:
         """{slot: part} of the slots that have no effect: all parts in another slot of ``bound`` list them in their
@@ -139,14 +139,10 @@ class _Walk:
         scopes = [scope for scope, part in self.parts if part == name]
         if not scopes:
             kind = CATALOG[name].kind
-            slots = {
-                f"{s}/{p}.{k}".lstrip("/"): v for (s, p), ks in self.parts.items() for k, v in ks.items() if k == kind
-            }
+            slots = {keys.spell(p, k, s): v for (s, p), ks in self.parts.items() for k, v in ks.items() if k == kind}
             slot_values = ", ".join(f"{slot} is {show(value)}" for slot, value in slots.items())
             return f"{binding.key} changes nothing: no {name} is built" + (f" ({slot_values})" if slot_values else "")
-        if not any(
-            scope == binding.scope or scope.startswith(binding.scope + "/") or not binding.scope for scope in scopes
-        ):
+        if not any(binding.scope in keys.enclosing(scope) for scope in scopes):
             near = nearest(binding.scope, scopes)
             hint = f"; did you mean {near!r}, as at {self.entered.get(near)}?" if near else ""
             return f"no {name} is built in the scope {binding.scope!r}{hint}"
@@ -289,14 +285,14 @@ def _names_of(kind: str | None) -> list[str]:
 
 def _entry(name: str) -> Entry | None:
     """The part of a name, or None. The part's module, or the end of it, may precede the name: ``attention.Name``."""
-    entry = CATALOG.get(name.rpartition(".")[2])
+    entry = CATALOG.get(keys.bare(name))
     return entry if entry and f".{entry.module}.{entry.name}".endswith(f".{name}") else None
 
 
 def _key(binding: Binding) -> str:
     """The binding's key with the part's bare name, so that all spellings of a part give the same key."""
     entry = _entry(binding.name) if binding.parameter else None
-    return "/".join(filter(None, [binding.scope, f"{entry.name}.{binding.parameter}"])) if entry else binding.key
+    return keys.spell(entry.name, binding.parameter, binding.scope) if entry else binding.key
 
 
 def _is_required(binding: Binding) -> bool:

@@ -20,6 +20,7 @@ from pathlib import Path
 import gin
 from gin import config_parser
 
+from toolkit.config import keys
 from toolkit.config.imports import load_module
 from toolkit.registry import CATALOG
 from toolkit.root import ROOT
@@ -42,7 +43,7 @@ class Reference:
     called: bool = False
 
     def __str__(self):
-        return "@" + (f"{self.scope}/" if self.scope else "") + self.name
+        return "@" + keys.scoped(self.name, self.scope)
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,9 @@ class Binding:
     @property
     def key(self) -> str:
         """``scope/name.parameter``, as in the file."""
-        scope = f"{self.scope}/" if self.scope else ""
-        return scope + self.name + (f".{self.parameter}" if self.parameter else "")
+        if not self.parameter:
+            return keys.scoped(self.name, self.scope)
+        return keys.spell(self.name, self.parameter, self.scope)
 
     def __str__(self):
         return f"{self.key} = {show(self.value)}"
@@ -111,18 +113,17 @@ class Config:
         for (scope, name), knobs in self.parts.items():
             entry = CATALOG[name]
             lines += ["", f"# {entry.kind}: {entry.summary}"]
-            prefix = f"{scope}/" if scope else ""
-            lines += [f"{prefix}{name}.{knob} = {show(value)}" for knob, value in knobs.items()]
+            lines += [f"{keys.spell(name, knob, scope)} = {show(value)}" for knob, value in knobs.items()]
         return "\n".join(lines).lstrip("\n") + "\n"
 
     @property
     def flat(self) -> dict[str, object]:
         """{"GPT.dim": 768, "GPT.norm": "@LayerNorm", ...}, JSON values only."""
-        flat = {}
-        for (scope, name), knobs in self.parts.items():
-            prefix = f"{scope}/{name}" if scope else name
-            flat |= {f"{prefix}.{knob}": plain(value) for knob, value in knobs.items()}
-        return flat
+        return {
+            keys.spell(name, knob, scope): plain(value)
+            for (scope, name), knobs in self.parts.items()
+            for knob, value in knobs.items()
+        }
 
     @property
     def digest(self) -> str:
@@ -132,7 +133,7 @@ class Config:
     def knobs_of(self, name: str, words: Iterable[str]) -> list[str]:
         """The flat keys of the knobs of part ``name`` whose names are in ``words``."""
         return [
-            f"{scope}/{part}.{knob}".lstrip("/")
+            keys.spell(part, knob, scope)
             for (scope, part), knobs in self.parts.items()
             for knob in knobs
             if part == name and knob in words
@@ -141,10 +142,10 @@ class Config:
     def holding(self, name: str) -> list[str]:
         """The flat keys of the knobs whose values refer to part ``name``."""
         return [
-            f"{scope}/{part}.{knob}".lstrip("/")
+            keys.spell(part, knob, scope)
             for (scope, part), knobs in self.parts.items()
             for knob, value in knobs.items()
-            if any(reference.name.rpartition(".")[2] == name for reference in references(value))
+            if any(keys.bare(reference.name) == name for reference in references(value))
         ]
 
     def build(self):
