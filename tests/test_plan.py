@@ -89,11 +89,11 @@ WRONG = {
     ),
     "an overlay that is not there": (
         {"arms": {"rope": [], "none": ["gin/nope.gin"]}},
-        "arm 'none': gin/nope.gin: there is no such file; did you mean gin/position/nope.gin?",
+        "arm 'none': gin/nope.gin: file not found; did you mean gin/position/nope.gin?",
     ),
     "an arm's typo": (
         {"arms": {"rope": [], "none": ["GPT.position = @NoPe"]}},
-        "arm 'none': plan.gin:2: 'GPT.position = @NoPe': there is no part 'NoPe'; did you mean 'NoPE'?",
+        "arm 'none': plan.gin:2: 'GPT.position = @NoPe': part not found: 'NoPe'; did you mean 'NoPE'?",
     ),
     "a typo that all arms have": (
         {"common": [*COMMON, "GPT.n_layers = 2"]},

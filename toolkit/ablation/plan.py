@@ -16,15 +16,15 @@ from toolkit.ablation.planfile import (
     Arm,
     check_bindings,
     parse,
-    raise_problems,
     split_entries,
     unfold,
 )
 from toolkit.compose import load_shelf
 from toolkit.config import keys
-from toolkit.config.guard import resolve, suggest
-from toolkit.config.layers import BASE, ConfigError, Layer, find, show
+from toolkit.config.guard import resolve
+from toolkit.config.layers import BASE, ConfigError, Layer, find, raise_problems, show
 from toolkit.config.safety import read_bindings, read_file
+from toolkit.config.spelling import suggest
 from toolkit.experiment import build_blank
 from toolkit.output.errors import clean
 from toolkit.registry import CATALOG

@@ -15,8 +15,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from toolkit.comparison.runs import require_lower_is_better
 from toolkit.config import keys
-from toolkit.config.guard import STRICT, TOO_LARGE, suggest, too_large
-from toolkit.config.layers import Config, ConfigError, Layer, Reference, show
+from toolkit.config.layers import Config, Layer, Reference, raise_problems, show
+from toolkit.config.spelling import suggest
+from toolkit.config.values import STRICT, TOO_LARGE, too_large
 
 Seeds = list[Annotated[int, Ge(0)]]
 Rates = Annotated[list[Annotated[float, Gt(0)]], Len(min_length=1)]
@@ -271,9 +272,3 @@ def _as_binding(key: str, value: object) -> str:
         return item if isinstance(item, str) and item.startswith("@") else show(item)
 
     return f"{key} = {spelling(value)}"
-
-
-def raise_problems(problems: list[str]) -> None:
-    """Raise ConfigError with one line for each problem, if there are any."""
-    if problems:
-        raise ConfigError("\n".join(dict.fromkeys(problems)))

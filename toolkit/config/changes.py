@@ -37,7 +37,7 @@ def shapes(key: str) -> str:
     return next((category for category, kinds in SHAPES.items() if kind in kinds), "model")
 
 
-def difference(before: dict[str, object], now: dict[str, object]) -> dict[str, list]:
+def difference(before: dict[str, object], now: dict[str, object]) -> dict[str, list[object]]:
     """{key: [before, now]} for the knobs that differ in two flat configs; "absent" stands for a knob that a config
     lacks. A knob that its part got later, and that has its default, is no difference."""
     differences = keys.differences(before, now).items()
@@ -53,11 +53,11 @@ def _is_new(key: str, value: object, before: dict[str, object]) -> bool:
     return part_is_in_before and part is not None and knob in part.knobs and part.knobs[knob].default == value
 
 
-def describe(changes: dict[str, list]) -> list[str]:
+def describe(changes: dict[str, list[object]]) -> list[str]:
     """A line for each change, grouped by category."""
     lines = []
     for category in SHAPES:
         for key, (was, now) in changes.items():
             if shapes(key) == category:
-                lines.append(f"  {category:8}  {key}: {was} there, {now} here")
+                lines.append(f"  {category:8}  {key}: was {was}, is now {now}")
     return lines

@@ -6,6 +6,7 @@ and what the run saves, so a run can't differ from its ``config.gin``."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -16,9 +17,10 @@ import tokenize
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import gin
-from gin import config_parser
+import gin.config
+import gin.config_parser as config_parser
 
 from toolkit.config import keys
 from toolkit.config.imports import load_module
@@ -34,6 +36,12 @@ class ConfigError(ValueError):
     """The config is wrong. The message has a line for each problem, with its place and a remedy."""
 
 
+def raise_problems(problems: Iterable[str]) -> None:
+    """Raise ConfigError with one line for each problem, if there are any."""
+    if lines := list(dict.fromkeys(problems)):
+        raise ConfigError("\n".join(lines))
+
+
 @dataclass(frozen=True)
 class Reference:
     """``@scope/Name``: a class that will be built in that scope. ``called``: ``@Name()``, which is refused."""
@@ -42,7 +50,7 @@ class Reference:
     name: str
     called: bool = False
 
-    def __str__(self):
+    def __str__(self) -> str:
         return "@" + keys.scoped(self.name, self.scope)
 
 
@@ -52,7 +60,7 @@ class Macro:
 
     name: str
 
-    def __str__(self):
+    def __str__(self) -> str:
         return "%" + self.name
 
 
@@ -74,7 +82,7 @@ class Binding:
             return keys.scoped(self.name, self.scope)
         return keys.spell(self.name, self.parameter, self.scope)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.key} = {show(self.value)}"
 
 
@@ -148,11 +156,11 @@ class Config:
             if any(keys.bare(reference.name) == name for reference in references(value))
         ]
 
-    def build(self):
+    def build(self) -> Any:  # an Experiment, whose module lies above this one
         """Replace gin's config by this one, and return the Experiment that gin builds from it."""
-        gin.clear_config()
-        gin.parse_config(self.text)
-        return gin.get_configurable("Experiment")()
+        gin.config.clear_config()
+        gin.config.parse_config(self.text)
+        return gin.config.get_configurable("Experiment")()
 
 
 def show(value: object) -> str:
@@ -187,9 +195,7 @@ def references(value: object) -> Iterator[Reference]:
 
 def check_statements(layers: Sequence[Layer]) -> None:
     """Raise ConfigError with a line for each refused statement, if there are any."""
-    refused = [problem for layer in layers for problem in layer.refused]
-    if refused:
-        raise ConfigError("\n".join(refused))
+    raise_problems(problem for layer in layers for problem in layer.refused)
 
 
 def load_import(statement: Import) -> None:
@@ -224,7 +230,9 @@ def _check_seal(file: Path, path: str | Path, text: str) -> None:
     if problem:
         raise ConfigError(f"{path} is damaged: {problem}; {seal.REMEDY}")
     if file.name == "config.gin" and not sealed.is_sealed and (file.parent / "facts.json").is_file():
-        log.warning("%s has no seal (an older version wrote it, or it was edited): damage can't be noticed", path)
+        log.warning(
+            "%s has no checksum (an older version wrote it, or it was edited), so damage can't be detected", path
+        )
 
 
 def parse_bindings(bindings: Sequence[str]) -> Layer:
@@ -232,11 +240,17 @@ def parse_bindings(bindings: Sequence[str]) -> Layer:
     layer = Layer("-p")
     for text in bindings:
         quote = '"' if "'" in text else "'"
-        parsed = _parse(text, "-p", lambda line, place=f"-p {quote}{text}{quote}": place)
+        place = f"-p {quote}{text}{quote}"
+        parsed = _parse(text, "-p", functools.partial(_same_place, place))
         layer.bindings.extend(parsed.bindings)
         layer.imports.extend(parsed.imports)
         layer.refused.extend(parsed.refused)
     return layer
+
+
+def _same_place(place: str, line: int) -> str:
+    """The place of every line of a binding on the command line."""
+    return place
 
 
 def find(path: str | Path) -> Path:
@@ -248,7 +262,7 @@ def find(path: str | Path) -> Path:
             return root / path
     similar = sorted(str(p) for p in Path().glob("gin/**/*.gin") if p.name == Path(path).name)
     hint = f"; did you mean {similar[0]}?" if similar else ""
-    raise ConfigError(f"{path}: there is no such file{hint}")
+    raise ConfigError(f"{path}: file not found{hint}")
 
 
 class _Delegate(config_parser.ParserDelegate):
@@ -274,17 +288,19 @@ def _parse(text: str, title: str, where: Callable[[int], str], run: Path | None 
             line = error.args[1][0]
         reason = str(getattr(error, "msg", None) or (error.args or [error])[0]).strip().splitlines()[0].rstrip(".")
         reason = re.sub(r"maximum recursion depth.*", "a value is nested too deeply", reason)
-        reason = re.sub(r"malformed node or string.*", "a bare word is no value", reason)
-        hint = "strings need quotes; True, False and None are capitalised; there is no arithmetic"
-        raise ConfigError(f"{where(line)}: this is not gin: {reason} ({hint})") from error
+        reason = re.sub(r"malformed node or string.*", "a bare word is not a value", reason)
+        hint = "strings need quotes; True, False and None are capitalised; gin has no arithmetic"
+        raise ConfigError(f"{where(line)}: not valid gin: {reason} ({hint})") from error
     for statement in statements:
         place = where(statement.location.line_num)
         if isinstance(statement, config_parser.IncludeStatement):
             layer.refused.append(
-                f"{place}: include is not used here: name {statement.filename} on the command line instead"
+                f"{place}: include is not supported: name {statement.filename} on the command line instead"
             )
         elif isinstance(statement, config_parser.ImportStatement) and statement.module.startswith("__gin__"):
-            layer.refused.append(f"{place}: dynamic registration is not used here: import the module, name its parts")
+            layer.refused.append(
+                f"{place}: dynamic registration is not supported: import the module and name its parts"
+            )
         elif isinstance(statement, config_parser.ImportStatement):
             layer.imports.append(Import(statement.module, place))
         elif isinstance(statement, config_parser.BlockDeclaration):
