@@ -93,8 +93,8 @@ def _dry_run(plan: Plan, folder: Path, arguments: argparse.Namespace) -> None:
     plan.set_steps({**seconds, **(saved_budget.get("seconds_per_step") or {})}, saved_budget.get("steps"))
     say, base, jobs = report.say, plan.baseline, arguments.jobs or 1
     job_seconds = {arm.name: arm.steps * seconds[arm.name] * (1 + _evaluation_share(arm)) for arm in plan.arms.values()}
-    standings = {job.run: read_progress(folder / job.run, plan.ablation.metric) for job in plan.jobs}
-    total = sum(job_seconds[job.arm] for job in plan.jobs if standings[job.run].state not in ENDED)
+    progress = {job.run: read_progress(folder / job.run, plan.ablation.metric) for job in plan.jobs}
+    total = sum(job_seconds[job.arm] for job in plan.jobs if progress[job.run].state not in ENDED)
     say(f"\n{line(plan.name)}: {line(plan.ablation.question)}")
     say(
         f"{len(plan.jobs)} jobs, about {duration(total / jobs)} with {jobs} at once and {threads} threads each, "
@@ -116,9 +116,9 @@ def _dry_run(plan: Plan, folder: Path, arguments: argparse.Namespace) -> None:
     matched = f"; matched: {plan.ablation.match}" if plan.ablation.match is not None else ""
     say(f"budget: {plan.budget[1]:g} {plan.budget[0]}{matched}\n")
     if arguments.verbose or len(plan.jobs) <= FEW_JOBS:
-        _print_jobs(plan, standings, job_seconds)
+        _print_jobs(plan, progress, job_seconds)
     else:
-        ended = sum(each.state in ENDED for each in standings.values())
+        ended = sum(each.state in ENDED for each in progress.values())
         say(f"{len(plan.jobs)} jobs, {ended} of them ended; --verbose lists them")
 
 
@@ -141,7 +141,7 @@ def _print_arms(plan: Plan, seconds: dict[str, float]) -> None:
     report.console.print(grid(columns, rows, report.console.width)[0])
 
 
-def _print_jobs(plan: Plan, standings: dict[str, JobProgress], job_seconds: dict[str, float]) -> None:
+def _print_jobs(plan: Plan, progress: dict[str, JobProgress], job_seconds: dict[str, float]) -> None:
     from toolkit.ablation.display import duration
     from toolkit.ablation.progress import ENDED
     from toolkit.output.terminal import Column, grid
@@ -150,7 +150,7 @@ def _print_jobs(plan: Plan, standings: dict[str, JobProgress], job_seconds: dict
     columns = [Column("job", name=True), Column("purpose", gives_way=2), Column("steps", True, 1), Column("time", True)]
     rows = []
     for job in plan.jobs:
-        state, step = standings[job.run].state, standings[job.run].step
+        state, step = progress[job.run].state, progress[job.run].step
         state = state if state in ENDED or not step else f"to be resumed at {step:,}"
         rows.append([job.run, job.purpose, f"{plan.arms[job.arm].steps:,}", duration(job_seconds[job.arm]), state])
     report.console.print(grid([*columns, Column("state")], rows, report.console.width)[0])

@@ -33,9 +33,15 @@ def scoped(name: str, scope: str) -> str:
     return f"{scope}/{name}" if scope else name
 
 
+def split_scope(scoped_name: str) -> tuple[str, str]:
+    """(scope, name) of ``scope/name``; the scope may be ""."""
+    scope, _, name = scoped_name.rpartition("/")
+    return scope, name
+
+
 def split(key: str) -> Key:
     """The pieces of a key. Without a dot, all of it is the knob, as in the name of a macro."""
-    scope, _, name = key.rpartition("/")
+    scope, name = split_scope(key)
     part, _, knob = name.rpartition(".")
     return Key(part, knob, scope)
 
@@ -48,7 +54,7 @@ def owner(key: str) -> str:
 
 def without_scope(key: str) -> str:
     """``Part.knob``."""
-    return key.rpartition("/")[2]
+    return split_scope(key)[1]
 
 
 def bare(name: str) -> str:

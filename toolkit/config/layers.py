@@ -269,8 +269,7 @@ class _Delegate(config_parser.ParserDelegate):
     """Makes gin's parser return references and macros as data."""
 
     def configurable_reference(self, name: str, evaluate: bool) -> Reference:
-        scope, _, name = name.rpartition("/")
-        return Reference(scope, name, evaluate)
+        return Reference(*keys.split_scope(name), evaluate)
 
     def macro(self, name: str) -> Macro:
         return Macro(name)

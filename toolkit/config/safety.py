@@ -104,8 +104,8 @@ def scan(
     """(effects, refusals) of a command with these files: what it would do, and what is refused and why, a line each.
     The files are parsed; nothing is imported, built or run."""
     named = {Path(name).stem if name.endswith(".py") else name for name in imports}
-    acts = [f"--import {name}: would run {name}" for name in imports]
-    acts += [f"installed packages: would import {name}" for name in sorted(offered())]
+    effects = [f"--import {name}: would run {name}" for name in imports]
+    effects += [f"installed packages: would import {name}" for name in sorted(offered())]
     refused = []
     sources = [partial(parse_file, path) for path in (base, *overlays)]
     for parse in [*sources, *([partial(parse_bindings, bindings)] if bindings else [])]:
@@ -114,10 +114,12 @@ def scan(
         except ConfigError as error:
             refused.append(str(error))
             continue
-        acts += [f"{each.where}: would import {each.module}{_origin_note(each, layer.run)}" for each in layer.imports]
-        acts += [f"{each.where}: binds {each}" for each in layer.bindings]
+        effects += [
+            f"{each.where}: would import {each.module}{_origin_note(each, layer.run)}" for each in layer.imports
+        ]
+        effects += [f"{each.where}: binds {each}" for each in layer.bindings]
         refused += [*layer.refused, *_refused_imports(layer, named), *_refused_calls(layer.bindings)]
-    return acts, refused
+    return effects, refused
 
 
 def _refused_imports(layer: Layer, named: Collection[str]) -> Iterator[str]:
