@@ -249,7 +249,7 @@ def unused(lines: list[str], built: set[str]) -> Iterator[Mutant]:
                 line = f"{entry.name}.{name} = {knob.default!r}"
                 text = "\n".join([*lines, line, ""])
                 yield Mutant("unused", text, len(lines) + 1, "changes nothing", line)
-    yield Mutant("unused", "\n".join([*lines, "WIDTH = 3", ""]), len(lines) + 1, "used nowhere", "WIDTH = 3")
+    yield Mutant("unused", "\n".join([*lines, "WIDTH = 3", ""]), len(lines) + 1, "never used", "WIDTH = 3")
 
 
 def plain(value) -> bool:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import filelock
 import pytest
@@ -14,8 +15,8 @@ from plans import COMMON, Inline, write_plan
 from runs import command, facts, rows
 
 from toolkit import ablate, compare
-from toolkit.ablation import jobs
-from toolkit.ablation.jobs import JobProgress, choose
+from toolkit.ablation import display, jobs
+from toolkit.ablation.progress import JobProgress, choose, last_rows
 from toolkit.config.layers import ConfigError
 from toolkit.store.disk import write_json
 
@@ -89,7 +90,7 @@ def test_a_second_call_runs_nothing(finished, inline, capsys):
     folder = finished[0]
     before = {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*.jsonl")}
     assert ablated(folder / "question" / "plan.gin", folder / "runs") == 0
-    assert inline.last.order == [] and "2 of them ended before" in capsys.readouterr().out
+    assert inline.last.order == [] and "2 of them already ended" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*.jsonl")}
 
 
@@ -101,12 +102,12 @@ def test_a_changed_plan_is_refused_and_says_what_changed(finished, tmp_path, inl
     with pytest.raises(ConfigError) as caught:
         ablated(changed, folder / "runs")
     assert [line.strip() for line in str(caught.value).splitlines()[1:]] == [
-        "effect: 0.02 there, 0.5 here",
-        "budget.amount: 12 there, 24 here",
-        "budget.steps.rope: 12 there, 24 here",
-        "budget.steps.none: 12 there, 24 here",
-        'arms.none.bindings: ["GPT.position = @NoPE"] there, ["GPT.position = @Learned"] here',
-        "seeds: 0 gone",
+        "effect: was 0.02, is now 0.5",
+        "budget.amount: was 12, is now 24",
+        "budget.steps.rope: was 12, is now 24",
+        "budget.steps.none: was 12, is now 24",
+        'arms.none.bindings: was ["GPT.position = @NoPE"], is now ["GPT.position = @Learned"]',
+        "seeds: 0 removed",
     ]
 
 
@@ -116,7 +117,7 @@ def test_an_overlay_that_changed_under_its_runs_is_refused(tmp_path, inline):
     plan = write_plan(tmp_path, arms={"rope": [], "mine": [str(overlay)]}, seeds=[0])
     assert ablated(plan, tmp_path / "runs") == 0
     overlay.write_text("GPT.position = @Learned\n")
-    with pytest.raises(ConfigError, match="mine-s0: GPT.position: @NoPE there, @Learned here"):
+    with pytest.raises(ConfigError, match="mine-s0: GPT.position: was @NoPE, is now @Learned"):
         ablated(plan, tmp_path / "runs")
 
 
@@ -164,6 +165,18 @@ def test_a_rate_at_which_runs_diverge_is_not_the_best():
     assert choose({0.1: [JobProgress("diverged")], 0.01: [JobProgress("diverged")]}) == 0.01
 
 
+def test_a_finished_run_without_steps_gives_no_pace():
+    """A status.json that was edited may say "done" at step 0."""
+    job = SimpleNamespace(run="a-s0", arm="a")
+    queue = SimpleNamespace(
+        jobs=[job, SimpleNamespace(run="b-s0", arm="b")],
+        plan=SimpleNamespace(arms={"a": SimpleNamespace(steps=10), "b": SimpleNamespace(steps=10)}),
+        progress={"a-s0": JobProgress("done", 0, seconds=3.0), "b-s0": JobProgress("running", 5, step_ms=1000.0)},
+        launcher=SimpleNamespace(slots=1),
+    )
+    assert display.summary(queue) == "1 done, 1 running; about 5 s left"
+
+
 def test_a_preempted_job_is_queued_again(tmp_path, monkeypatch):
     from plans import Ended
 
@@ -190,7 +203,7 @@ def test_two_ablates_of_one_plan_do_not_fight(tmp_path, inline):
     plan = write_plan(tmp_path)
     (tmp_path / "runs" / "question").mkdir(parents=True)
     with filelock.FileLock(tmp_path / "runs" / "question" / ".lock"):
-        with pytest.raises(ValueError, match="another ablate is at work in .*question; wait, or take another --runs"):
+        with pytest.raises(ValueError, match="another ablate is using .*question; wait, or choose another --runs"):
             ablated(plan, tmp_path / "runs")
 
 
@@ -207,7 +220,7 @@ def test_a_dry_run_shows_arms_and_jobs_and_writes_nothing(tmp_path, capsys):
 def test_a_confounded_plan_is_shown_and_stops(tmp_path, capsys):
     plan = write_plan(tmp_path, arms={"rope": [], "alibi": ["gin/position/alibi.gin"]})
     for more in (["--dry-run"], []):
-        with pytest.raises(ConfigError, match="beyond the factor: GPT.attention: @FlashAttention there, @SDPA here"):
+        with pytest.raises(ConfigError, match="beyond the factor: GPT.attention is @SDPA, not @FlashAttention"):
             ablated(plan, tmp_path / "runs", *more)
     assert "alibi-s0" in capsys.readouterr().out and not (tmp_path / "runs").exists()
 
@@ -268,7 +281,7 @@ def test_submitit_runs_jobs_and_requeues_one_that_is_preempted(tmp_path, monkeyp
 
     def looking(queue):
         look(queue)
-        if not preempted and len(jobs._last_rows(rope / "metrics.jsonl")) >= 10:
+        if not preempted and len(last_rows(rope / "metrics.jsonl")) >= 10:
             controller = str(submitted[0].job._process.pid)
             preempted.append(int(subprocess.check_output(["pgrep", "-P", controller])))
             os.kill(preempted[0], signal.SIGUSR2)  # what Slurm does before it takes the node
@@ -339,7 +352,7 @@ def test_a_launcher_without_its_package_says_what_to_install(launcher, package, 
 
 def test_slurm_without_slurm_says_so(tmp_path):
     pytest.importorskip("submitit")
-    with pytest.raises(ValueError, match="there is no Slurm here .no srun.; log in to a machine of the cluster"):
+    with pytest.raises(ValueError, match="Slurm not found .no srun.; log in to a machine of the cluster"):
         ablated(write_plan(tmp_path), tmp_path / "runs", "--launcher", "slurm")
 
 

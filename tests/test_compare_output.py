@@ -11,6 +11,7 @@ from rich.cells import cell_len
 from test_compare import compared, output, with_rates, write_plan
 
 from toolkit import ablate, compare
+from toolkit.ablation import display
 from toolkit.ablation.jobs import JobProgress, JobQueue
 from toolkit.comparison import assemble, drawing, figures, page, record, runs, screen, text
 from toolkit.output.terminal import Column, Terminal, grid
@@ -167,13 +168,13 @@ def test_the_live_table_keeps_a_line_for_a_job(monkeypatch):
     queue.progress = {"x-s0": JobProgress("running", 5, 2.5)}
     console = Terminal(file=io.StringIO(), width=60, height=30)
     monkeypatch.setattr("toolkit.rundir.report.console", console)
-    console.print(queue.table())
+    console.print(display.table(queue))
     lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
     assert len(lines) == 3 and "post" in lines[1] and "5/100" in lines[1] and "2.5000" in lines[1]
 
 
 def test_a_job_whose_files_hold_other_kinds_of_value_stands_somehow(tmp_path):
-    from toolkit.ablation.jobs import read_progress
+    from toolkit.ablation.progress import read_progress
 
     folder = write_plan(tmp_path, {}, seeds=[0]) / "rope-s0"
     for status in ({"state": ["done"], "step": "x"}, {"state": "running", "step": None}, {"state": {}, "step": 1.5}):

@@ -101,7 +101,7 @@ def test_the_command_refuses_what_it_can_not_load(tmp_path, capsys):
     wrong = {
         "RSMNorm": "part not found: 'RSMNorm'; did you mean 'RMSNorm'?",
         f"{file}:NeverRegistered": f"part not found: 'NeverRegistered'; {file} does not register it; put @register",
-        f"{tmp_path}/nowhere.py:X": "there is no such Python file",
+        f"{tmp_path}/nowhere.py:X": "Python file not found",
         "no.such.module:X": "can't import 'no.such.module'",
         "TextFiles": "TextFiles.paths is not bound",
     }

@@ -6,10 +6,10 @@ import mutants
 import pytest
 
 from toolkit.compose import compose, try_build
-from toolkit.config.guard import nearest
 from toolkit.config.layers import ConfigError
+from toolkit.config.spelling import nearest
 
-NOT_GIN = "(strings need quotes; True, False and None are capitalised; there is no arithmetic)"
+NOT_GIN = "(strings need quotes; True, False and None are capitalised; gin has no arithmetic)"
 NORMS = "LayerNorm, RMSNorm, ScaleNorm, DynamicTanh, NoNorm"
 KNOBS = (
     "block, mixer, position, attention, norm, ffn, init, dim, n_layer, n_head, n_kv_head, dropout, tie_embeddings, "
@@ -19,19 +19,19 @@ KNOBS = (
 # binding -> what is said of it, after the place
 WRONG = {
     # names
-    "GTP.dim = 3": "there is no part 'GTP'; did you mean 'GPT'?",
+    "GTP.dim = 3": "part not found: 'GTP'; did you mean 'GPT'?",
     "GPT.dmi = 3": "GPT has no parameter 'dmi'; did you mean 'dim'?",
     "GPT.colour = 3": f"GPT has no parameter 'colour'; its knobs are {KNOBS}",
     "NoPE.theta = 3": "NoPE has no parameter 'theta'; it has no knobs",
-    "GPT.norm = @RSMNorm": "there is no part 'RSMNorm'; did you mean 'RMSNorm'?",
-    "GPT.dim = %WIDTH": "there is no macro 'WIDTH'",
-    "LayerNorm = 3": "LayerNorm = binds no parameter of LayerNorm; write LayerNorm.X = ",
+    "GPT.norm = @RSMNorm": "part not found: 'RSMNorm'; did you mean 'RMSNorm'?",
+    "GPT.dim = %WIDTH": "macro not found: 'WIDTH'",
+    "LayerNorm = 3": "LayerNorm = ... names no knob of LayerNorm; write LayerNorm.KNOB = ...",
     # what the toolkit supplies
     "GPT.max_len = 3": f"GPT.max_len can't be bound: the toolkit supplies it; its knobs are {KNOBS}",
     "FlashAttention.n_head = 3": "FlashAttention.n_head can't be bound: the toolkit supplies it; it has no knobs",
     # kinds
-    "GPT.norm = @GELU": f"GPT.norm = @GELU: that is of kind ffn; of kind norm are {NORMS}",
-    "GPT.norm = [@LayerNorm, @GELU]": f"GPT.norm = @GELU: that is of kind ffn; of kind norm are {NORMS}",
+    "GPT.norm = @GELU": f"GPT.norm = @GELU: @GELU is of kind ffn; parts of kind norm are {NORMS}",
+    "GPT.norm = [@LayerNorm, @GELU]": f"GPT.norm = @GELU: @GELU is of kind ffn; parts of kind norm are {NORMS}",
     "GPT.norm = 'rms'": "GPT.norm takes a reference to a norm, such as @LayerNorm, not 'rms'",
     "GPT.norm = None": "GPT.norm takes a reference to a norm, such as @LayerNorm, not None",
     "GPT.norm = @LayerNorm()": "GPT.norm takes the class itself: write @LayerNorm, without parentheses",
@@ -53,15 +53,15 @@ WRONG = {
     "Experiment.precision = 'half'": "Experiment.precision = 'half': it should be 'auto', 'float32' or 'bfloat16'",
     # what changes nothing
     "RMSNorm.eps = 1e-6": "RMSNorm.eps changes nothing: no RMSNorm is built (GPT.norm is @LayerNorm)",
-    "WIDTH = 3": "macro WIDTH is used nowhere",
+    "WIDTH = 3": "macro WIDTH is never used",
     "local/LayerNorm.eps = 1e-6": "no LayerNorm is built in the scope 'local'",
     # what is no gin, or not ours
-    "GPT.tie_embeddings = true": f"this is not gin: a bare word is no value {NOT_GIN}",
-    "GPT.dim = 2 * 3": f"this is not gin: Expected newline {NOT_GIN}",
-    "include 'x.gin'": "include is not used here: name x.gin on the command line instead",
+    "GPT.tie_embeddings = true": f"not valid gin: a bare word is not a value {NOT_GIN}",
+    "GPT.dim = 2 * 3": f"not valid gin: Expected newline {NOT_GIN}",
+    "include 'x.gin'": "include is not supported: name x.gin on the command line instead",
     "import no_such_module": "can't import 'no_such_module': ModuleNotFoundError: No module named 'no_such_module'",
     "from __gin__ import dynamic_registration": (
-        "dynamic registration is not used here: import the module, name its parts"
+        "dynamic registration is not supported: import the module and name its parts"
     ),
 }
 
@@ -94,7 +94,7 @@ def test_a_wrong_binding_in_a_block_names_its_line(tmp_path):
 
 def test_an_unfinished_value_is_no_gin():
     said = message(bindings=("GPT.dim = (1,",))  # Python words the middle differently from 3.12 on
-    assert said.startswith("-p 'GPT.dim = (1,': this is not gin: ") and said.endswith(
+    assert said.startswith("-p 'GPT.dim = (1,': not valid gin: ") and said.endswith(
         f"EOF in multi-line statement {NOT_GIN}"
     )
 
@@ -103,7 +103,7 @@ def test_all_problems_are_named_at_once(tmp_path):
     overlay = tmp_path / "overlay.gin"
     overlay.write_text("GTP.dim = 3\nGPT.n_layer = 0\n")
     assert message(overlay).splitlines() == [
-        f"{overlay}:1: there is no part 'GTP'; did you mean 'GPT'?",
+        f"{overlay}:1: part not found: 'GTP'; did you mean 'GPT'?",
         f"{overlay}:2: GPT.n_layer = 0: it should be greater than 0",
     ]
 
@@ -134,7 +134,7 @@ def test_a_binding_laid_on_before_the_part_it_configures_says_so(tmp_path):
     said = message(overlay, bindings=("GPT.norm = @RMSNorm",))
     assert said == (
         f"{overlay}:1: RMSNorm.eps changes nothing: no RMSNorm is built (GPT.norm is @LayerNorm); "
-        "a later file names it, so put this one after that"
+        "a later file makes it take effect: put its file after that one"
     )
 
 
@@ -202,7 +202,9 @@ def test_a_sample_of_the_mutants_of_the_default_is_noticed():
 
 def test_a_binding_that_a_closer_scope_always_wins_over_changes_nothing():
     said = message(bindings=("GPT.norm = @a/RMSNorm", "RMSNorm.eps = 1e-3", "a/RMSNorm.eps = 1e-4"))
-    assert said.endswith("RMSNorm.eps changes nothing: a binding in a closer scope wins wherever RMSNorm is built")
+    assert said.endswith(
+        "RMSNorm.eps changes nothing: a binding in a narrower scope overrides it wherever RMSNorm is built"
+    )
 
 
 def test_macros_reach_what_uses_them_and_are_checked_there():
@@ -211,7 +213,7 @@ def test_macros_reach_what_uses_them_and_are_checked_there():
     said = message(bindings=("WIDTH = 'wide'", "GPT.dim = %WIDTH"))
     place = "-p \"WIDTH = 'wide'\""
     assert said == f"-p 'GPT.dim = %WIDTH': GPT.dim = 'wide': it should be a valid integer; WIDTH is at {place}"
-    assert "is defined by itself" in message(bindings=("A = %B", "B = %A", "GPT.dim = %A"))
+    assert "refers to itself" in message(bindings=("A = %B", "B = %A", "GPT.dim = %A"))
 
 
 def test_a_slot_that_its_sibling_does_not_use_is_refused(tmp_path):
@@ -239,15 +241,15 @@ def test_a_slot_that_its_sibling_does_not_use_is_refused(tmp_path):
 
 def test_a_file_that_is_not_there_is_named():
     assert message("gin/norms/rmsnorm.gin") == (
-        "gin/norms/rmsnorm.gin: there is no such file; did you mean gin/norm/rmsnorm.gin?"
+        "gin/norms/rmsnorm.gin: file not found; did you mean gin/norm/rmsnorm.gin?"
     )
-    assert message("nowhere.gin") == "nowhere.gin: there is no such file"
+    assert message("nowhere.gin") == "nowhere.gin: file not found"
 
 
 def test_an_incomplete_base_names_what_is_missing(tmp_path):
     base = tmp_path / "base.gin"
     base.write_text("Experiment.steps = 3\n")
-    with pytest.raises(ConfigError, match=r"Experiment.model is not bound, and has no default; bind it in .*base.gin"):
+    with pytest.raises(ConfigError, match=r"Experiment.model is not bound and has no default; bind it in .*base.gin"):
         compose(base=base)
 
 

@@ -148,7 +148,8 @@ def test_code_of_a_run_is_announced_and_can_be_refused(tmp_path):
     )
     flags = ("--import", str(part), "--stop-at", "4")
     assert small_run(tmp_path / "runs", "a", *flags, bindings=("GPT.norm = @LinkedNorm",)) == 0
-    told = f"runs {tmp_path / 'runs' / 'a' / 'code' / 'linked_norm.py'}, which this run keeps; --no-code refuses"
+    copy = tmp_path / "runs" / "a" / "code" / "linked_norm.py"
+    told = f"running {copy}, a copy in the run's folder; --no-code forbids this"
     done = command("toolkit.generate", str(tmp_path / "runs" / "a"), "--max-tokens", "2")
     assert done.returncode == 0 and told in done.stderr
     for module, *words in (
@@ -157,7 +158,7 @@ def test_code_of_a_run_is_announced_and_can_be_refused(tmp_path):
         ("toolkit.run", "--runs", str(tmp_path / "runs"), "--name", "a", "--resume"),
     ):
         done = command(module, *words, "--no-code")
-        assert done.returncode == 2 and "--no-code refuses to run" in done.stderr and "Traceback" not in done.stderr
+        assert done.returncode == 2 and "--no-code forbids running" in done.stderr and "Traceback" not in done.stderr
     with pytest.raises(ValueError, match="--no-code"):
         open_run(tmp_path / "runs" / "a", code=False)
     assert run.main(["--dry-run", "--base", str(tmp_path / "runs" / "a" / "config.gin"), "--runs", str(tmp_path)]) == 0

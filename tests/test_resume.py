@@ -201,9 +201,9 @@ def test_drafts_of_a_killed_process_are_swept(tmp_path):
     [
         (
             "Experiment.seed = 99999999999999999999",
-            "an integer lies between -9223372036854775807 and 9223372036854775807",
+            "an integer must lie between -9223372036854775807 and 9223372036854775807",
         ),
-        ("AdamW.betas = (0.9, 99999999999999999999)", "an integer lies between"),
+        ("AdamW.betas = (0.9, 99999999999999999999)", "an integer must lie between"),
         ("Experiment.steps = 100000000", "should be less than or equal to 99999999"),
     ],
 )
@@ -213,10 +213,10 @@ def test_numbers_that_nothing_can_hold_are_refused_with_their_range(binding, tol
 
 
 def test_a_plan_with_a_seed_that_nothing_can_hold_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"plan.gin:\d+: Ablation.seeds: an integer lies between"):
+    with pytest.raises(ConfigError, match=r"plan.gin:\d+: Ablation.seeds: an integer must lie between"):
         plan.read(write_plan(tmp_path, seeds=[0, 10**20]))
 
 
 def test_text_that_no_file_can_hold_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"-p .*sample_prompt = .*half a surrogate pair"):
+    with pytest.raises(ConfigError, match=r"-p .*sample_prompt = .*half of a surrogate pair"):
         small_run(tmp_path, "a", bindings=(r"Experiment.sample_prompt = '\ud800'",))

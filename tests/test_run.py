@@ -119,7 +119,7 @@ def test_resuming_with_another_config_is_refused_with_the_difference(tmp_path):
     small_run(tmp_path, "a", "--stop-at", "4")
     changed = ("GPT.norm = @RMSNorm",)
     with pytest.raises(
-        ValueError, match=r"(?s)another config.*--allow-change.*GPT.norm: @LayerNorm there, @RMSNorm here"
+        ValueError, match=r"(?s)another config.*--allow-change.*GPT.norm: was @LayerNorm, is now @RMSNorm"
     ):
         small_run(tmp_path, "a", "--resume", bindings=changed)
     allowed = ("Experiment.eval_windows = 7",)
@@ -234,7 +234,7 @@ def test_the_generate_command_prints_samples(finished, capsys):
 
 BAD_INPUT = {
     "--name ../x": (2, "a run's name is 1 to 120 letters"),
-    "--base nowhere.gin": (2, "nowhere.gin: there is no such file"),
+    "--base nowhere.gin": (2, "nowhere.gin: file not found"),
     "-p GPT.n_head=5": (2, "GPT.dim = 768 is not a multiple of GPT.n_head = 5"),
     "-p Experiment.batch_size=7 -p Experiment.accumulate=2": (
         2,
@@ -250,7 +250,7 @@ BAD_INPUT = {
     "-p AdamW.no_decay=['emb']": (2, "no_decay pattern 'emb' matches no parameter"),
     "--resume --name missing": (2, "run not found"),
     "--weights-only": (2, "--weights-only can only be used with --from"),
-    "--import nowhere.py": (2, "there is no such Python file"),
+    "--import nowhere.py": (2, "Python file not found"),
 }
 
 

@@ -49,8 +49,8 @@ def test_safe_config_lists_what_a_file_does_and_runs_none_of_it(tmp_path, trap):
     assert f"{overlay}:3: binds GPT.norm = @RMSNorm" in told and "-p 'GPT.dim = 64': binds GPT.dim = 64" in told
     assert "gin/default.gin:5: binds Experiment.model = @GPT" in told
     assert refused == [
-        f"{overlay}:5: include is not used here: name more.gin on the command line instead",
-        f"{overlay}:1: would import safe_evil, which is not of toolkit, components, experiments; read it, and pass "
+        f"{overlay}:5: include is not supported: name more.gin on the command line instead",
+        f"{overlay}:1: would import safe_evil, which is not in toolkit, components, experiments; read it, and pass "
         "--import safe_evil if you trust it",
         f"{overlay}:4: would call GELU: write @GELU, without parentheses",
     ]
@@ -95,8 +95,8 @@ def test_a_runs_config_imports_nothing_from_elsewhere(module, tmp_path, trap):
     with pytest.raises(ConfigError) as caught:
         compose(base=folder / "config.gin")
     assert str(caught.value) == (
-        f"{folder}/config.gin:2: {module} is neither on the shelf nor in {folder}/code, and a run's config imports "
-        f"nothing else; pass --import {module} if you trust it"
+        f"{folder}/config.gin:2: {module} is neither in toolkit, components, experiments nor in {folder}/code, and a "
+        f"run's config may import nothing else; pass --import {module} if you trust it"
     )
     assert not mark.exists()
 
@@ -124,7 +124,7 @@ def test_a_run_imports_its_own_copy_and_not_the_paths(tmp_path, trap):
     other = shutil.copytree(folder, tmp_path / "another")
     compose(base=other / "config.gin")  # the same module: the one that is loaded will do
     (other / "code" / "safe_twice.py").write_text("EDITION = 'another'\n")
-    with pytest.raises(ConfigError, match=r"another/config.gin:1: .*another 'safe_twice' is loaded"):
+    with pytest.raises(ConfigError, match=r"another/config.gin:1: .*another 'safe_twice' is already loaded"):
         compose(base=other / "config.gin")
 
 
@@ -147,7 +147,7 @@ def test_a_package_that_borrows_a_name_of_the_shelf_is_not_on_it(tmp_path, monke
     folder = a_run(tmp_path, "import experiments.cosine_attention.kernel\n")
     with pytest.raises(ConfigError) as caught:
         compose(base=folder / "config.gin")
-    assert str(caught.value).endswith(f"if you trust it (experiments is {tmp_path / 'experiments'} here)")
+    assert str(caught.value).endswith(f"if you trust it (here, experiments is {tmp_path / 'experiments'})")
 
 
 PART = """\

@@ -106,9 +106,9 @@ def test_code_that_was_edited_on_purpose_runs_once_the_seal_is_deleted(damaged, 
     with pytest.raises(ValueError, match=r"code/sealed_norm.py is not what was written; .* delete the lines"):
         open_run(damaged)
     config.write_text("".join(x for x in config.read_text().splitlines(True) if not x.startswith("# sealed")))
-    with caplog.at_level(logging.WARNING), pytest.raises(ValueError, match="another 'sealed_norm' is loaded"):
+    with caplog.at_level(logging.WARNING), pytest.raises(ValueError, match="another 'sealed_norm' is already loaded"):
         open_run(damaged)  # in a process of its own it would run
-    assert "has no seal" in caplog.text
+    assert "has no checksum" in caplog.text
 
 
 def test_a_run_without_seals_opens_with_one_line(tmp_path, caplog):
@@ -117,7 +117,7 @@ def test_a_run_without_seals_opens_with_one_line(tmp_path, caplog):
     config.write_text(seal.unseal_text(config.read_text()).text)
     caplog.clear()
     open_run(tmp_path / "a")
-    assert caplog.text.count("has no seal") == 1
+    assert caplog.text.count("has no checksum") == 1
 
 
 def test_damaged_facts_and_status_are_named_and_the_run_goes_on(tmp_path, caplog):

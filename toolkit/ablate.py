@@ -8,8 +8,17 @@ import logging
 import os
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from toolkit.command import run_command
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from toolkit.ablation.launch import Launcher
+    from toolkit.ablation.plan import Plan
+    from toolkit.ablation.planfile import Arm
+    from toolkit.ablation.progress import JobProgress
 
 log = logging.getLogger("toolkit")
 FEW_JOBS = 20  # a dry run lists up to this many jobs without --verbose
@@ -62,16 +71,17 @@ def _answer(folder: Path) -> None:
     report.say("")
     screen.answer(results, report.console)
     if fired_guards := {banner["guard"] for banner in results["banners"]}:
-        report.say(f"guards fired: {', '.join(sorted(fired_guards))}; compare says what they saw")
+        report.say(f"guards fired: {', '.join(sorted(fired_guards))}; see compare for the reasons")
     report.say("")
 
 
-def _dry_run(plan, folder: Path, arguments) -> None:
+def _dry_run(plan: Plan, folder: Path, arguments: argparse.Namespace) -> None:
     """Print the estimated time, one line per arm, and what each arm changes. Print the jobs too if there are at most
     ``FEW_JOBS`` or ``--verbose`` is given."""
-    from toolkit.ablation.jobs import ENDED, duration, read_progress
-    from toolkit.ablation.plan import differing_keys
+    from toolkit.ablation.display import duration
+    from toolkit.ablation.progress import ENDED, read_progress
     from toolkit.ablation.settle import measure, threads_for
+    from toolkit.config import keys
     from toolkit.output.escape import line
     from toolkit.rundir import report
     from toolkit.store.disk import read_json
@@ -83,12 +93,12 @@ def _dry_run(plan, folder: Path, arguments) -> None:
     plan.set_steps({**seconds, **(saved_budget.get("seconds_per_step") or {})}, saved_budget.get("steps"))
     say, base, jobs = report.say, plan.baseline, arguments.jobs or 1
     job_seconds = {arm.name: arm.steps * seconds[arm.name] * (1 + _evaluation_share(arm)) for arm in plan.arms.values()}
-    standings = {job.run: read_progress(folder / job.run, plan.ablation.metric) for job in plan.jobs}
-    total = sum(job_seconds[job.arm] for job in plan.jobs if standings[job.run].state not in ENDED)
+    progress = {job.run: read_progress(folder / job.run, plan.ablation.metric) for job in plan.jobs}
+    total = sum(job_seconds[job.arm] for job in plan.jobs if progress[job.run].state not in ENDED)
     say(f"\n{line(plan.name)}: {line(plan.ablation.question)}")
     say(
-        f"{len(plan.jobs)} jobs, about {duration(total / jobs)} with {jobs} at once and {threads} threads each, as "
-        f"measured here; start-up and the last, whole validation come on top"
+        f"{len(plan.jobs)} jobs, about {duration(total / jobs)} with {jobs} at once and {threads} threads each, "
+        f"measured on this machine; start-up and the full validation at the end are not included"
     )
     say(
         f"baseline {base.name}; factor {', '.join(plan.factor) or 'none declared'}; metric {plan.ablation.metric}, "
@@ -96,23 +106,23 @@ def _dry_run(plan, folder: Path, arguments) -> None:
     )
     _print_arms(plan, seconds)
     for arm in list(plan.arms.values())[1:]:
-        flat, keys = arm.config.flat, differing_keys(base.config.flat, arm.config.flat)
-        say(f"{arm.name} differs in " + ", ".join(f"{key} = {flat.get(key, 'absent')}" for key in keys))
+        differences = keys.independent_differences(base.config.flat, arm.config.flat)
+        say(f"{arm.name} differs in " + ", ".join(f"{key} = {value}" for key, (_, value) in differences.items()))
         for count, name, limit in (("parameters", "params", 0.01), ("flops_per_token", "flops", 0.02)):
             own, other = getattr(arm, count), getattr(base, count)
             if own and other and abs(own / other - 1) > limit:
                 what = count.replace("flops_per_token", "FLOPs per token")
-                say(f"note: {arm.name} has {own / other - 1:+.1%} {what}; Ablation.match = '{name}' would equal them")
+                say(f"note: {arm.name} has {own / other - 1:+.1%} {what}; Ablation.match = '{name}' makes them equal")
     matched = f"; matched: {plan.ablation.match}" if plan.ablation.match is not None else ""
     say(f"budget: {plan.budget[1]:g} {plan.budget[0]}{matched}\n")
     if arguments.verbose or len(plan.jobs) <= FEW_JOBS:
-        _print_jobs(plan, standings, job_seconds)
+        _print_jobs(plan, progress, job_seconds)
     else:
-        ended = sum(each.state in ENDED for each in standings.values())
+        ended = sum(each.state in ENDED for each in progress.values())
         say(f"{len(plan.jobs)} jobs, {ended} of them ended; --verbose lists them")
 
 
-def _print_arms(plan, seconds: dict[str, float]) -> None:
+def _print_arms(plan: Plan, seconds: dict[str, float]) -> None:
     from toolkit.output.terminal import Column, grid
     from toolkit.rundir import report
 
@@ -124,35 +134,36 @@ def _print_arms(plan, seconds: dict[str, float]) -> None:
     for arm in plan.arms.values():
         row = [arm.name, _versus(arm.parameters, base.parameters), _versus(arm.flops_per_token, base.flops_per_token)]
         row += [f"{arm.steps:,}", f"{seconds[arm.name]:.3g}"]
-        if matched:
+        if arm.width:
             _, value, residual = arm.width
-            row += ["as it is" if value is None else f"{value:,}", f"{residual:+,}"]
+            row += ["unchanged" if value is None else f"{value:,}", f"{residual:+,}"]
         rows.append(row)
     report.console.print(grid(columns, rows, report.console.width)[0])
 
 
-def _print_jobs(plan, standings: dict, job_seconds: dict[str, float]) -> None:
-    from toolkit.ablation.jobs import ENDED, duration
+def _print_jobs(plan: Plan, progress: dict[str, JobProgress], job_seconds: dict[str, float]) -> None:
+    from toolkit.ablation.display import duration
+    from toolkit.ablation.progress import ENDED
     from toolkit.output.terminal import Column, grid
     from toolkit.rundir import report
 
     columns = [Column("job", name=True), Column("purpose", gives_way=2), Column("steps", True, 1), Column("time", True)]
     rows = []
     for job in plan.jobs:
-        state, step = standings[job.run].state, standings[job.run].step
+        state, step = progress[job.run].state, progress[job.run].step
         state = state if state in ENDED or not step else f"to be resumed at {step:,}"
         rows.append([job.run, job.purpose, f"{plan.arms[job.arm].steps:,}", duration(job_seconds[job.arm]), state])
     report.console.print(grid([*columns, Column("state")], rows, report.console.width)[0])
 
 
-def _evaluation_share(arm) -> float:
+def _evaluation_share(arm: Arm) -> float:
     """Estimate the time of a run's evaluations divided by the time of its training steps.
 
     A forward pass counts as a third of a training step."""
-    flat = arm.config.flat
-    knobs = {knob: flat[f"Experiment.{knob}"] for knob in ("eval_every", "eval_windows", "batch_size")}
-    evaluations = 2 + arm.steps // knobs["eval_every"]
-    return evaluations * knobs["eval_windows"] / knobs["batch_size"] / 3 / arm.steps
+    experiment = arm.config.parts["", "Experiment"]
+    every, windows, batch_size = (experiment[knob] for knob in ("eval_every", "eval_windows", "batch_size"))
+    assert isinstance(every, int) and isinstance(windows, int) and isinstance(batch_size, int)  # the guard checked them
+    return (2 + arm.steps // every) * windows / batch_size / 3 / arm.steps
 
 
 def _versus(count: int | None, base: int | None) -> str:
@@ -162,15 +173,15 @@ def _versus(count: int | None, base: int | None) -> str:
     return f"{count:,}" if not base or count == base else f"{count:,} ({count / base - 1:+.2%})"
 
 
-def _devices_per_job(plan) -> int:
+def _devices_per_job(plan: Plan) -> int:
     """Return how many GPUs one job needs: the most that any arm asks for."""
     import torch
 
     requested = [arm.config.flat["Experiment.devices"] for arm in plan.arms.values()]
-    return max(torch.cuda.device_count() if devices == "all" else devices for devices in requested)
+    return max(devices if isinstance(devices, int) else torch.cuda.device_count() for devices in requested)  # or "all"
 
 
-def _launcher(arguments, folder: Path, threads: int, devices: int):
+def _launcher(arguments: argparse.Namespace, folder: Path, threads: int, devices: int) -> Launcher:
     """Build the launcher that ``--launcher`` names. Raises ValueError for options or GPU counts that do not fit."""
     import torch
 
@@ -185,7 +196,7 @@ def _launcher(arguments, folder: Path, threads: int, devices: int):
         resources = {"num_cpus": threads, "num_gpus": devices if gpus else 0}
         return launch.Ray(arguments.jobs or max(1, gpus // devices), resources | options)
     if options:
-        raise ValueError("--option goes with --launcher slurm or ray")
+        raise ValueError("--option needs --launcher slurm or ray")
     if not gpus:
         return launch.Local([{}] * (arguments.jobs or 1))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if os.environ.get("CUDA_VISIBLE_DEVICES") else None
@@ -205,7 +216,7 @@ def _parse_option(text: str) -> tuple[str, object]:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path):
+def _locked(folder: Path) -> Iterator[None]:
     """Lock the plan's folder. Raises ValueError while another process holds the lock."""
     import filelock
 
@@ -213,17 +224,17 @@ def _locked(folder: Path):
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise ValueError(f"another ablate is at work in {folder}; wait, or take another --runs") from None
+        raise ValueError(f"another ablate is using {folder}; wait, or choose another --runs") from None
     try:
         yield
     finally:
         lock.release()
 
 
-def _arguments(argv):
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m toolkit.ablate",
-        description="Run the ablation that a plan describes; the same command goes on with one that was stopped.",
+        description="Run the ablation that a plan describes; the same command continues one that was stopped.",
         epilog="Exit codes: 0 every job done or diverged, 1 some failed, 2 bad plan, 75 SIGTERM, 130 Ctrl-C.",
     )
     add = parser.add_argument
@@ -240,7 +251,7 @@ def _arguments(argv):
         help="for Slurm (slurm_partition=gpu, timeout_min=60, cluster=local) or Ray (address=auto)",
     )
     add("--dry-run", action="store_true", help="print arms, jobs and the time they take, and stop")
-    add("--verbose", action="store_true", help=f"with --dry-run: list the jobs, however many; else {FEW_JOBS} at most")
+    add("--verbose", action="store_true", help=f"with --dry-run: list the jobs even if they are more than {FEW_JOBS}")
     arguments = parser.parse_args(argv)
     if arguments.jobs is not None and arguments.jobs < 1:
         parser.error("--jobs takes 1 or more")

@@ -189,6 +189,7 @@ def _print_line(line: Line) -> None:
 
 def _show(entry: Entry, as_json: bool) -> int:
     """Print one part: signature, docstring, kind, file, overlay and binding."""
+    from toolkit.config import keys
     from toolkit.registry import CATALOG
     from toolkit.rundir import report
 
@@ -203,7 +204,7 @@ def _show(entry: Entry, as_json: bool) -> int:
         return 0
     owner = "GPT" if entry.kind in CATALOG["GPT"].knobs else "Experiment"
     slot, value = ("loggers", f"[@{entry.name}]") if entry.kind == "logger" else (entry.kind, f"@{entry.name}")
-    report.say(f"binding: {owner}.{slot} = {value}")
+    report.say(f"binding: {keys.spell(owner, slot)} = {value}")
     return 0
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from toolkit.config import safety
+from toolkit.config import keys, safety
 from toolkit.config.guard import resolve
 from toolkit.config.imports import load_entry_points, load_file, load_module, own_file
 from toolkit.config.layers import BASE, Config, ConfigError, Import, check_statements, parse_bindings, parse_file
@@ -93,7 +93,7 @@ def _places_of_bindings(config: Config, error: ValueError) -> dict[str, str]:
     These are the keys that its message writes in full. If it writes none in full, they are the knobs that it mentions
     of the part that raised it, and the slots that hold this part."""
     words = set(re.findall(r"(?:\w+/)*\w+(?:\.\w+)?", clean(error)))
-    named = {key: place for key, place in config.places.items() if {key, key.rpartition("/")[2]} & words}
+    named = {key: place for key, place in config.places.items() if {key, keys.without_scope(key)} & words}
     if named:
         return named
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):

@@ -132,7 +132,7 @@ def _named(case: Case) -> bool:
         return f"{case.changed.parent.name}" in case.said and ("skipping" in case.said or "can't be used" in case.said)
     output = case.said.replace("\n", "")
     return name in output and any(
-        word in output for word in ("damaged", "not what was", "can't be", "bytes", "has no seal", "edited")
+        word in output for word in ("damaged", "not what was", "can't be", "bytes", "has no checksum", "edited")
     )
 
 

@@ -15,11 +15,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from types import ModuleType
+from typing import TYPE_CHECKING, Protocol
 
 import filelock
 
 from toolkit.root import ROOT
+
+if TYPE_CHECKING:
+    import ray
+    import submitit
 
 
 @dataclass(frozen=True)
@@ -89,13 +94,13 @@ class Local:
 
 class _Process:
     def __init__(self, process: subprocess.Popen, release: Callable[[], None]):
-        self.process, self.release = process, release
+        self.process, self.release, self.released = process, release, False
 
     def poll(self) -> int | None:
         code = self.process.poll()
-        if code is not None and self.release:
+        if code is not None and not self.released:
+            self.released = True
             self.release()
-            self.release = None
         return code
 
     def stop(self) -> None:
@@ -115,14 +120,14 @@ class Slurm:
         options = dict(options)
         cluster = options.pop("cluster", "slurm")
         if cluster == "slurm" and shutil.which("srun") is None:
-            remedy = "log in to a machine of the cluster, or try --option cluster=local"
-            raise ValueError(f"--launcher slurm: there is no Slurm here (no srun); {remedy}")
+            remedy = "log in to a machine of the cluster, or use --option cluster=local"
+            raise ValueError(f"--launcher slurm: Slurm not found (no srun); {remedy}")
         self.slots = slots
         self.executor = submitit.AutoExecutor(folder, cluster=cluster, **{f"{cluster}_max_num_timeout": requeues})
         try:
             self.executor.update_parameters(**{"timeout_min": 240} | options)
         except (NameError, TypeError, AssertionError) as error:
-            raise ValueError(f"--option: submitit does not take it: {error}") from error
+            raise ValueError(f"--option: submitit refused it: {error}") from error
 
     def submit(self, task: Task) -> Handle:
         self.executor.update_parameters(name=task.name)
@@ -133,7 +138,7 @@ class Slurm:
 
 
 class _SlurmJob:
-    def __init__(self, job):
+    def __init__(self, job: submitit.Job[int]):
         self.job = job
 
     def poll(self) -> int | None:
@@ -154,12 +159,13 @@ class Requeued:
     """The callable that submitit runs on the node: it runs the task, and asks for the same task after a preemption."""
 
     def __init__(self, task: Task):
-        self.task, self.process = task, None
+        self.task = task
+        self.process: subprocess.Popen | None = None
 
     def __call__(self) -> int:
         return execute(self.task, self._remember_process)
 
-    def checkpoint(self):
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """Let the run save, then queue the same task again. submitit calls this before it gives up the node."""
         from submitit.helpers import DelayedSubmission
 
@@ -197,7 +203,7 @@ class Ray:
 
 
 class _RayTask:
-    def __init__(self, ray, reference):
+    def __init__(self, ray: ModuleType, reference: ray.ObjectRef):
         self.ray, self.reference = ray, reference
 
     def poll(self) -> int | None:
@@ -219,9 +225,8 @@ def execute(task: Task, on_start: Callable[[subprocess.Popen], object] = lambda 
     """Run a task on this machine and return its exit code. If a lost launcher left a process in the same folder, wait
     for that one first. An exception here terminates the process, which saves before it ends."""
     with contextlib.suppress(ValueError):  # signals can't be set outside the main thread
-        signal.signal(
-            signal.SIGINT, signal.default_int_handler
-        )  # a shell's "&" makes processes ignore SIGINT, but Ray stops tasks with it
+        # A shell's "&" makes processes ignore SIGINT, but Ray stops tasks with it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     lock = filelock.FileLock(task.folder / ".lock")
     if task.folder.is_dir():
         with lock:

@@ -30,7 +30,7 @@ def count(config: Config, quantity: str) -> int:
 def solve(count_at: Callable[[int], int], target: int, multiple: int = 1, guess: int = 64) -> tuple[int, int]:
     """Find the width whose count is nearest to the target. Returns (width, count minus target).
 
-    The width is a multiple of ``multiple``; of two equally near widths the smaller one wins. ``count_at(width)`` has to
+    The width is a multiple of ``multiple``; of two equally near widths the smaller one wins. ``count_at(width)`` must
     grow with the width. The search starts at ``guess``, since some knobs refuse small values. Raises ValueError if the
     count does not grow."""
     counts: dict[int, int] = {}
@@ -49,7 +49,8 @@ def solve(count_at: Callable[[int], int], target: int, multiple: int = 1, guess:
         low, high = high, 2 * high
         if high * multiple > LIMIT or cached_count(high) <= cached_count(low):
             raise ValueError(
-                f"the count does not grow to {target:,} with the width: {cached_count(low):,} at {low * multiple:,}"
+                f"the count does not reach {target:,} as the width grows: it is {cached_count(low):,} at width "
+                f"{low * multiple:,}"
             )
     while high - low > 1:
         middle = (low + high) // 2

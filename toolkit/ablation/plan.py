@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from toolkit.ablation import match
+from toolkit.ablation import knobs
 from toolkit.ablation.planfile import (
     BUDGETS,
     Ablation,
     Arm,
+    ArmEntries,
     check_bindings,
     parse,
-    raise_problems,
     split_entries,
     unfold,
 )
 from toolkit.compose import load_shelf
-from toolkit.config.guard import resolve, suggest
-from toolkit.config.layers import BASE, ConfigError, Layer, find, show
+from toolkit.config import keys
+from toolkit.config.guard import resolve
+from toolkit.config.layers import BASE, ConfigError, Layer, find, raise_problems, show
 from toolkit.config.safety import read_bindings, read_file
+from toolkit.config.spelling import suggest
 from toolkit.experiment import build_blank
 from toolkit.output.errors import clean
 from toolkit.registry import CATALOG
@@ -93,8 +94,11 @@ class Plan:
     def flat(self, job: Job, lr: float | None) -> dict[str, object]:
         """The flat config that a job's facts.json should hold."""
         arm = self.arms[job.arm]
-        layers = [*_base_layers(self.common_overlays, self.common), *map(read_file, arm.overlays)]
-        return resolve([*layers, read_bindings(self.bindings(job, lr))]).flat
+        return resolve([*self.layers(arm), read_bindings(self.bindings(job, lr))]).flat
+
+    def layers(self, arm: Arm) -> list[Layer]:
+        """The layers of an arm's config without the arm's own bindings."""
+        return [*_base_layers(self.common_overlays, self.common), *map(read_file, arm.overlays)]
 
     def set_steps(
         self, seconds_per_step: dict[str, float] | None = None, known_steps: dict[str, int] | None = None
@@ -104,7 +108,7 @@ class Plan:
         unit, amount = self.budget
         for arm in self.arms.values():
             if unit == "flops" and not arm.flops_per_token:
-                raise ConfigError(f"Ablation.flops: the FLOPs of arm {arm.name!r} are not known; use Ablation.steps")
+                raise ConfigError(f"Ablation.flops: the FLOPs of arm {arm.name!r} are unknown; use Ablation.steps")
             cost = {
                 "steps": 1,
                 "tokens": arm.tokens_per_step,
@@ -119,16 +123,16 @@ class Plan:
 
 def read(path: str | Path) -> Plan:
     """Read a plan file, compose and check every arm, and find the matched widths. Steps are set too, except for a
-    budget in seconds, which has to be measured first. Raises ConfigError with one line for each problem."""
+    budget in seconds, which must be measured first. Raises ConfigError with one line for each problem."""
     load_shelf()
     layer = read_file(path)
     ablation, where = parse(layer, str(path))
-    problems, arms = unfold(ablation, where)
+    problems, entries = unfold(ablation, where)
     overlays, bindings = split_entries(ablation.common, where["common"], "Ablation.common", problems)
     check_bindings(bindings, where["common"], problems)
     raise_problems(problems)
     common = dataclasses.replace(_layer("Ablation.common", bindings, where["common"]), imports=layer.imports)
-    _compose_arms(arms, overlays, common, where)
+    arms = _compose_arms(entries, overlays, common, where)
     file = Path(find(path))
     plan = Plan(
         path=file,
@@ -138,33 +142,19 @@ def read(path: str | Path) -> Plan:
         common_overlays=overlays,
         common_bindings=bindings,
         arms=arms,
-        rates=_learning_rates(ablation, arms, where, problems),
+        rates=knobs.learning_rates(ablation, arms, where, problems),
         confounds=[],
         sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
     )
     _check_factor(plan, where["factor"], problems)
     raise_problems(problems)
     plan.confounds = _find_confounds(plan, where, problems)
-    _match_widths(plan, where, problems)
+    knobs.match_widths(plan, where, problems)
     raise_problems(problems)
     for arm in arms.values():
         _count_costs(arm)
     plan.set_steps()
     return plan
-
-
-def differing_keys(one: dict[str, object], other: dict[str, object]) -> list[str]:
-    """The config keys that differ. Knobs of a part that only one side builds are left out: they follow from the slot
-    that names the part, and the slot is listed."""
-    parts = [{key.rpartition(".")[0] for key in flat} for flat in (one, other)]
-    both = [key for key in {**one, **other} if key.rpartition(".")[0] in parts[0] & parts[1]]
-    return [key for key in both if one.get(key, "absent") != other.get(key, "absent")]
-
-
-def keys_beyond(factor: Iterable[str], keys: Iterable[str]) -> list[str]:
-    """The keys that match no pattern of the factor."""
-    patterns = list(factor)
-    return [key for key in keys if not any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)]
 
 
 def _layer(title: str, bindings: Sequence[str], place: str) -> Layer:
@@ -181,150 +171,72 @@ def _base_layers(overlays: Sequence[str], common: Layer) -> list[Layer]:
     return [read_file(BASE), *map(read_file, overlays), *([common] if common.bindings or common.imports else [])]
 
 
-def _compose_arms(arms: dict[str, Arm], overlays: list[str], common: Layer, where: dict[str, str]) -> None:
+def _compose_arms(
+    entries: dict[str, ArmEntries], overlays: list[str], common: Layer, where: dict[str, str]
+) -> dict[str, Arm]:
     """Compose and build each arm's config. Raises ConfigError; a problem that all arms share is reported once."""
+    arms: dict[str, Arm] = {}
     arms_by_problem: dict[str, list[str]] = {}
     base_layers = _base_layers(overlays, common)
-    for arm in arms.values():
+    for arm in entries.values():
         try:
             own_layers = [_layer(f"arm {arm.name!r}", arm.bindings, where["arms"])] if arm.bindings else []
-            arm.config = resolve([*base_layers, *map(read_file, arm.overlays), *own_layers])
-            build_blank(arm.config.build())
+            config = resolve([*base_layers, *map(read_file, arm.overlays), *own_layers])
+            build_blank(config.build())
+            arms[arm.name] = Arm(arm.name, arm.overlays, arm.bindings, config)
         except ValueError as error:
             for line in clean(error).splitlines():
                 arms_by_problem.setdefault(line, []).append(arm.name)
     raise_problems(
         [
-            line if len(names) == len(arms) else f"arm {', '.join(map(repr, names))}: {line}"
+            line if len(names) == len(entries) else f"arm {', '.join(map(repr, names))}: {line}"
             for line, names in arms_by_problem.items()
         ]
     )
+    return arms
 
 
 def _check_factor(plan: Plan, place: str, problems: list[str]) -> None:
-    """Add a problem for each pattern of the factor that matches no config key: it is probably a typo."""
-    keys = {key for arm in plan.arms.values() for key in arm.config.flat}
+    """Add a problem for each pattern of the factor that matches no config key: it is probably a typo. ``Part.*`` may
+    name a part that no arm builds."""
+    known = {key for arm in plan.arms.values() for key in arm.config.flat}
     for pattern in plan.factor:
-        if keys_beyond([pattern], keys) == list(keys) and pattern.rpartition(".")[0].rpartition("/")[2] not in CATALOG:
-            problems.append(f"{place}: Ablation.factor: no arm has a config key {pattern!r}{suggest(pattern, keys)}")
-        elif keys_beyond([pattern], keys) == list(keys) and not pattern.endswith("*"):
-            problems.append(f"{place}: Ablation.factor: no arm has a config key {pattern!r}{suggest(pattern, keys)}")
+        is_whole_part = pattern.endswith("*") and keys.split(pattern).part in CATALOG
+        if not is_whole_part and not any(keys.matches(key, [pattern]) for key in known):
+            problems.append(f"{place}: Ablation.factor: no arm has a config key {pattern!r}{suggest(pattern, known)}")
 
 
 def _find_confounds(plan: Plan, where: dict[str, str], problems: list[str]) -> list[str]:
     """The arms' differences beyond the factor, one line for each arm. Adds a problem for each arm whose config equals
     that of another arm."""
-    lines, confounding_keys, configs = [], [], {}
+    lines: list[str] = []
+    confounding_keys: list[str] = []
+    configs: dict[str, dict[str, object]] = {}
     base = plan.baseline.config.flat
-    allowed = [*plan.factor, *_listed_knobs(plan.ablation.lr_knob), *_listed_knobs(plan.ablation.match_knob)]
+    allowed = [*plan.factor, *knobs.listed(plan.ablation.lr_knob), *knobs.listed(plan.ablation.match_knob)]
     for arm in plan.arms.values():
         flat = arm.config.flat
-        same = next((name for name, other in configs.items() if other == flat), None)
+        same = next((name for name, other in configs.items() if not keys.differences(other, flat)), None)
         configs[arm.name] = flat
         if same:
-            other = "the baseline" if same == plan.baseline.name else "arm"
-            problems.append(f"{where['arms']}: arm {arm.name!r} does not differ from {other} {same!r} at all")
-        keys = keys_beyond(allowed, differing_keys(base, flat))
-        confounding_keys += keys
-        listed = "; ".join(f"{key}: {base.get(key, 'absent')} there, {flat.get(key, 'absent')} here" for key in keys)
-        if keys:
+            role = "the baseline" if same == plan.baseline.name else "arm"
+            problems.append(f"{where['arms']}: arm {arm.name!r} does not differ from {role} {same!r} at all")
+        differences = keys.independent_differences(base, flat).items()
+        confounds = {key: pair for key, pair in differences if not keys.matches(key, allowed)}
+        confounding_keys += confounds
+        if confounds:
+            listed = "; ".join(f"{key} is {own}, not {of_base}" for key, (of_base, own) in confounds.items())
             lines.append(
-                f"{where['arms']}: arm {arm.name!r} is confounded, it differs from the baseline "
+                f"{where['arms']}: arm {arm.name!r} is confounded: it differs from the baseline "
                 f"{plan.baseline.name!r} beyond the factor: {listed}"
             )
     if lines:
         wider_factor = show(list(dict.fromkeys([*plan.factor, *confounding_keys])))
         lines.append(
-            f"give all arms the same values (in Ablation.common), or, if these are the question: "
+            f"give all arms the same values (in Ablation.common) or, if these differences are the question, write "
             f"Ablation.factor = {wider_factor}"
         )
     return lines
-
-
-def _listed_knobs(value: str | dict[str, str] | None) -> list[str]:
-    return list(value.values()) if isinstance(value, dict) else [value] if value else []
-
-
-def _find_knob(chosen: str | dict[str, str] | None, arm: Arm, kind: str, knob: str, field_name: str) -> str:
-    """The key of an arm's knob: the plan's choice, or ``knob`` of the arm's only part of that kind. Raises ConfigError
-    if the chosen knob does not exist, or if there is no choice and not exactly one such part."""
-    chosen_knob = chosen.get(arm.name) if isinstance(chosen, dict) else chosen
-    if chosen_knob:
-        if chosen_knob not in arm.config.flat:
-            suggestion = suggest(chosen_knob, arm.config.flat)
-            raise ConfigError(f"Ablation.{field_name}: arm {arm.name!r} has no knob {chosen_knob!r}{suggestion}")
-        return chosen_knob
-    candidates = [
-        f"{scope}/{name}.{knob}".lstrip("/")
-        for (scope, name), knobs in arm.config.parts.items()
-        if CATALOG[name].kind == kind and knob in knobs
-    ]
-    if len(candidates) != 1:
-        found_text = f"several: {', '.join(candidates)}" if candidates else "none"
-        raise ConfigError(
-            f"Ablation.{field_name}: which knob? arm {arm.name!r} has {found_text} of a {kind}; "
-            f"write Ablation.{field_name} = {{{arm.name!r}: 'Part.{knob}'}}"
-        )
-    return candidates[0]
-
-
-def _learning_rates(
-    ablation: Ablation, arms: dict[str, Arm], where: dict[str, str], problems: list[str]
-) -> dict[str, list[float]]:
-    """The learning rates to try for each arm; sets ``lr_knob`` of each arm. Adds a problem if the arms have unequal
-    numbers of rates."""
-    grid, where_grid = ablation.lr_grid, where["lr_grid"]
-    if not grid:
-        return {}
-    rates = {arm: grid.get(arm, []) if isinstance(grid, dict) else grid for arm in arms}
-    sizes = {arm: len(arm_rates) for arm, arm_rates in rates.items()}
-    if len(set(sizes.values())) > 1:
-        listed = ", ".join(f"{arm} {size}" for arm, size in sizes.items())
-        problems.append(
-            f"{where_grid}: Ablation.lr_grid: arms have unequal numbers of rates ({listed}): give all as many tries"
-        )
-    for arm, arm_rates in rates.items():
-        if len({f"{rate:g}" for rate in arm_rates}) < len(arm_rates):
-            problems.append(f"{where_grid}: Ablation.lr_grid: arm {arm!r} has a rate twice")
-        try:
-            arms[arm].lr_knob = _find_knob(ablation.lr_knob, arms[arm], "optimizer", "lr", "lr_knob")
-        except ConfigError as error:
-            problems.append(f"{where['lr_knob']}: {error}")
-            continue
-        if any(binding.split("=")[0].strip() == arms[arm].lr_knob for binding in arms[arm].bindings):
-            problems.append(f"{where_grid}: arm {arm!r} binds {arms[arm].lr_knob}, which Ablation.lr_grid sets")
-    return rates
-
-
-def _match_widths(plan: Plan, where: dict[str, str], problems: list[str]) -> None:
-    """Find the width that gives each arm the baseline's count. An arm that already has this count is not changed."""
-    quantity, base_layers = plan.ablation.match, _base_layers(plan.common_overlays, plan.common)
-    if quantity is None:
-        return
-    target = match.count(plan.baseline.config, quantity)
-    for arm in plan.arms.values():
-        try:
-            knob = _find_knob(plan.ablation.match_knob, arm, "ffn", "hidden", "match_knob")
-            if any(binding.split("=")[0].strip() == knob for binding in arm.bindings) and arm is not plan.baseline:
-                raise ConfigError(f"arm {arm.name!r} binds {knob}, which Ablation.match solves for; leave it out there")
-            arm.width = (knob, None, match.count(arm.config, quantity) - target)
-            if arm.width[2] == 0:
-                continue
-            layers = [*base_layers, *map(read_file, arm.overlays)]
-
-            def config_with(width, layers=layers, arm=arm, knob=knob):
-                return resolve([*layers, read_bindings([*arm.bindings, f"{knob} = {width}"])])
-
-            current = arm.config.flat[knob]
-            width, residual = match.solve(
-                lambda value, config_at=config_with: match.count(config_at(value), quantity),
-                target,
-                plan.ablation.match_multiple,
-                current if isinstance(current, int) else 64,
-            )
-            arm.width, arm.config = (knob, width, residual), config_with(width)
-        except ValueError as error:
-            problems.append(f"{where['match']}: Ablation.match: arm {arm.name!r}: {clean(error)}")
 
 
 def _count_costs(arm: Arm) -> None:

@@ -8,14 +8,17 @@ import re
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Len
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from toolkit.comparison.runs import require_lower_is_better
-from toolkit.config.guard import STRICT, TOO_LARGE, suggest, too_large
-from toolkit.config.layers import Config, ConfigError, Layer, Reference, show
+from toolkit.config import keys
+from toolkit.config.layers import Config, Layer, Reference, raise_problems, show
+from toolkit.config.spelling import suggest
+from toolkit.config.values import STRICT, TOO_LARGE, too_large
 
 Seeds = list[Annotated[int, Ge(0)]]
 Rates = Annotated[list[Annotated[float, Gt(0)]], Len(min_length=1)]
@@ -70,6 +73,15 @@ class Ablation:
     match_multiple: Annotated[int, Gt(0)] = 1
 
 
+@dataclass(frozen=True)
+class ArmEntries:
+    """One arm as the plan file has it."""
+
+    name: str
+    overlays: list[str]
+    bindings: list[str]
+
+
 @dataclass
 class Arm:
     """One arm: its entries, its config, and the sizes computed from it."""
@@ -77,12 +89,12 @@ class Arm:
     name: str
     overlays: list[str]
     bindings: list[str]
-    config: Config | None = None
+    config: Config
     width: tuple[str, int | None, int] | None = None  # (knob, value or None if kept, count minus the baseline's)
     parameters: int = 0
     flops_per_token: int | None = None
     tokens_per_step: int = 0
-    steps: int | None = None
+    steps: int = 0  # 0 until a budget in seconds is measured
     lr_knob: str | None = None
 
     @property
@@ -98,12 +110,13 @@ def parse(layer: Layer, title: str) -> tuple[Ablation, dict[str, str]]:
     binding; fields that aren't bound have the place ``title``, the file's name. Raises ConfigError."""
     fields = {field.name: field for field in dataclasses.fields(Ablation)}
     hints = typing.get_type_hints(Ablation, include_extras=True)
-    values, where, problems = {}, dict.fromkeys(fields, title), []
+    values: dict[str, Any] = {}
+    where, problems = dict.fromkeys(fields, title), []
     for binding in layer.bindings:
         place, name = binding.where, binding.parameter
         if binding.name != "Ablation" or binding.scope or not name:
-            remedy = "what every arm has goes into Ablation.common, in quotes"
-            problems.append(f"{place}: {binding.key}: a plan binds Ablation alone; {remedy}")
+            remedy = "bindings for every arm go into Ablation.common, in quotes"
+            problems.append(f"{place}: {binding.key}: a plan binds only Ablation; {remedy}")
         elif name not in fields:
             all_fields = f"; its fields are {', '.join(fields)}"
             problems.append(f"{place}: Ablation has no field {name!r}{suggest(name, fields) or all_fields}")
@@ -123,7 +136,7 @@ def parse(layer: Layer, title: str) -> tuple[Ablation, dict[str, str]]:
     return Ablation(**values), where
 
 
-def _type_errors(hint: object, value: object) -> list[str]:
+def _type_errors(hint: Any, value: object) -> list[str]:
     """Reasons why a value does not fit a type annotation, with pydantic's strict rules; empty if it fits."""
     if too_large(value):
         return [TOO_LARGE]
@@ -134,7 +147,8 @@ def _type_errors(hint: object, value: object) -> list[str]:
     return []
 
 
-def _describe_error(error: dict) -> str:
+def _describe_error(error: ErrorDetails) -> str:
+    """An error of pydantic in words, with the place in the value where it is."""
     path = [repr(step) for step in error["loc"] if not re.search(r"[\[(]|^(list|dict|str|function)", str(step))]
     message = error["msg"].removeprefix("Input ").removeprefix("Value ")
     value = error["input"]
@@ -153,20 +167,22 @@ def _references_as_text(value: object) -> object:
     return value
 
 
-def unfold(ablation: Ablation, where: dict[str, str]) -> tuple[list[str], dict[str, Arm]]:
+def unfold(ablation: Ablation, where: dict[str, str]) -> tuple[list[str], dict[str, ArmEntries]]:
     """Expand ``arms``, ``leave_one_out`` and ``grid`` into arms, the baseline first. Returns (problems, arms), where
     the problems include fields that contradict each other."""
-    problems, arms = [], {}
+    problems: list[str] = []
+    arms: dict[str, ArmEntries] = {}
 
     def add(name: str, entries: list[str], field: str) -> None:
         place = f"Ablation.{field}: arm {name!r}"
         if not re.fullmatch(NAME, name):
-            problems.append(f"{where[field]}: {place}: its runs' folders bear its name: letters, digits and _.+=,@-")
+            remedy = "its runs' folders are named after it, so use letters, digits and _.+=,@-"
+            problems.append(f"{where[field]}: {place}: {remedy}")
         if name in arms:
-            problems.append(f"{where[field]}: {place} is there already; choose another name")
+            problems.append(f"{where[field]}: {place} already exists; choose another name")
         overlays, bindings = split_entries(entries, where[field], place, problems)
         check_bindings(bindings, where[field], problems)
-        arms[name] = Arm(name, overlays, bindings)
+        arms[name] = ArmEntries(name, overlays, bindings)
 
     for name, entries in ablation.arms.items():
         add(name, entries, "arms")
@@ -175,27 +191,23 @@ def unfold(ablation: Ablation, where: dict[str, str]) -> tuple[list[str], dict[s
         entries = [entry for part, part_entries in parts.items() if part != absent for entry in part_entries]
         add(f"without-{absent}" if absent else "all", entries, "leave_one_out")
     for values in itertools.product(*ablation.grid.values()) if ablation.grid else []:
-        chosen = dict(zip(ablation.grid, values, strict=True))
-        add(
-            "-".join(_name_of_value(*pair) for pair in chosen.items()),
-            [_as_binding(*p) for p in chosen.items()],
-            "grid",
-        )
+        chosen = list(zip(ablation.grid, values, strict=True))
+        add("-".join(_name_of_value(*pair) for pair in chosen), [_as_binding(*pair) for pair in chosen], "grid")
 
-    baseline = ablation.baseline or next(iter(arms), None)
+    baseline = ablation.baseline or next(iter(arms), "")
     if len(arms) < 2:
         problems.append(
             f"{where['arms']}: the plan has {len(arms)} arms; a comparison needs two or more in Ablation.arms"
         )
     elif baseline not in arms:
         known = suggest(baseline, arms) or f"; arms are {', '.join(arms)}"
-        problems.append(f"{where['baseline']}: Ablation.baseline = {baseline!r} is none of the arms{known}")
+        problems.append(f"{where['baseline']}: Ablation.baseline = {baseline!r} is not an arm{known}")
     else:
         arms = {baseline: arms[baseline]} | arms
     return problems + _contradictions(ablation, where, arms), arms
 
 
-def _contradictions(ablation: Ablation, where: dict[str, str], arms: dict[str, Arm]) -> list[str]:
+def _contradictions(ablation: Ablation, where: dict[str, str], arms: dict[str, ArmEntries]) -> list[str]:
     """Problems with fields that contradict each other or name an unknown arm."""
     problems = []
     try:
@@ -208,14 +220,14 @@ def _contradictions(ablation: Ablation, where: dict[str, str], arms: dict[str, A
         if repeated:
             listed = ", ".join(map(str, repeated))
             problems.append(
-                f"{where[field_name]}: Ablation.{field_name} repeats {listed}: a repeated seed is no new run"
+                f"{where[field_name]}: Ablation.{field_name} repeats {listed}: a repeated seed gives no new run"
             )
     shared = sorted(set(ablation.seeds) & set(ablation.selection_seeds))
     if shared:
         listed = ", ".join(map(str, shared))
         problems.append(
             f"{where['selection_seeds']}: Ablation.selection_seeds and seeds share {listed}: "
-            "what chose the learning rate can't judge it too"
+            "the seeds that choose the learning rate can't judge it too"
         )
     if bool(ablation.lr_grid) != bool(ablation.selection_seeds):
         problems.append(
@@ -225,12 +237,12 @@ def _contradictions(ablation: Ablation, where: dict[str, str], arms: dict[str, A
     for name in ("lr_knob", "match_knob"):
         owner = "lr_grid" if name == "lr_knob" else "match"
         if getattr(ablation, name) and not getattr(ablation, owner):
-            problems.append(f"{where[name]}: Ablation.{name} goes with Ablation.{owner}")
+            problems.append(f"{where[name]}: Ablation.{name} needs Ablation.{owner}")
     for name in ("lr_grid", "lr_knob", "match_knob"):
         value = getattr(ablation, name)
         for arm in value if isinstance(value, dict) else ():
             if arm not in arms:
-                problems.append(f"{where[name]}: Ablation.{name}: there is no arm {arm!r}{suggest(arm, arms)}")
+                problems.append(f"{where[name]}: Ablation.{name}: arm not found: {arm!r}{suggest(arm, arms)}")
     return problems
 
 
@@ -250,14 +262,14 @@ def split_entries(entries: Sequence[str], place: str, owner: str, problems: list
 def check_bindings(bindings: list[str], place: str, problems: list[str]) -> None:
     """Add a problem for each binding of a key that the plan itself sets, such as the seed."""
     for binding in bindings:
-        key = binding.split("=")[0].strip()
+        key = keys.bound_by(binding)
         if key in SETTLED:
             problems.append(f"{place}: {binding!r}: {key} is set by {SETTLED[key]} of the plan; leave it out here")
 
 
 def _name_of_value(key: str, value: object) -> str:
     """A grid value as part of an arm's name: "SwiGLU" for a part, else knob and value, such as "hidden64"."""
-    text = value.removeprefix("@") if isinstance(value, str) else f"{key.rpartition('.')[2]}{value}"
+    text = value.removeprefix("@") if isinstance(value, str) else f"{keys.split(key).knob}{value}"
     return re.sub(r"[^A-Za-z0-9_.+=,@-]+", "_", text).strip("_")
 
 
@@ -270,9 +282,3 @@ def _as_binding(key: str, value: object) -> str:
         return item if isinstance(item, str) and item.startswith("@") else show(item)
 
     return f"{key} = {spelling(value)}"
-
-
-def raise_problems(problems: list[str]) -> None:
-    """Raise ConfigError with one line for each problem, if there are any."""
-    if problems:
-        raise ConfigError("\n".join(dict.fromkeys(problems)))

@@ -9,8 +9,9 @@ import os
 import statistics
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from toolkit.config import keys
 from toolkit.config.changes import difference
 from toolkit.store import factsfile, seal
 from toolkit.store.disk import read_json, write_bytes, write_json, write_text
@@ -20,11 +21,12 @@ if TYPE_CHECKING:
 
     import torch
 
-    from toolkit.ablation.plan import Arm, Plan
+    from toolkit.ablation.plan import Plan
+    from toolkit.ablation.planfile import Arm
     from toolkit.experiment import Experiment
 
 
-def settle(plan: Plan, folder: Path, arguments: argparse.Namespace) -> dict:
+def settle(plan: Plan, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Write plan.gin, plan.json and common.gin, and return the content of plan.json. If the folder already has a plan,
     first check that only arms and seeds were added. Measures the step times for a budget in seconds. Raises ConfigError
     if the plan, a gin file or a part has changed otherwise."""
@@ -47,15 +49,15 @@ def settle(plan: Plan, folder: Path, arguments: argparse.Namespace) -> dict:
         changed = changes(before, record)
         if changed:
             remedy = "only arms and seeds may be added; restore the plan, or run it under another name or --runs"
-            lines = "\n".join(f"  {line}" for line in changed)
-            raise ConfigError(f"{folder} was begun with another {plan.path.name}; {remedy}:\n{lines}")
+            listed = "\n".join(f"  {line}" for line in changed)
+            raise ConfigError(f"{folder} was started with a different {plan.path.name}; {remedy}:\n{listed}")
         if before.get("lr") and record["lr"]:
             record["lr"]["chosen"] = {**before["lr"].get("chosen", {})}
     changed_configs = _changed_configs(plan, folder, record)
     if changed_configs:
-        lines = "\n".join(f"  {line}" for line in changed_configs)
-        remedy = "restore it, or take another --runs"
-        raise ConfigError(f"{folder}: a gin file or a part has changed since; {remedy}:\n{lines}")
+        listed = "\n".join(f"  {line}" for line in changed_configs)
+        remedy = "restore it, or choose another --runs"
+        raise ConfigError(f"{folder}: a gin file or a part has changed since these runs started; {remedy}:\n{listed}")
     write_bytes(folder / "plan.gin", plan.path.read_bytes())
     layer = plan.common
     lines = [f"import {module}" for module in layer.imports] + plan.common_bindings
@@ -64,7 +66,7 @@ def settle(plan: Plan, folder: Path, arguments: argparse.Namespace) -> dict:
     return record
 
 
-def as_record(plan: Plan, threads: int, seconds: dict[str, float] | None) -> dict:
+def as_record(plan: Plan, threads: int, seconds: dict[str, float] | None) -> dict[str, Any]:
     """The content of plan.json."""
     ablation, arms = plan.ablation, plan.arms.values()
     unit, amount = plan.budget
@@ -80,7 +82,12 @@ def as_record(plan: Plan, threads: int, seconds: dict[str, float] | None) -> dic
         }
     if plan.rates:
         knobs = {arm.name: arm.lr_knob for arm in arms}
-        lr = {"knob": _common_name(list(knobs.values())), "knobs": knobs, "grid": plan.rates, "chosen": {}}
+        lr = {
+            "knob": _common_name([knob for knob in knobs.values() if knob]),
+            "knobs": knobs,
+            "grid": plan.rates,
+            "chosen": {},
+        }
     return {
         "name": plan.name,
         "question": ablation.question,
@@ -108,28 +115,28 @@ def as_record(plan: Plan, threads: int, seconds: dict[str, float] | None) -> dic
     }
 
 
-def changes(old_record: dict, new_record: dict) -> list[str]:
+def changes(old_record: dict[str, Any], new_record: dict[str, Any]) -> list[str]:
     """Differences between two plan.json, one line each. Added arms and seeds don't count."""
     lines = []
 
-    def compare(key, old, new):
+    def compare(key: str, old: object, new: object) -> None:
         if isinstance(old, dict) and isinstance(new, dict):
             for name, value in old.items():
                 compare(f"{key}.{name}", value, new.get(name))
         elif old != new:
-            lines.append(f"{key}: {json.dumps(old)} there, {json.dumps(new)} here")
+            lines.append(f"{key}: was {json.dumps(old)}, is now {json.dumps(new)}")
 
     for key in ("question", "baseline", "common", "factor", "metric", "alpha", "effect", "budget", "match"):
         compare(key, old_record[key], new_record[key])
     for name, value in old_record["arms"].items():
         if name not in new_record["arms"]:
-            lines.append(f"arms: {name} is gone")
+            lines.append(f"arms: {name} was removed")
         else:
             compare(f"arms.{name}", value, new_record["arms"][name])
     for key in ("seeds", "selection_seeds"):
-        gone = [seed for seed in old_record[key] if seed not in new_record[key]]
-        if gone:
-            lines.append(f"{key}: {', '.join(map(str, gone))} gone")
+        removed = [seed for seed in old_record[key] if seed not in new_record[key]]
+        if removed:
+            lines.append(f"{key}: {', '.join(map(str, removed))} removed")
     compare("lr", _without_chosen(old_record["lr"]), _without_chosen(new_record["lr"]))
     return lines
 
@@ -143,10 +150,11 @@ def measure(arms: list[Arm], threads: int, rounds: int = 1) -> dict[str, float]:
     from toolkit.parallel import distributed
     from toolkit.rundir import report
 
-    threads_before, device, measured = torch.get_num_threads(), distributed.device(), {}
+    threads_before, device = torch.get_num_threads(), distributed.device()
+    measured: dict[str, float] = {}
     for round_index in range(rounds):
         for arm in arms:
-            torch.set_num_threads(arm.config.flat["Experiment.threads"] or threads)
+            torch.set_num_threads(_bound_threads(arm) or threads)
             report.say(f"measuring {arm.name}" + (f", round {round_index + 1} of {rounds}" if rounds > 1 else ""))
             seconds = _seconds_per_step(arm.config.build(), device)
             measured[arm.name] = min(seconds, measured.get(arm.name, math.inf))
@@ -155,6 +163,7 @@ def measure(arms: list[Arm], threads: int, rounds: int = 1) -> dict[str, float]:
 
 
 def _seconds_per_step(experiment: Experiment, device: torch.device) -> float:
+    """The median seconds of a training step on random tokens."""
     import torch
 
     from toolkit.experiment import build, is_compiled, micro_batch_size, process_count
@@ -165,7 +174,7 @@ def _seconds_per_step(experiment: Experiment, device: torch.device) -> float:
         parts.objective.compile(fullgraph=True, dynamic=False)
     shape = (micro_batch_size(experiment, process_count(experiment)), experiment.seq_len)
     ids = torch.randint(parts.tokenizer.vocab_size, shape, device=device)
-    times = []
+    times: list[float] = []
     while len(times) < 7 or (sum(times[2:]) < 0.5 and len(times) < 100):  # the first two allocate and compile
         start = time.perf_counter()
         training_step.gradient(experiment, parts.objective, [(ids, ids)] * experiment.accumulate, len(times), device)
@@ -180,18 +189,22 @@ def threads_for(jobs: int | None, plan: Plan) -> int:
     """CPU threads of each job: the largest number that the arms bind, if all of them bind one; else OMP_NUM_THREADS;
     else an equal share of the cores. plan.json records it, because the number of threads changes the order of sums and
     so their rounding."""
-    bound_threads = [arm.config.flat["Experiment.threads"] for arm in plan.arms.values()]
-    if all(bound_threads):
+    bound_threads = [threads for arm in plan.arms.values() if (threads := _bound_threads(arm))]
+    if len(bound_threads) == len(plan.arms):
         return max(bound_threads)
     environment_threads = os.environ.get("OMP_NUM_THREADS", "")
-    return (
-        int(environment_threads)
-        if environment_threads.isdigit() and int(environment_threads) > 0
-        else max(1, (os.cpu_count() or 1) // (jobs or 1))
-    )
+    if environment_threads.isdigit() and int(environment_threads) > 0:
+        return int(environment_threads)
+    return max(1, (os.cpu_count() or 1) // (jobs or 1))
 
 
-def _changed_configs(plan: Plan, folder: Path, record: dict) -> list[str]:
+def _bound_threads(arm: Arm) -> int | None:
+    """The CPU threads that an arm's config asks for, or None."""
+    threads = arm.config.flat["Experiment.threads"]
+    return threads if isinstance(threads, int) else None
+
+
+def _changed_configs(plan: Plan, folder: Path, record: dict[str, Any]) -> list[str]:
     """Lines about finished or started runs whose config differs from what their job would get now."""
     lines = []
     for job in plan.jobs:
@@ -201,15 +214,17 @@ def _changed_configs(plan: Plan, folder: Path, record: dict) -> list[str]:
             continue
         new_config = plan.flat(job, lr)
         for key, (old, new) in difference(old_config, new_config).items():
-            lines.append(f"{job.run}: {key}: {old} there, {new} here")
+            lines.append(f"{job.run}: {key}: was {old}, is now {new}")
     return lines
 
 
 def _common_name(knobs: list[str]) -> str | None:
     """One name for the knobs of all arms: the knob if they agree, else a pattern such as "*.lr"; None without knobs."""
     distinct = list(dict.fromkeys(knobs))
-    return distinct[0] if len(distinct) == 1 else f"*.{distinct[0].rpartition('.')[2]}" if distinct else None
+    if len(distinct) > 1:
+        return keys.spell("*", keys.split(distinct[0]).knob)
+    return distinct[0] if distinct else None
 
 
-def _without_chosen(lr: dict | None) -> dict | None:
+def _without_chosen(lr: dict[str, Any] | None) -> dict[str, Any] | None:
     return lr and {key: value for key, value in lr.items() if key != "chosen"}

@@ -23,6 +23,7 @@ from toolkit.comparison.results import (
 )
 from toolkit.comparison.runs import METRIC, PlanRecord, Run
 from toolkit.comparison.statistics import Verdict
+from toolkit.config import keys
 from toolkit.store.factsfile import Facts
 
 BITS = "val_full/bits_per_byte"
@@ -244,8 +245,8 @@ def _config_differences(arm: ArmResult, baseline: ArmResult) -> tuple[str, ...]:
     if not (ours and theirs):
         return ()
     slots = guards.independent(theirs[0], ours[0])
-    own_parts = {key.rpartition(".")[0] for key in ours[0]} - {key.rpartition(".")[0] for key in theirs[0]}
-    knobs = [f"{key} = {show(value)}" for key, value in ours[0].items() if key.rpartition(".")[0] in own_parts]
+    own_parts = set(map(keys.owner, ours[0])) - set(map(keys.owner, theirs[0]))
+    knobs = [f"{key} = {show(value)}" for key, value in ours[0].items() if keys.owner(key) in own_parts]
     return (*slots.values(), *knobs)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from fnmatch import fnmatchcase
 
 from toolkit.comparison.banner import (
     Banner,
@@ -15,6 +14,7 @@ from toolkit.comparison.banner import (
     show,
 )
 from toolkit.comparison.runs import PlanRecord, Run
+from toolkit.config import keys
 
 
 def environment(runs: list[Run]) -> Iterable[Banner]:
@@ -70,7 +70,7 @@ def _versions(runs: list[Run]) -> Iterable[Banner]:
 
 def implementations(plan: PlanRecord, runs: list[Run]) -> Iterable[Banner]:
     """Matrix products, or an attention of the same name, that were computed by different code in different runs."""
-    if any(fnmatchcase("Experiment.precision", pattern) for pattern in plan.factor):
+    if keys.matches("Experiment.precision", plan.factor):
         return
     with_products = [run for run in runs if "products" in run.facts]
     yield from report_differences(with_products, "products", lambda run: str(run.facts["products"]))

@@ -7,14 +7,14 @@ reports the values that violate it. A clean plan causes no report.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from fnmatch import fnmatchcase
 from typing import Any
 
 from toolkit.comparison.banner import Banner, list_names, report_differences, show
 from toolkit.comparison.environment import environment, implementations, own_code
 from toolkit.comparison.integrity import copies, damaged, edited, resumed
-from toolkit.comparison.runs import SEED, PlanRecord, Run
+from toolkit.comparison.runs import PlanRecord, Run
 from toolkit.comparison.spikes import spiked
+from toolkit.config import keys
 
 MAX_PACE_RATIO = 1.5  # for a budget in seconds: largest allowed ratio of step times within an arm
 MAX_PARAMETER_DIFFERENCE, MAX_FLOPS_DIFFERENCE = 0.01, 0.02  # allowed, relative to the baseline
@@ -95,24 +95,16 @@ def config(plan: PlanRecord, runs: list[Run]) -> Iterable[Banner]:
 
 
 def independent(base: dict[str, Any], other: dict[str, Any]) -> dict[str, str]:
-    """Config keys that differ, as {key: "key before -> after"}. Knobs of a part that only one side builds are left out:
-    they follow from a slot that differs, and the slot is listed. The seed is left out too."""
-    parts = [{key.rpartition(".")[0] for key in flat} for flat in (base, other)]
-    differences = {}
-    for key in {**base, **other}:
-        before, after = base.get(key, "absent"), other.get(key, "absent")
-        is_one_sided = key.rpartition(".")[0] in parts[0] ^ parts[1]
-        is_new_knob = (before, after) in (("absent", None), (None, "absent"))  # new in one toolkit
-        if key != SEED and before != after and not is_one_sided and not is_new_knob:
-            differences[key] = f"{key} {show(before)} -> {show(after)}"
-    return differences
+    """The differences that may confound a comparison, as {key: "key before -> after"}."""
+    differences = keys.independent_differences(base, other)
+    return {key: f"{key} {show(before)} -> {show(after)}" for key, (before, after) in differences.items()}
 
 
 def _is_allowed(plan: PlanRecord, run: Run, base: Run, key: str) -> bool:
-    if any(fnmatchcase(key, pattern) for pattern in plan.factor):
+    if keys.matches(key, plan.factor):
         return True
     set_by_plan = [knob_of(setting, arm) for setting in (plan.match, plan.lr) for arm in (run.arm, base.arm)]
-    if any(fnmatchcase(key, knob) for knob in set_by_plan if knob):
+    if keys.matches(key, filter(None, set_by_plan)):
         return True
     steps = plan.budget.get("steps") or {}
     return key == "Experiment.steps" and run.config.get(key) == steps.get(run.arm) and base.arm in steps
@@ -178,10 +170,7 @@ def no_op(plan: PlanRecord, runs: list[Run]) -> Iterable[Banner]:
         seeds = [run.seed for run, _ in identical(plan, runs, arm)]
         if seeds:
             at = f"at seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
-            changed = any(
-                independent(a.config, b.config) or a.config.keys() ^ b.config.keys()
-                for b, a in identical(plan, runs, arm)
-            )
+            changed = any(keys.differences(a.config, b.config) for b, a in identical(plan, runs, arm))
             why = "what it changes never took effect" if changed else "its config is the baseline's"
             yield Banner("no-op", f"{arm} is identical to {plan.baseline} {at}: {why}")
 

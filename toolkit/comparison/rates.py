@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import numpy as np
 
 from toolkit.comparison.banner import Banner
 from toolkit.comparison.guards import knob_of
 from toolkit.comparison.runs import PlanRecord, Run
+from toolkit.config import keys
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def tune(plan: PlanRecord, arm: str, judged: list[Run], selection: list[Run], me
 def _learning_rate(run: Run, knob: str | None) -> float | None:
     if run.lr is not None or knob is None:
         return run.lr
-    value = next((value for key, value in run.config.items() if fnmatchcase(key, knob)), None)
+    value = next((value for key, value in run.config.items() if keys.matches(key, [knob])), None)
     return value if isinstance(value, int | float) else None
 
 

@@ -14,13 +14,13 @@ from typing import Any, cast
 import numpy as np
 
 from toolkit.comparison import schema
+from toolkit.config import keys
 from toolkit.store import journal, seal
 from toolkit.store.disk import read_json
 from toolkit.store.factsfile import Facts
 
 METRIC, ALPHA, EFFECT = "val_full/loss_nats", 0.05, 0.02
 CURVE = "val/loss_nats"  # measured during training; METRIC is measured once, at the end
-SEED = "Experiment.seed"
 LARGEST = 1e100  # larger values are not measurements; their squares would overflow a float
 LOWER_IS_BETTER = ("loss_nats", "bits_per_byte", "perplexity")  # metrics that the toolkit writes
 
@@ -219,7 +219,7 @@ def runs_without_plan(patterns: Sequence[str], baseline: str | None) -> tuple[Pl
         raise ValueError(f"{', '.join(sorted(twice))}: named twice; name each run once")
     groups: dict[str, list[Run]] = {}
     for arm, run in named:
-        config_without_seed = {key: value for key, value in run.config.items() if key != SEED}
+        config_without_seed = {key: value for key, value in run.config.items() if key != keys.SEED}
         groups.setdefault(arm or json.dumps(config_without_seed, sort_keys=True), []).append(run)
     names: dict[str, str] = {}
     for key, runs in groups.items():

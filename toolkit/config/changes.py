@@ -3,6 +3,7 @@ harmless."""
 
 from __future__ import annotations
 
+from toolkit.config import keys
 from toolkit.registry import CATALOG
 
 SHAPES = {
@@ -29,38 +30,34 @@ EXPERIMENT = {
 def shapes(key: str) -> str:
     """The category of the knob ``[scope/]Part.knob``: what it shapes, "model", "data" or "training", or "harmless". A
     part that is no longer registered shapes the model."""
-    part, _, knob = key.rpartition("/")[2].partition(".")
+    part, knob, _ = keys.split(key)
     if part == "Experiment":
         return next((category for category, knobs in EXPERIMENT.items() if knob in knobs), "training")
     kind = CATALOG[part].kind if part in CATALOG else "model"
     return next((category for category, kinds in SHAPES.items() if kind in kinds), "model")
 
 
-def difference(before: dict[str, object], now: dict[str, object]) -> dict[str, list]:
+def difference(before: dict[str, object], now: dict[str, object]) -> dict[str, list[object]]:
     """{key: [before, now]} for the knobs that differ in two flat configs; "absent" stands for a knob that a config
     lacks. A knob that its part got later, and that has its default, is no difference."""
-    compared = {
-        **before,
-        **{key: value for key, value in now.items() if key in before or not _is_new(key, value, before)},
-    }
-    pairs = {key: [before.get(key, "absent"), now.get(key, "absent")] for key in compared}
-    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+    differences = keys.differences(before, now).items()
+    return {key: list(pair) for key, pair in differences if key in before or not _is_new(key, pair[1], before)}
 
 
 def _is_new(key: str, value: object, before: dict[str, object]) -> bool:
     """Whether a knob that is missing in ``before`` has its default, and ``before`` has other knobs of its part: the
     part got the knob later."""
-    owner, _, knob = key.rpartition(".")
-    part = CATALOG.get(owner.rpartition("/")[2])
-    part_is_in_before = any(other.rpartition(".")[0] == owner for other in before)
+    name, knob, _ = keys.split(key)
+    part = CATALOG.get(name)
+    part_is_in_before = any(keys.owner(other) == keys.owner(key) for other in before)
     return part_is_in_before and part is not None and knob in part.knobs and part.knobs[knob].default == value
 
 
-def describe(changes: dict[str, list]) -> list[str]:
+def describe(changes: dict[str, list[object]]) -> list[str]:
     """A line for each change, grouped by category."""
     lines = []
     for category in SHAPES:
         for key, (was, now) in changes.items():
             if shapes(key) == category:
-                lines.append(f"  {category:8}  {key}: {was} there, {now} here")
+                lines.append(f"  {category:8}  {key}: was {was}, is now {now}")
     return lines

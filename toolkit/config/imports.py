@@ -30,7 +30,7 @@ def load_file(path: str | Path) -> str:
     name, so that it is never imported twice. Raises ValueError."""
     file = Path(path).resolve()
     if file.suffix != ".py" or not file.is_file():
-        raise ValueError(f"--import {path}: there is no such Python file")
+        raise ValueError(f"--import {path}: Python file not found")
     for root in (Path(p or ".").resolve() for p in sys.path):
         if file.is_relative_to(root) and file.relative_to(root).parts[0] != "site-packages":
             dotted = ".".join(file.relative_to(root).with_suffix("").parts)
@@ -42,7 +42,7 @@ def load_file(path: str | Path) -> str:
         _execute(file)
     elif loaded is None or Path(getattr(loaded, "__file__", None) or ".").resolve() != file:
         raise ValueError(
-            f"--import {path}: {file.stem!r} can't be its module name (taken, or no identifier); rename it"
+            f"--import {path}: its module can't be named {file.stem!r} (already taken, or not an identifier); rename it"
         )
     return file.stem
 
@@ -57,8 +57,8 @@ def load_copy(file: Path) -> None:
     other = Path(getattr(loaded, "__file__", None) or file.stem)
     if not other.is_file() or other.read_bytes() != file.read_bytes():
         raise ValueError(
-            f"{file} can't be imported: another {file.stem!r} is loaded, from {other}; use a process of its own, or "
-            f"pass --import {file.stem} to use that one"
+            f"{file} can't be imported: another {file.stem!r} is already loaded, from {other}; use a separate "
+            f"process, or pass --import {file.stem} to use the loaded one"
         )
 
 
@@ -68,7 +68,7 @@ def own_file(name: str) -> Path | None:
     file = getattr(module, "__file__", None)
     if "." in name or hasattr(module, "__path__") or name in offered() or not str(file).endswith(".py"):
         return None
-    return Path(file).resolve()
+    return Path(str(file)).resolve()
 
 
 def offered() -> set[str]:
@@ -79,6 +79,7 @@ def offered() -> set[str]:
 def _execute(file: Path) -> None:
     """Import a file as a module named after it. Raises ValueError with the reason when that fails."""
     spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None, file  # a file that ends in .py has both
     sys.modules[file.stem] = module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

@@ -6,6 +6,7 @@ and what the run saves, so a run can't differ from its ``config.gin``."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -16,10 +17,12 @@ import tokenize
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import gin
-from gin import config_parser
+import gin.config
+import gin.config_parser as config_parser
 
+from toolkit.config import keys
 from toolkit.config.imports import load_module
 from toolkit.registry import CATALOG
 from toolkit.root import ROOT
@@ -33,6 +36,12 @@ class ConfigError(ValueError):
     """The config is wrong. The message has a line for each problem, with its place and a remedy."""
 
 
+def raise_problems(problems: Iterable[str]) -> None:
+    """Raise ConfigError with one line for each problem, if there are any."""
+    if lines := list(dict.fromkeys(problems)):
+        raise ConfigError("\n".join(lines))
+
+
 @dataclass(frozen=True)
 class Reference:
     """``@scope/Name``: a class that will be built in that scope. ``called``: ``@Name()``, which is refused."""
@@ -41,8 +50,8 @@ class Reference:
     name: str
     called: bool = False
 
-    def __str__(self):
-        return "@" + (f"{self.scope}/" if self.scope else "") + self.name
+    def __str__(self) -> str:
+        return "@" + keys.scoped(self.name, self.scope)
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,7 @@ class Macro:
 
     name: str
 
-    def __str__(self):
+    def __str__(self) -> str:
         return "%" + self.name
 
 
@@ -69,10 +78,11 @@ class Binding:
     @property
     def key(self) -> str:
         """``scope/name.parameter``, as in the file."""
-        scope = f"{self.scope}/" if self.scope else ""
-        return scope + self.name + (f".{self.parameter}" if self.parameter else "")
+        if not self.parameter:
+            return keys.scoped(self.name, self.scope)
+        return keys.spell(self.name, self.parameter, self.scope)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.key} = {show(self.value)}"
 
 
@@ -111,18 +121,17 @@ class Config:
         for (scope, name), knobs in self.parts.items():
             entry = CATALOG[name]
             lines += ["", f"# {entry.kind}: {entry.summary}"]
-            prefix = f"{scope}/" if scope else ""
-            lines += [f"{prefix}{name}.{knob} = {show(value)}" for knob, value in knobs.items()]
+            lines += [f"{keys.spell(name, knob, scope)} = {show(value)}" for knob, value in knobs.items()]
         return "\n".join(lines).lstrip("\n") + "\n"
 
     @property
     def flat(self) -> dict[str, object]:
         """{"GPT.dim": 768, "GPT.norm": "@LayerNorm", ...}, JSON values only."""
-        flat = {}
-        for (scope, name), knobs in self.parts.items():
-            prefix = f"{scope}/{name}" if scope else name
-            flat |= {f"{prefix}.{knob}": plain(value) for knob, value in knobs.items()}
-        return flat
+        return {
+            keys.spell(name, knob, scope): plain(value)
+            for (scope, name), knobs in self.parts.items()
+            for knob, value in knobs.items()
+        }
 
     @property
     def digest(self) -> str:
@@ -132,7 +141,7 @@ class Config:
     def knobs_of(self, name: str, words: Iterable[str]) -> list[str]:
         """The flat keys of the knobs of part ``name`` whose names are in ``words``."""
         return [
-            f"{scope}/{part}.{knob}".lstrip("/")
+            keys.spell(part, knob, scope)
             for (scope, part), knobs in self.parts.items()
             for knob in knobs
             if part == name and knob in words
@@ -141,17 +150,17 @@ class Config:
     def holding(self, name: str) -> list[str]:
         """The flat keys of the knobs whose values refer to part ``name``."""
         return [
-            f"{scope}/{part}.{knob}".lstrip("/")
+            keys.spell(part, knob, scope)
             for (scope, part), knobs in self.parts.items()
             for knob, value in knobs.items()
-            if any(reference.name.rpartition(".")[2] == name for reference in references(value))
+            if any(keys.bare(reference.name) == name for reference in references(value))
         ]
 
-    def build(self):
+    def build(self) -> Any:  # an Experiment, whose module lies above this one
         """Replace gin's config by this one, and return the Experiment that gin builds from it."""
-        gin.clear_config()
-        gin.parse_config(self.text)
-        return gin.get_configurable("Experiment")()
+        gin.config.clear_config()
+        gin.config.parse_config(self.text)
+        return gin.config.get_configurable("Experiment")()
 
 
 def show(value: object) -> str:
@@ -186,9 +195,7 @@ def references(value: object) -> Iterator[Reference]:
 
 def check_statements(layers: Sequence[Layer]) -> None:
     """Raise ConfigError with a line for each refused statement, if there are any."""
-    refused = [problem for layer in layers for problem in layer.refused]
-    if refused:
-        raise ConfigError("\n".join(refused))
+    raise_problems(problem for layer in layers for problem in layer.refused)
 
 
 def load_import(statement: Import) -> None:
@@ -223,7 +230,9 @@ def _check_seal(file: Path, path: str | Path, text: str) -> None:
     if problem:
         raise ConfigError(f"{path} is damaged: {problem}; {seal.REMEDY}")
     if file.name == "config.gin" and not sealed.is_sealed and (file.parent / "facts.json").is_file():
-        log.warning("%s has no seal (an older version wrote it, or it was edited): damage can't be noticed", path)
+        log.warning(
+            "%s has no checksum (an older version wrote it, or it was edited), so damage can't be detected", path
+        )
 
 
 def parse_bindings(bindings: Sequence[str]) -> Layer:
@@ -231,11 +240,17 @@ def parse_bindings(bindings: Sequence[str]) -> Layer:
     layer = Layer("-p")
     for text in bindings:
         quote = '"' if "'" in text else "'"
-        parsed = _parse(text, "-p", lambda line, place=f"-p {quote}{text}{quote}": place)
+        place = f"-p {quote}{text}{quote}"
+        parsed = _parse(text, "-p", functools.partial(_same_place, place))
         layer.bindings.extend(parsed.bindings)
         layer.imports.extend(parsed.imports)
         layer.refused.extend(parsed.refused)
     return layer
+
+
+def _same_place(place: str, line: int) -> str:
+    """The place of every line of a binding on the command line."""
+    return place
 
 
 def find(path: str | Path) -> Path:
@@ -247,15 +262,14 @@ def find(path: str | Path) -> Path:
             return root / path
     similar = sorted(str(p) for p in Path().glob("gin/**/*.gin") if p.name == Path(path).name)
     hint = f"; did you mean {similar[0]}?" if similar else ""
-    raise ConfigError(f"{path}: there is no such file{hint}")
+    raise ConfigError(f"{path}: file not found{hint}")
 
 
 class _Delegate(config_parser.ParserDelegate):
     """Makes gin's parser return references and macros as data."""
 
     def configurable_reference(self, name: str, evaluate: bool) -> Reference:
-        scope, _, name = name.rpartition("/")
-        return Reference(scope, name, evaluate)
+        return Reference(*keys.split_scope(name), evaluate)
 
     def macro(self, name: str) -> Macro:
         return Macro(name)
@@ -273,17 +287,19 @@ def _parse(text: str, title: str, where: Callable[[int], str], run: Path | None 
             line = error.args[1][0]
         reason = str(getattr(error, "msg", None) or (error.args or [error])[0]).strip().splitlines()[0].rstrip(".")
         reason = re.sub(r"maximum recursion depth.*", "a value is nested too deeply", reason)
-        reason = re.sub(r"malformed node or string.*", "a bare word is no value", reason)
-        hint = "strings need quotes; True, False and None are capitalised; there is no arithmetic"
-        raise ConfigError(f"{where(line)}: this is not gin: {reason} ({hint})") from error
+        reason = re.sub(r"malformed node or string.*", "a bare word is not a value", reason)
+        hint = "strings need quotes; True, False and None are capitalised; gin has no arithmetic"
+        raise ConfigError(f"{where(line)}: not valid gin: {reason} ({hint})") from error
     for statement in statements:
         place = where(statement.location.line_num)
         if isinstance(statement, config_parser.IncludeStatement):
             layer.refused.append(
-                f"{place}: include is not used here: name {statement.filename} on the command line instead"
+                f"{place}: include is not supported: name {statement.filename} on the command line instead"
             )
         elif isinstance(statement, config_parser.ImportStatement) and statement.module.startswith("__gin__"):
-            layer.refused.append(f"{place}: dynamic registration is not used here: import the module, name its parts")
+            layer.refused.append(
+                f"{place}: dynamic registration is not supported: import the module and name its parts"
+            )
         elif isinstance(statement, config_parser.ImportStatement):
             layer.imports.append(Import(statement.module, place))
         elif isinstance(statement, config_parser.BlockDeclaration):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from toolkit.config.layers import (
     load_import,
     parse_bindings,
     parse_file,
+    raise_problems,
     references,
 )
 from toolkit.registry import CATALOG
@@ -56,8 +58,8 @@ def load(layers: Sequence[Layer], named: Collection[str] = (), code: bool = True
     wanted = [(each, layer.run) for layer in layers for each in layer.imports]
     already_run = {entry.module for entry in CATALOG.values()} & sys.modules.keys() | set(named)
     refused = [
-        f"{each.where}: {each.module} is neither on the shelf nor in {run / 'code'}, and a run's config imports "
-        f"nothing else; pass --import {each.module} if you trust it{_shadow_note(each.module)}"
+        f"{each.where}: {each.module} is neither in {', '.join(SHELF)} nor in {run / 'code'}, and a run's "
+        f"config may import nothing else; pass --import {each.module} if you trust it{_shadow_note(each.module)}"
         for each, run in wanted
         if run and not (each.module in already_run or on_shelf(each.module) or copy_of(each.module, run))
     ]
@@ -67,17 +69,16 @@ def load(layers: Sequence[Layer], named: Collection[str] = (), code: bool = True
     ]
     for (each, run), copy in zip(wanted, copies, strict=True):
         if copy and not code:
-            refused.append(f"{each.where}: imports {copy}, and --no-code refuses to run what a run keeps")
-        elif copy and (problem := seal.file_problem(run / "config.gin", f"code/{copy.name}")):
+            refused.append(f"{each.where}: imports {copy}, but --no-code forbids running code from a run's folder")
+        elif copy and run and (problem := seal.file_problem(run / "config.gin", f"code/{copy.name}")):
             refused.append(f"{each.where}: {problem}; {seal.REMEDY}")
-    if refused:
-        raise ConfigError("\n".join(refused))
+    raise_problems(refused)
     for (each, _), copy in zip(wanted, copies, strict=True):
         if copy is None:
             load_import(each)
             continue
         if each.module not in sys.modules:
-            log.warning("runs %s, which this run keeps; --no-code refuses", copy)
+            log.warning("running %s, a copy in the run's folder; --no-code forbids this", copy)
         try:
             load_copy(copy)
         except ValueError as error:
@@ -103,20 +104,22 @@ def scan(
     """(effects, refusals) of a command with these files: what it would do, and what is refused and why, a line each.
     The files are parsed; nothing is imported, built or run."""
     named = {Path(name).stem if name.endswith(".py") else name for name in imports}
-    acts = [f"--import {name}: would run {name}" for name in imports]
-    acts += [f"installed packages: would import {name}" for name in sorted(offered())]
+    effects = [f"--import {name}: would run {name}" for name in imports]
+    effects += [f"installed packages: would import {name}" for name in sorted(offered())]
     refused = []
-    sources = [(parse_file, base), *((parse_file, path) for path in overlays)]
-    for parse, source in [*sources, *([(parse_bindings, bindings)] if bindings else [])]:
+    sources = [partial(parse_file, path) for path in (base, *overlays)]
+    for parse in [*sources, *([partial(parse_bindings, bindings)] if bindings else [])]:
         try:
-            layer = parse(source)
+            layer = parse()
         except ConfigError as error:
             refused.append(str(error))
             continue
-        acts += [f"{each.where}: would import {each.module}{_origin_note(each, layer.run)}" for each in layer.imports]
-        acts += [f"{each.where}: binds {each}" for each in layer.bindings]
+        effects += [
+            f"{each.where}: would import {each.module}{_origin_note(each, layer.run)}" for each in layer.imports
+        ]
+        effects += [f"{each.where}: binds {each}" for each in layer.bindings]
         refused += [*layer.refused, *_refused_imports(layer, named), *_refused_calls(layer.bindings)]
-    return acts, refused
+    return effects, refused
 
 
 def _refused_imports(layer: Layer, named: Collection[str]) -> Iterator[str]:
@@ -125,7 +128,7 @@ def _refused_imports(layer: Layer, named: Collection[str]) -> Iterator[str]:
         own = layer.run and copy_of(each.module, layer.run)
         if not (on_shelf(each.module) or own or each.module in named or each.module.split(".")[0] in offered()):
             yield (
-                f"{each.where}: would import {each.module}, which is not of {', '.join(SHELF)}; read it, and pass "
+                f"{each.where}: would import {each.module}, which is not in {', '.join(SHELF)}; read it, and pass "
                 f"--import {each.module} if you trust it{_shadow_note(each.module)}"
             )
 
@@ -148,7 +151,7 @@ def _origin_note(each: Import, run: Path | None) -> str:
 def _shadow_note(module: str) -> str:
     """A note on where a refused module would come from, if its package is named like one of the toolkit's; or ""."""
     package = module.split(".")[0]
-    return f" ({package} is {_package(package)} here)" if package in SHELF else ""
+    return f" (here, {package} is {_package(package)})" if package in SHELF else ""
 
 
 def _package(name: str) -> Path | None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.compose import compose
+from toolkit.config import keys
 from toolkit.config.layers import Config, Reference
 from toolkit.conformance.lines import Broken, Gauge
 from toolkit.context import Context
@@ -96,9 +97,9 @@ def bench_of(name: str, bindings: Sequence[str] = ()) -> Bench:
     if entry.kind == "experiment":
         raise ValueError(f"{name} is the experiment itself; check the parts that it names")
     owner = "GPT" if entry.kind in CATALOG["GPT"].knobs else "Experiment"
-    slot = f"{owner}.loggers = [@{name}]" if entry.kind == "logger" else f"{owner}.{entry.kind} = @{name}"
-    bound_keys = {binding.split("=")[0].strip() for binding in bindings}
-    slot_binding = [slot] if slot.split("=")[0].strip() not in bound_keys else []
+    slot, value = ("loggers", f"[@{name}]") if entry.kind == "logger" else (entry.kind, f"@{name}")
+    key = keys.spell(owner, slot)
+    slot_binding = [f"{key} = {value}"] if key not in map(keys.bound_by, bindings) else []
     config, _ = compose([OVERLAY], [*slot_binding, *bindings])
     part_knobs = [knobs for (_, part), knobs in config.parts.items() if part == name]
     return Bench(
@@ -138,7 +139,7 @@ def plain_part(kind: str) -> type:
 def _resolve_references(config: Config, value: object, scope: str) -> object:
     """A knob's value with every reference replaced by its class, knobs bound."""
     if isinstance(value, Reference):
-        scope, name = value.scope or scope, value.name.rpartition(".")[2]
+        scope, name = value.scope or scope, keys.bare(value.name)
         knobs = config.parts.get((scope, name), {})
         return with_knobs(CATALOG[name].cls, {knob: _resolve_references(config, v, scope) for knob, v in knobs.items()})
     return [_resolve_references(config, item, scope) for item in value] if isinstance(value, list) else value
