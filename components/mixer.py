@@ -53,8 +53,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         if qk_norm_after_rotation and qk_norm is None:
             raise ValueError(
-                "SelfAttention.qk_norm_after_rotation needs a norm, but SelfAttention.qk_norm is None; set it, for "
-                "example to @RMSNorm"
+                "SelfAttention.qk_norm_after_rotation: SelfAttention.qk_norm is None; set it to @RMSNorm, say"
             )
         self.head_dim, self.position, self.layer = dim // n_head, position, depth[0]
         self.attention, self.supports, self.cache = _build_kernel(attention, n_head, n_kv_head, self.head_dim)
@@ -191,15 +190,14 @@ class LatentAttention(nn.Module):
         latent = RMSNorm(W_d x),    r = rotate(W_r x)
         q_h = [W_q x, rotate(W_s x)],    k_h = [W_k latent, r],    v_h = W_v latent
 
-    where [a, b] concatenates channels. W_q, W_s, W_k and W_v differ between heads; all heads share r. If the position
-    part rotates nothing, r is an ordinary shared key. The cache holds only latent and r. With D = GPT.dim / GPT.n_head:
+    where [a, b] concatenates channels. W_q, W_s, W_k and W_v differ between heads, but all heads share r. If the
+    position part rotates nothing, r is not rotated. The cache holds only latent and r. With D = GPT.dim / GPT.n_head:
 
     kv_rank     width of the latent; None: 4D
     q_rank      compute the queries from a normed latent of this width as well; None: from x
     nope_dim    channels of q_h and k_h that are not rotated; None: D
     rope_dim    channels of q_h and k_h that are rotated; None: D/2, rounded up to an even number
-    value_dim   channels of v_h; None: D
-    """
+    value_dim   channels of v_h; None: D"""
 
     def __init__(
         self,
@@ -223,11 +221,10 @@ class LatentAttention(nn.Module):
         self.rope_dim = rope_dim or 2 * math.ceil(head_dim / 4)
         if self.rope_dim % 2:
             raise ValueError(f"LatentAttention.rope_dim = {rope_dim} must be even: rotation works on pairs of channels")
-        self.n_head, self.position, self.layer = n_head, position, depth[0]
-        key_dim = self.nope_dim + self.rope_dim
+        self.n_head, self.position, self.layer, key_dim = n_head, position, depth[0], self.nope_dim + self.rope_dim
         self.attention, self.supports, self.cache = _build_kernel(attention, n_head, n_head, key_dim)
         self.q_down = Linear(dim, q_rank, bias=False) if q_rank else None
-        self.q_norm = nn.RMSNorm(q_rank, eps=1e-6) if q_rank else None
+        self.q_norm = nn.RMSNorm(q_rank, eps=1e-6) if q_rank else nn.Identity()
         self.q_up = Linear(q_rank or dim, n_head * key_dim, bias=False)
         self.kv_down = Merged(dim, {"latent": kv_rank, "rotated_key": self.rope_dim})
         self.kv_norm = nn.RMSNorm(kv_rank, eps=1e-6)
@@ -235,15 +232,13 @@ class LatentAttention(nn.Module):
         self.out = _residual_projection(n_head * self.value_dim, dim)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:  # (B,T,C) -> (B,T,C)
-        q_latent = x
-        if self.q_down is not None and self.q_norm is not None:
-            q_latent = _apply_norm(self.q_norm, self.q_down, self.q_down(x))
+        q_latent = x if self.q_down is None else _apply_norm(self.q_norm, self.q_down, self.q_down(x))
         heads = self.q_up(q_latent).unflatten(2, (self.n_head, -1))  # (B,T,H,nope_dim+rope_dim)
         q, rotated_q = heads.split((self.nope_dim, self.rope_dim), dim=-1)
-        latent, rotated_k = self.kv_down.each(x)
+        new_latent, rotated_k = self.kv_down.each(x)
         rotated_q, rotated_k = _rotate(rotated_q, rotated_k[:, :, None], self.position, context)  # (B,T,H|1,rope_dim)
-        latent = _apply_norm(self.kv_norm, self.kv_down, latent)
-        latent, rotated_k = update_cache(context, self.layer, latent, rotated_k)
+        new_latent = _apply_norm(self.kv_norm, self.kv_down, new_latent)
+        latent, rotated_k = update_cache(context, self.layer, new_latent, rotated_k)  # (B,S,kv_rank), (B,S,1,rope_dim)
         k, v = (t.unflatten(2, (self.n_head, -1)) for t in self.kv_up.each(latent))  # (B,S,H,nope_dim|value_dim)
         k = torch.cat((k, rotated_k.to(k.dtype).expand(-1, -1, self.n_head, -1)), dim=-1)
         q = torch.cat((q, rotated_q.to(q.dtype)), dim=-1)
@@ -252,8 +247,8 @@ class LatentAttention(nn.Module):
 
     def init_cache(self, batch: int, max_len: int) -> tuple[Tensor, ...]:
         """Latents (batch, max_len, kv_rank) and shared keys r (batch, max_len, 1, rope_dim)."""
-        rank = self.kv_down.merged["latent"]
-        return empty_cache(self.kv_down, (batch, max_len, rank), (batch, max_len, 1, self.rope_dim))
+        shapes = (batch, max_len, self.kv_down.merged["latent"]), (batch, max_len, 1, self.rope_dim)
+        return empty_cache(self.kv_down, *shapes)
 
 
 @register("mixer")
