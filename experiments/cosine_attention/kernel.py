@@ -1,4 +1,4 @@
-"""Causal cosine attention: a kernel of one's own, in a file of one's own."""
+"""Causal cosine attention, an example of an attention kernel in a file of your own."""
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +9,8 @@ from toolkit.registry import register
 
 @register("attention")
 class CosineAttention(nn.Module):
-    """softmax(scale * cos(q, k)) v, with a learned scale per head: the lengths of q and k no longer count (Henry et
-    al. 2020, arXiv:2010.04245; Liu et al. 2022, arXiv:2111.09883)."""
+    """softmax(scale * cos(q, k)) v, with one learned scale per head (Henry et al. 2020, arXiv:2010.04245; Liu et al.
+    2022, arXiv:2111.09883). The lengths of q and k have no influence. ``scale`` is the start of every scale."""
 
     def __init__(self, n_head, head_dim, scale: float = 10.0):  # the first two come from the toolkit, scale from gin
         super().__init__()
