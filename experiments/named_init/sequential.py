@@ -1,8 +1,9 @@
 """Initial weights as most code draws them: one generator for all parameters in turn. For comparison only."""
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 
+from components.init import Weight
 from toolkit.registry import register
 
 
@@ -15,7 +16,7 @@ class SequentialInit:
         self.std, self.residual_std = std, std / (2 * n_layer) ** 0.5
         self.stream = torch.Generator().manual_seed(torch.initial_seed())
 
-    def __call__(self, name: str, parameter: Tensor, generator: Generator) -> None:  # does not use ``generator``
+    def __call__(self, name: str, parameter: Weight, generator: Generator) -> None:  # does not use ``generator``
         if parameter.ndim < 2:
             parameter.zero_()
         else:
