@@ -1,8 +1,9 @@
-"""``python -m benchmarks``: every benchmark in turn, each in a process of its own, into one file and one table.
+"""``python -m benchmarks``: run every benchmark in turn, each in its own process, and compare the results with the
+bars.
 
-On a machine with a GPU the GPU's bars are judged, else those of two CPU cores. The file (``--out``) holds all that the
-benchmarks measured, with the machine's description; the table says which bar was met. About half an hour on two cores,
-during which the machine should have nothing else to do."""
+A bar is the result that we want. On a machine with a GPU the bars are those of a GPU, else those of two CPU cores. The
+file (``--out``) contains all results and a description of the machine; the table says which bars were met. It takes
+about half an hour on two cores, during which the machine should do nothing else."""
 
 from __future__ import annotations
 
@@ -31,13 +32,13 @@ RUNS = {  # name -> command
 
 @dataclass(frozen=True)
 class Bar:
-    """What was wanted of a figure, and where it is found in the results."""
+    """The value that we want of a figure, and how to find the figure in the results."""
 
     what: str
     benchmark: str
     wanted: float
     of: Callable[[dict], float]
-    most: bool = False  # at most, else at least
+    most: bool = False  # True: ``wanted`` is an upper bound, else a lower bound
 
 
 def cpu() -> Iterator[Bar]:
@@ -93,15 +94,15 @@ def generation(over_cache: float) -> Iterator[Bar]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; 0 when every benchmark ran, whether or not its bars were met."""
+    """Run the command. Returns 0 if every benchmark ran, whether or not its bars were met."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n\n")[1])
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="where to keep all figures")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="file for all results")
     parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS), metavar="NAME", help=", ".join(RUNS))
     arguments = parser.parse_args(argv)
     found = {}
     for name in arguments.only:
         found[name] = _run(RUNS[name])
-        if arguments.out:  # after each: what was measured is kept, should the next one fail
+        if arguments.out:  # after each benchmark, so that its results remain if the next one fails
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             write_text(arguments.out, json.dumps(found, indent=1) + "\n")
     bars = [bar for bar in (gpu() if torch.cuda.is_available() else cpu()) if bar.benchmark in found]
@@ -115,23 +116,26 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _run(command):
+def _run(command: list[str]) -> dict:
     done = subprocess.run([sys.executable, "-m", *command, "--json"], stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout)
 
 
-def _step(vocab, way, figure):
-    def of(found):
+def _step(vocab: int, way: str, figure: Callable[[dict], float]) -> Callable[[dict], float]:
+    """A figure of the toolkit in the training benchmark."""
+
+    def of(found: dict) -> float:
         return figure(next(t for t in found["tables"] if t["sizes"]["vocab"] == vocab)["contestants"][f"toolkit {way}"])
 
     return of
 
 
-def _text(vocab, batch, figure):
+def _text(vocab: int, batch: int, figure: Callable[[dict], float]) -> Callable[[dict], float]:
+    """A figure of the generation benchmark."""
     return lambda found: figure(next(t for t in found["tables"] if (t["vocab"], t["batch"]) == (vocab, batch)))
 
 
-def _middle(one, name):
+def _middle(one: dict, name: str) -> float:
     return sorted(one["tokens_per_s"][name])[len(one["tokens_per_s"][name]) // 2]
 
 

@@ -1,16 +1,17 @@
-"""``python -m benchmarks.generate``: tokens per second of generation, ours and transformers', taking turns.
+"""``python -m benchmarks.generate``: tokens per second of generation by this toolkit and by transformers, in turn.
 
-The peer is transformers' StableLM, which is our default architecture (rotary positions, LayerNorm, SwiGLU, tied table),
-with our weights in it, so that both have to write the same tokens: ``generate`` with its cache, and recomputing
-(``use_cache=False``). A step of recomputation takes as long as its text is, so it is timed at 8 lengths from the first
-to the last, and their mean stands for all. Our time has the prompt in it, and so has the peer's; on a GPU, where our
-step is compiled, it starts after that. About four minutes on two cores."""
+The peer is transformers' StableLM, which is our default architecture (rotary positions, LayerNorm, SwiGLU, tied
+embeddings), with our weights, so both must generate the same tokens. It runs ``generate`` with its cache, and with
+recomputation (``use_cache=False``). The time of a recomputed step depends on the length of the text, so it is the mean
+over 8 lengths from the first to the last. Both times include the prompt, except on a GPU, where our step is compiled
+and our time starts after the compilation. It takes about four minutes on two cores."""
 
 from __future__ import annotations
 
 import argparse
 import time
 import warnings
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -30,7 +31,7 @@ from toolkit.model import GPT
 
 PROMPT, LENGTHS = 32, 8
 SLOTS = {"block": PreNorm, "mixer": SelfAttention, "position": RoPE, "attention": FlashAttention}
-# Wide initial weights: an untrained model would write one token over and over, and near ties would be frequent.
+# Large initial weights: otherwise an untrained model repeats one token, and near ties between tokens are frequent.
 SLOTS |= {"norm": LayerNorm, "ffn": SwiGLU, "init": partial(GPT2Init, std=0.1)}
 
 
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     tables = [speed(vocab, batch, arguments, device) for vocab in arguments.vocab for batch in arguments.batch]
     minutes = (time.perf_counter() - started) / 60
 
-    def show():
+    def show() -> None:
         for found in tables:
             measure.table(**found["table"])
         print(f"{minutes:.1f} minutes")
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def speed(vocab: int, batch: int, arguments: argparse.Namespace, device: torch.device) -> dict[str, object]:
-    """Tokens per second of every way to generate, and the bound that reading the weights sets."""
+    """Tokens per second of each way to generate, and the share of its bound that ours reaches."""
     tokens = arguments.tokens or (512 if vocab < 50_000 or device.type == "cuda" else 128)
     model = GPT(vocab, 640, dim=arguments.dim, n_layer=arguments.layers, n_head=arguments.heads, **SLOTS)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -65,25 +66,25 @@ def speed(vocab: int, batch: int, arguments: argparse.Namespace, device: torch.d
     if arguments.temperature > 0:
         sampled |= {"temperature": arguments.temperature, "top_p": arguments.top_p or 1.0, "top_k": 0}
 
-    def ours():
+    def ours() -> torch.Tensor:
         return torch.stack(list(stream(model, prompt, tokens, num=batch, compiled=compiled, **wanted)), dim=1)
 
-    def our_rate():
+    def our_rate() -> float:
         texts = stream(model, prompt, tokens, num=batch, compiled=compiled, **wanted)
         for _ in range(recorded):
             next(texts)
         return batch * (tokens - recorded) / timed(lambda: list(texts))
 
-    def theirs(ids, new, cache):
-        ids = torch.tensor([ids] * batch, device=device)
-        told = {"attention_mask": torch.ones_like(ids), "max_new_tokens": new, "min_new_tokens": new}
-        return peer.generate(ids, use_cache=cache, **told, **sampled)[:, ids.shape[1] :]
+    def theirs(text: list[int], new: int, cache: bool) -> torch.Tensor:
+        ids = torch.tensor([text] * batch, device=device)
+        options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": new, "min_new_tokens": new}
+        return peer.generate(ids, use_cache=cache, **options, **sampled)[:, ids.shape[1] :]
 
     timed = partial(measure.seconds, device=device, clock=arguments.clock)
     written = ours()
     same = (written == theirs(prompt, tokens, cache=True)).float().mean().item() if arguments.temperature == 0 else None
 
-    def recompute():
+    def recompute() -> float:
         text = prompt + written[0].tolist()
         lengths = [PROMPT + round(i * (tokens - 1) / (LENGTHS - 1)) for i in range(LENGTHS)]
         return sum(timed(lambda n=n: theirs(text[:n], 1, cache=False)) for n in lengths) / LENGTHS
@@ -108,13 +109,13 @@ def speed(vocab: int, batch: int, arguments: argparse.Namespace, device: torch.d
     return found | {"tokens_per_s": rounds.values, "ratio": ratios, "of_bound": bound, "table": table}
 
 
-def probe(model: GPT, batch: int, timed):
-    """Seconds of the matrix products of one step, measured over 20."""
+def probe(model: GPT, batch: int, timed: Callable[..., float]) -> Callable[[], float]:
+    """A function that returns the seconds of the matrix products of one step, as the mean over 20."""
     matrices = [parameter for parameter in model.parameters() if parameter.ndim == 2]
     inputs = [matrix.new_ones(batch, matrix.shape[1]) for matrix in matrices]
 
     @torch.inference_mode()
-    def products():
+    def products() -> None:
         for x, matrix in zip(inputs, matrices, strict=True):
             F.linear(x, matrix)
 
@@ -122,10 +123,10 @@ def probe(model: GPT, batch: int, timed):
     return lambda: timed(products, times=20) / 20
 
 
-def transplant(model: GPT):
-    """A StableLM of transformers with the weights of ``model``."""
+def transplant(model: GPT) -> torch.nn.Module:
+    """Build transformers' StableLM with the weights of ``model``."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of its own making, at import
+        warnings.simplefilter("ignore")  # from transformers itself, at import
         from transformers import StableLmConfig, StableLmForCausalLM
     mixer, ffn = model.blocks[0].mixer, model.blocks[0].ffn
     heads, width = model.embed.embedding_dim // mixer.head_dim, model.embed.embedding_dim
@@ -161,35 +162,35 @@ def transplant(model: GPT):
     return peer
 
 
-def _manner(arguments):
+def _manner(arguments: argparse.Namespace) -> str:
     if arguments.temperature == 0:
         return "greedy"
     return f"temperature {arguments.temperature}" + (f", top_p {arguments.top_p}" if arguments.top_p else "")
 
 
-def _arguments(argv):
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.generate", description=__doc__.split(": ", 1)[1])
     add = parser.add_argument
     add("--vocab", type=int, nargs="+", default=[8192, 100_277])
-    add("--batch", type=int, nargs="+", default=[1, 8], help="texts at once (default 1 8)")
-    add("--tokens", type=int, help="new tokens; without it 512, on a CPU 128 for a vocabulary of 50,000 or more")
-    add("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    add("--batch", type=int, nargs="+", default=[1, 8], help="texts at once (default: 1 8)")
+    add("--tokens", type=int, help="new tokens (default: 512; on a CPU 128 for a vocabulary of 50,000 or more)")
+    add("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
     add("--top-p", type=float)
     gpu = torch.cuda.is_available()
-    add("--dim", type=int, default=768 if gpu else 256, help="width: 256, on a GPU 768")
-    add("--layers", type=int, default=12 if gpu else 4, help="4, on a GPU 12")
-    add("--heads", type=int, default=12 if gpu else 4, help="4, on a GPU 12")
-    add("--compile", action="store_true", help="compile our step on a CPU as well; on a GPU it always is")
+    add("--dim", type=int, default=768 if gpu else 256, help="width (default: 256, on a GPU 768)")
+    add("--layers", type=int, default=12 if gpu else 4, help="(default: 4, on a GPU 12)")
+    add("--heads", type=int, default=12 if gpu else 4, help="(default: 4, on a GPU 12)")
+    add("--compile", action="store_true", help="compile our step on a CPU as well; on a GPU it is always compiled")
     add("--rounds", type=int, default=5)
-    add("--repeats", type=int, help="rounds to run again at most; without it as many as there are rounds")
-    add("--threads", type=int, help="without it PyTorch's own choice")
+    add("--repeats", type=int, help="largest number of unsteady rounds to run again (default: as many as rounds)")
+    add("--threads", type=int, help="PyTorch's threads on a CPU")
     add(
         "--cpu-time",
         dest="clock",
         action="store_const",
         const=time.process_time,
         default=time.perf_counter,
-        help="seconds of processor time, for a machine that others keep busy; give it --threads 1",
+        help="measure processor time, for a machine with other busy processes; use it with --threads 1",
     )
     add("--json", action="store_true", help="print one JSON object")
     return parser.parse_args(argv)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from toolkit.model import Head
 
 
 class Case(nn.Module):
-    """One loss on one set of numbers: hidden (N, C), a padded table (V, C), targets (N,)."""
+    """One loss with its inputs: hidden (N,C), a padded table (V,C), targets (N,)."""
 
     def __init__(self, loss: nn.Module | None, positions: int, dim: int, vocab: int, device: torch.device):
         super().__init__()
@@ -27,8 +28,8 @@ class Case(nn.Module):
         self.weight = torch.randn(vocab + -vocab % 128, dim, device=device).mul_(0.02).requires_grad_()
         self.targets = torch.randint(vocab, (positions,), device=device)
 
-    def forward(self):
-        if self.loss is None:  # as one writes it by hand
+    def forward(self) -> torch.Tensor:
+        if self.loss is None:  # written by hand, as most code does it
             return F.cross_entropy(F.linear(self.hidden, self.weight.to(self.hidden.dtype)).float(), self.targets)
         objective, _, count = self.loss(self.hidden, Head(self.weight, self.vocab, None), self.targets)
         return objective / count
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
             measure.note(f"{name} {way}: first step {measure.seconds(case.step, device):.1f} s")
     probe = _products(arguments, device)
 
-    def turn(case):
+    def turn(case: Case) -> Callable[[], float]:
         return lambda: arguments.positions / measure.seconds(case.step, device, clock=arguments.clock)
 
     turns = {name: turn(case) for name, case in cases.items()}
@@ -73,14 +74,14 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _products(arguments, device):
-    """Seconds of the three products alone, into tensors that are there already."""
+def _products(arguments: argparse.Namespace, device: torch.device) -> Callable[[], float]:
+    """A function that returns the seconds of the three products alone, written into existing tensors."""
     case = Case(None, arguments.positions, arguments.dim, arguments.vocab, device)
     hidden, table = case.hidden.detach(), case.weight.detach().to(case.hidden.dtype)
     logits = hidden.new_ones(len(hidden), len(table))
     d_hidden, d_table = torch.empty_like(hidden), torch.empty_like(table)
 
-    def once():
+    def once() -> None:
         torch.mm(hidden, table.T, out=logits)
         torch.mm(logits, table, out=d_hidden)
         torch.mm(logits.T, hidden, out=d_table)
@@ -89,15 +90,15 @@ def _products(arguments, device):
     return lambda: measure.seconds(once, device, clock=arguments.clock)
 
 
-def _arguments(argv):
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loss", description=__doc__)
     add, cuda = parser.add_argument, torch.cuda.is_available()
     add("--positions", type=int, default=32_768 if cuda else 2048, help="rows of hidden states")
     add("--dim", type=int, default=768 if cuda else 256)
     add("--vocab", type=int, default=100_277)
     add("--rounds", type=int, default=5)
-    add("--repeats", type=int, help="restless rounds that are run again, at most (default: as many as rounds)")
-    add("--threads", type=int, help="of PyTorch on a CPU")
+    add("--repeats", type=int, help="largest number of unsteady rounds to run again (default: as many as rounds)")
+    add("--threads", type=int, help="PyTorch's threads on a CPU")
     add("--cpu-time", dest="clock", action="store_const", const=time.process_time, default=time.perf_counter)
     add("--json", action="store_true", help="print one JSON object")
     return parser.parse_args(argv)

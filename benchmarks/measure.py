@@ -1,4 +1,5 @@
-"""Measuring on a machine that others use too: contestants take turns, a probe says whether a round can be trusted."""
+"""Measuring on a shared machine: contestants have their turns in rounds, and a probe shows whether a round is
+steady."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from rich.table import Table
 
 from toolkit.rundir.facts import environment
 
-TOLERANCE = 0.1  # how far the probe may move within a round
+TOLERANCE = 0.1  # the largest relative change of the probe within a round
 
 
 @dataclass(frozen=True)
@@ -38,18 +39,19 @@ class Spread:
 
 @dataclass
 class Rounds:
-    """Per contestant one value a round, the larger the better; per round the probe's seconds before and after."""
+    """One value per contestant and round, larger is better; and the seconds of the probe before and after each
+    round."""
 
     values: dict[str, list[float]]
     probes: list[tuple[float, float]] = field(default_factory=list)
-    repeated: int = 0  # rounds thrown away since the probe had moved
-    restless: int = 0  # rounds kept although it had: there was no repeat left
+    repeated: int = 0  # rounds that were discarded, since the probe changed
+    restless: int = 0  # rounds that were kept although the probe changed, since no repeats were left
 
     def spread(self, name: str) -> Spread:
         return Spread.of(self.values[name])
 
     def ratio(self, name: str, other: str) -> Spread:
-        """Round by round, so that what slows a whole round cancels."""
+        """The ratio of two contestants within each round, so that what slows down a whole round cancels out."""
         return Spread.of(a / b for a, b in zip(self.values[name], self.values[other], strict=True))
 
     def best(self, names: Iterable[str]) -> str:
@@ -57,26 +59,31 @@ class Rounds:
         return max(names, key=lambda name: self.spread(name).median)
 
     def probe(self) -> Spread:
-        """Seconds, each round's mean."""
+        """The seconds of the probe, as the mean of each round."""
         return Spread.of(sum(pair) / 2 for pair in self.probes)
 
     def of_bound(self, name: str, work: float) -> Spread:
-        """The rate over what ``work`` per probe would be, round by round."""
+        """The rate of a contestant divided by ``work`` per second of the probe, within each round."""
         pairs = zip(self.values[name], self.probes, strict=True)
         return Spread.of(value / (work / (sum(probe) / 2)) for value, probe in pairs)
 
     def summary(self) -> str:
-        """How the rounds went, in words."""
-        text = f"{len(self.probes)} rounds kept, {self.repeated} repeated since the probe moved by more than 10 %"
-        return text + (f"; {self.restless} kept all the same: no repeats left" if self.restless else "")
+        """How many rounds were kept and repeated, in words."""
+        text = f"{len(self.probes)} rounds kept, {self.repeated} repeated because the probe changed by more than 10 %"
+        return text + (
+            f"; {self.restless} of those kept also changed, but no repeats were left" if self.restless else ""
+        )
 
 
 def interleave(
     turns: dict[str, Callable[[], float]], rounds: int, probe: Callable[[], float], repeats: int | None = None
 ) -> Rounds:
-    """A B C, A B C ...: each turn returns a rate. ``probe`` returns seconds and runs between rounds; a round before and
-    after which it differs by more than 10 % is thrown away and run again, ``repeats`` times in all (as many as there
-    are rounds), after which restless rounds are kept and counted. Each round starts with another contestant."""
+    """Run the contestants in turn, A B C, A B C, ..., and return their rates. Each round starts with another
+    contestant.
+
+    Each turn returns a rate. ``probe`` runs between rounds and returns seconds. If it differs by more than 10 % before
+    and after a round, the round is discarded and run again, ``repeats`` times in all (None: as often as there are
+    rounds). When no repeats are left, such rounds are kept and counted."""
     kept = Rounds({name: [] for name in turns})
     left, names, before = rounds if repeats is None else repeats, list(turns), probe()
     while len(kept.probes) < rounds:
@@ -85,7 +92,7 @@ def interleave(
         after = probe()
         moved = abs(after - before) / min(after, before) > TOLERANCE
         if moved and left:
-            note(f"round {len(kept.probes) + 1} is repeated: the probe went from {before:.3f} to {after:.3f} s")
+            note(f"round {len(kept.probes) + 1} is repeated: the probe changed from {before:.3f} to {after:.3f} s")
             left, kept.repeated, before = left - 1, kept.repeated + 1, after
             continue
         kept.restless += moved
@@ -100,7 +107,7 @@ def interleave(
 def seconds(
     work: Callable[[], object], device: torch.device, times: int = 1, clock: Callable[[], float] = time.perf_counter
 ) -> float:
-    """Seconds of ``times`` calls by ``clock``, with what they started on a GPU."""
+    """Seconds of ``times`` calls by ``clock``, including the work that they started on a GPU."""
     started = clock()
     for _ in range(times):
         work()
@@ -110,12 +117,12 @@ def seconds(
 
 
 def note(text: str) -> None:
-    """Progress, on stderr: stdout is for the table."""
+    """Print progress on stderr; stdout is for the table."""
     print(text, file=sys.stderr, flush=True)
 
 
 def table(title: str, columns: list[str], rows: list[list[str]], caption: str = "") -> None:
-    """A table for people: the first column to the left, figures to the right."""
+    """Print a table, with the first column to the left and figures to the right."""
     shown = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     for i, column in enumerate(columns):
         shown.add_column(column, justify="right" if i else "left", no_wrap=not i)
@@ -126,7 +133,7 @@ def table(title: str, columns: list[str], rows: list[list[str]], caption: str = 
 
 
 def report(as_json: bool, result: dict[str, object], show: Callable[[], None]) -> None:
-    """One JSON object, or the tables. What the machine is belongs to either."""
+    """Print one JSON object or the tables, with a description of the machine in both."""
     where = environment(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     where |= {"cores": os.cpu_count(), "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None}
     if as_json:

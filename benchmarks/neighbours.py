@@ -1,9 +1,10 @@
-"""``python -m benchmarks.neighbours``: the quick start's steps on a quiet machine, and beside other busy processes.
+"""``python -m benchmarks.neighbours``: the quick start's steps on an idle machine, and beside other busy processes.
 
-Four ways take turns: the default, which adapts to a full machine (toolkit/cpu/neighbours.py); libgomp's own long spin;
-a spin bounded once and for all; and one thread. Beside 0, 1, 2 and 4 busy processes. The tables hold tokens per second
-of training steps, evaluations and start not included. Two bars are judged: quiet, the default reaches 0.98 of the long
-spin; beside four busy processes, 0.8 of one thread. About a quarter of an hour; with --rounds 1 five minutes."""
+It compares four settings in turn: the default, which adapts to a full machine (toolkit/cpu/neighbours.py); libgomp's
+long spin; a spin that is always bounded; and one thread. Each runs beside 0, 1, 2 and 4 busy processes. The tables
+contain tokens per second of training steps, without evaluations and start. There are two bars: on an idle machine the
+default must reach 0.98 of the long spin, and beside four busy processes 0.8 of one thread. It takes about a quarter of
+an hour, and five minutes with --rounds 1."""
 
 from __future__ import annotations
 
@@ -31,9 +32,13 @@ WAYS = {
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
 OURS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
-BINDINGS = ("Experiment.eval_every = 100000", "Experiment.sample_every = 100000", "Experiment.log_every = 1")
+BINDINGS: tuple[str, ...] = (
+    "Experiment.eval_every = 100000",
+    "Experiment.sample_every = 100000",
+    "Experiment.log_every = 1",
+)
 BINDINGS += ("Experiment.eval_windows = 1", "SyntheticStories.val_stories = 20")
-WARM = 5  # steps that are left out: the first ones allocate
+WARM = 5  # the first steps are not counted, since they allocate memory
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,29 +46,33 @@ def main(argv: list[str] | None = None) -> int:
     arguments, started = _arguments(argv), time.perf_counter()
     rates: dict[int, dict[str, list[float]]] = {busy: {way: [] for way in WAYS} for busy in BUSY}
     with tempfile.TemporaryDirectory() as folder:
-        for way in WAYS:  # tokens into the cache, torch's files into memory
+        for way in WAYS:  # warm up: token cache, torch's files in memory
             _tokens_per_s(way, folder, seconds=1)
         for _ in range(arguments.rounds):
             for busy, ways in rates.items():
                 for way, found in ways.items():
                     with _busy(busy):
                         found.append(_tokens_per_s(way, folder, arguments.seconds))
-    found = {"benchmark": "neighbours", "minutes": (time.perf_counter() - started) / 60, "tokens_per_s": rates}
-    found["bars"] = bars(rates)
+    result: dict[str, object] = {
+        "benchmark": "neighbours",
+        "minutes": (time.perf_counter() - started) / 60,
+        "tokens_per_s": rates,
+    }
+    result["bars"] = bars(rates)
 
-    def show():
+    def show() -> None:
         rows = [[str(busy), *(measure.Spread.of(ways[way]).show() for way in WAYS)] for busy, ways in rates.items()]
         caption = (
-            f"Tokens per second: median (lowest to highest), {arguments.rounds} rounds, {found['minutes']:.1f} min."
+            f"Tokens per second: median (lowest to highest), {arguments.rounds} rounds, {result['minutes']:.1f} min."
         )
         measure.table("beside other processes", ["busy processes", *WAYS], rows, caption)
         rows = [
             [what, f"{figure:.2f}", f"{wanted}", "met" if figure >= wanted else "MISSED"]
-            for what, figure, wanted in found["bars"]
+            for what, figure, wanted in bars(rates)
         ]
         measure.table("bars", ["", "measured", "wanted", ""], rows, "Ratios of medians.")
 
-    measure.report(arguments.json, found, show)
+    measure.report(arguments.json, result, show)
     return 0
 
 
@@ -78,7 +87,7 @@ def bars(rates: dict[int, dict[str, list[float]]]) -> list[tuple[str, float, flo
 
 @contextlib.contextmanager
 def _busy(count: int) -> Iterator[None]:
-    """So many processes that compute and do nothing else."""
+    """Run ``count`` processes that only compute."""
     loop = [sys.executable, "-c", "while True: pass"]
     with contextlib.ExitStack() as stack:
         for _ in range(count):
@@ -88,7 +97,7 @@ def _busy(count: int) -> Iterator[None]:
 
 
 def _tokens_per_s(way: str, folder: str, seconds: float) -> float:
-    """The median over the steps that a run of the quick start makes in so many seconds, by its own clock."""
+    """Median tokens per second over the steps that a run of the quick start makes in ``seconds``, from its metrics."""
     environment = {name: value for name, value in os.environ.items() if name not in OURS} | WAYS[way]
     environment |= {"TOOLKIT_CACHE": f"{folder}/cache", "PYTHONPATH": str(ROOT)}
     flags = [flag for binding in BINDINGS for flag in ("-p", binding)]
@@ -108,16 +117,18 @@ def _tokens_per_s(way: str, folder: str, seconds: float) -> float:
 
 
 def _steps(rows: Path) -> list[float]:
-    """Milliseconds of each step so far."""
+    """The time of each step so far, in milliseconds."""
     lines = rows.read_text().splitlines(keepends=True) if rows.exists() else []
     found = [json.loads(line) for line in lines if line.endswith("\n")]
     return [row["time/step_ms"] for row in found if "time/step_ms" in row]
 
 
-def _arguments(argv):
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.neighbours", description=__doc__.split(": ", 1)[1])
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each (default: 3)")
-    parser.add_argument("--seconds", type=float, default=8, help="of training per turn, at least (default: 8)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="rounds, in each of which every setting has one turn (default: 3)"
+    )
+    parser.add_argument("--seconds", type=float, default=8, help="shortest training time per turn (default: 8)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args(argv)
 

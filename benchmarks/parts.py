@@ -1,4 +1,4 @@
-"""Text of any vocabulary size, made on the spot: a loader with real files behind it, and no download."""
+"""Parts for the benchmarks: generated text with any vocabulary size, read from real token files, without a download."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Gt
 
+from toolkit.protocols import Tokenizer
 from toolkit.registry import register
 from toolkit.text.tokens import TokenFiles, reads_token_files
 
 
 @register("tokenizer")
 class Numbers:
-    """Text that spells ids in decimals, with spaces between: ``size`` ids, of which the last is the eot."""
+    """Text that consists of decimal ids with spaces between them: ``size`` ids, of which the last one is eot."""
 
     lossy = False
 
@@ -34,18 +35,19 @@ class Numbers:
         return f"Numbers {self.vocab_size}"
 
     def save(self, folder: Path) -> None:
-        """Nothing was learnt."""
+        """Does nothing: nothing is learned."""
 
     def load(self, folder: Path) -> None:
-        """Nothing was learnt."""
+        """Does nothing: nothing is learned."""
 
 
 @register("data")
 @reads_token_files
 class ZipfNumbers:
-    """``documents`` documents of 200 ids: id i comes up in proportion to 1 / (i + 1), much as words do (Zipf 1935)."""
+    """``documents`` documents of 200 ids: id i is drawn with a probability proportional to 1 / (i + 1), much as words
+    are (Zipf 1935)."""
 
-    def __init__(self, tokenizer, seq_len: int, seed: int, documents: Annotated[int, Gt(0)] = 2000):
+    def __init__(self, tokenizer: Tokenizer, seq_len: int, seed: int, documents: Annotated[int, Gt(0)] = 2000):
         self.size, self.documents = tokenizer.vocab_size - 1, documents
         self.files = TokenFiles(tokenizer, seq_len, seed, self._documents, self._source)
 
@@ -61,7 +63,7 @@ class ZipfNumbers:
 
 @register("logger")
 class Clock:
-    """Notes when each training row arrived: ``seen`` is a list of (step, seconds, processor seconds)."""
+    """Records when each training row arrived: ``seen`` is a list of (step, seconds, processor seconds)."""
 
     seen: list[tuple[int, float, float]] = []
 
@@ -73,7 +75,7 @@ class Clock:
             self.seen.append((step, time.perf_counter(), time.process_time()))
 
     def text(self, step: int, name: str, text: str) -> None:
-        """Nothing to note."""
+        """Does nothing."""
 
     def close(self, summary: dict[str, float]) -> None:
-        """Nothing to end."""
+        """Does nothing."""

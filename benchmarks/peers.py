@@ -1,10 +1,11 @@
-"""The same architecture from its packages: rotary positions, LayerNorm before each sublayer, SwiGLU, tied table. Each
-module maps ids, targets (B, T) to the mean loss, as users of the package compute it."""
+"""The same architecture from other packages: rotary positions, LayerNorm before each sublayer, SwiGLU, tied embeddings.
+Each module maps ids, targets (B,T) to the mean loss, computed as the users of the package do."""
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Sizes:
-    """``hidden`` is SwiGLU's width; ``vocab`` counts tokens, without rows that only pad the table."""
+    """The sizes of a model. ``hidden`` is the width of SwiGLU; ``vocab`` does not count the rows that pad the table."""
 
     vocab: int
     dim: int = 256
@@ -23,15 +24,15 @@ class Sizes:
 
 
 class LitGPT(nn.Module):
-    """litgpt's GPT with its pretraining script's loss, which is cut into 128 rows. As there, the model is compiled and
-    the loss is not."""
+    """litgpt's GPT with the loss of its pretraining script, in chunks of 128 rows. As in the script, the model is
+    compiled, but not the loss."""
 
     package = "litgpt"
 
     def __init__(self, sizes: Sizes):
         super().__init__()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its dependencies, at import
+            warnings.simplefilter("ignore")  # from its dependencies, at import
             from litgpt import GPT, Config
             from litgpt.utils import chunked_cross_entropy
         config = Config(
@@ -53,7 +54,7 @@ class LitGPT(nn.Module):
         self.model.apply(_normal)
         self.model.transformer.wte.weight = self.model.lm_head.weight
 
-    def compile(self, **options) -> None:
+    def compile(self, **options: Any) -> None:
         self.model.compile(**options)
 
     def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ class LitGPT(nn.Module):
 
 
 class Transformers(nn.Module):
-    """transformers' StableLM, which is a Llama with LayerNorm: the loss is the model's own."""
+    """transformers' StableLM, which is a Llama with LayerNorm, with the loss of the model."""
 
     package = "transformers"
 
@@ -88,8 +89,8 @@ class Transformers(nn.Module):
 
 
 class XTransformers(nn.Module):
-    """x-transformers' decoder in its autoregressive wrapper. The wrapper takes its targets from the ids: one fewer a
-    row than the others have."""
+    """x-transformers' decoder in its autoregressive wrapper. The wrapper takes the targets from the ids, so each
+    row has one target fewer than with the others."""
 
     package = "x-transformers"
 
@@ -128,6 +129,6 @@ class XTransformers(nn.Module):
 PEERS = (LitGPT, Transformers, XTransformers)
 
 
-def _normal(module):
+def _normal(module: nn.Module) -> None:
     if isinstance(module, nn.Linear | nn.Embedding):
         torch.nn.init.normal_(module.weight, std=0.02)

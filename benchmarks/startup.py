@@ -1,8 +1,9 @@
-"""``python -m benchmarks.startup``: seconds until a command answers, each in a process of its own, taking turns.
+"""``python -m benchmarks.startup``: seconds until a command answers, each in its own process, in turn.
 
-The last two rows count from where ``import torch`` has ended: until gin/model/tiny.gin, uncompiled and with its tokens
-cached, has made its first optimizer step, the evaluation at step 0 and its checkpoint being on the way; and until a
-bare AdamW has stepped on one matrix, which imports what every optimizer of PyTorch does. About two minutes."""
+The last two rows start at the end of ``import torch``. One ends at the first optimizer step of gin/model/tiny.gin, not
+compiled and with cached tokens; it includes the evaluation at step 0 and its checkpoint. The other ends when AdamW
+alone has updated one matrix, which imports the same modules as every optimizer of PyTorch. It takes about two
+minutes."""
 
 from __future__ import annotations
 
@@ -41,41 +42,41 @@ def main(argv: list[str] | None = None) -> int:
     arguments, started = _arguments(argv), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"TOOLKIT_CACHE": f"{folder}/cache", "PYTHONPATH": str(ROOT)}
-        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # or each process would compile the toolkit again
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # otherwise each process compiles the toolkit again
 
-        def python(*command):
+        def python(*command: str) -> str:
             done = subprocess.run(
                 [sys.executable, *command], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
             )
             done.check_returncode()
             return done.stdout
 
-        def whole(*command):
+        def whole(*command: str) -> float:
             started = time.perf_counter()
             python(*command)
             return 1 / (time.perf_counter() - started)
 
-        def told(code):
-            return 1 / float(re.search(r"^seconds (.*)$", python("-c", code), re.MULTILINE)[1])
+        def printed_rate(code: str) -> float:
+            return 1 / float(re.findall(r"^seconds (.*)$", python("-c", code), re.MULTILINE)[0])
 
-        def first_step():
+        def first_step() -> float:
             with tempfile.TemporaryDirectory(dir=folder) as runs:
-                return told(CLOCK + TINY.format(runs=runs))
+                return printed_rate(CLOCK + TINY.format(runs=runs))
 
         turns = {
             "python -m toolkit.run --help": lambda: whole("-m", "toolkit.run", "--help"),
             "python -m toolkit.run --dry-run": lambda: whole("-m", "toolkit.run", "--dry-run"),
             "python -c 'import torch'": lambda: whole("-c", "import torch"),
             "after torch: first step of tiny.gin": first_step,
-            "after torch: AdamW on one matrix": lambda: told(CLOCK + ADAMW),
+            "after torch: AdamW on one matrix": lambda: printed_rate(CLOCK + ADAMW),
         }
-        for turn in turns.values():  # tokens into the cache, Python's bytecode and torch's files into memory
+        for turn in turns.values():  # warm up: token cache, bytecode, torch's files in memory
             turn()
         rounds = measure.interleave(turns, arguments.rounds, _probe, arguments.repeats)
     seconds = {name: measure.Spread.of(1 / rate for rate in rates) for name, rates in rounds.values.items()}
     minutes = (time.perf_counter() - started) / 60
 
-    def show():
+    def show() -> None:
         rows = [[name, spread.show()] for name, spread in seconds.items()]
         caption = f"Median (lowest to highest): {rounds.summary()}. {minutes:.1f} minutes."
         measure.table("startup", ["", "seconds"], rows, caption)
@@ -85,17 +86,19 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _probe():
-    """Seconds of a fixed piece of Python."""
+def _probe() -> float:
+    """Seconds that a fixed piece of Python takes."""
     started = time.perf_counter()
     sum(i * i for i in range(5_000_000))
     return time.perf_counter() - started
 
 
-def _arguments(argv):
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description=__doc__.split(": ", 1)[1])
     parser.add_argument("--rounds", type=int, default=5, help="turns of each (default: 5)")
-    parser.add_argument("--repeats", type=int, help="restless rounds that are run again, at most (default: as many)")
+    parser.add_argument(
+        "--repeats", type=int, help="largest number of unsteady rounds to run again (default: as many as rounds)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args(argv)
 

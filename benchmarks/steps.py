@@ -1,4 +1,5 @@
-"""Whole training steps to be timed: every contestant with the same batches, optimizer and clipping; and their bound."""
+"""Training steps for timing: all contestants have the same batches, optimizer and clipping. And the bound of their
+speed."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from toolkit.cpu.allocator import keep_freed_memory
 from toolkit.cpu.products import fits, product
 from toolkit.experiment import Experiment, Parts, autocast, build
 from toolkit.loop.prefetch import prefetch
+from toolkit.protocols import Data
 from toolkit.seeding import named_seed
 
 NAMES = [f"{name} {way}" for way in ("eager", "compiled") for name in ("toolkit", *(p.package for p in PEERS))]
@@ -36,7 +38,7 @@ class Contestant:
             options = {"fullgraph": True, "dynamic": False}  # as the toolkit's loop compiles
         else:
             self.module = next(peer for peer in PEERS if peer.package == who)(sizes).to(device)
-            # PyTorch's fused kernel for all, though litgpt's script takes the slower one on a CPU
+            # PyTorch's fused kernel for all, although litgpt's script uses the slower one on a CPU
             optimizer = functools.partial(torch.optim.AdamW, lr=LR, betas=BETAS, weight_decay=DECAY, fused=True)
             self.optimizer, self.loss, options = optimizer(self.module.parameters()), self.module, {}
         self.parameters = sum(p.numel() for p in self.module.parameters())
@@ -45,7 +47,7 @@ class Contestant:
         self.batches = batches(self.parts.data, batch, device)
 
     def step(self) -> float:
-        """One step. Returns the gradient's norm, which waits for the device."""
+        """Make one step. Returns the norm of the gradient, which waits for the device."""
         ids, targets = next(self.batches)
         with autocast(self.experiment, self.device):
             loss = self.loss(ids, targets)
@@ -58,7 +60,7 @@ class Contestant:
         return norm
 
     def _objective(self, ids: Tensor, targets: Tensor) -> Tensor:
-        """What toolkit.train makes of a batch: schedule, noise by name, the sum over the counted targets."""
+        """What toolkit.train does with a batch: schedule, seeded noise, the mean loss over the targets."""
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * self.parts.schedule(self.count)
         torch.manual_seed(named_seed(self.experiment.seed, "noise", self.count, 0, 0))
@@ -68,7 +70,7 @@ class Contestant:
 
 
 def bindings(sizes: Sizes, batch: int, compiled: bool) -> list[str]:
-    """The default experiment at these sizes, over numbers for text."""
+    """Bindings for the default experiment with these sizes and with generated text."""
     values = {
         "GPT.dim": sizes.dim,
         "GPT.n_layer": sizes.layers,
@@ -97,17 +99,18 @@ def ours(sizes: Sizes, batch: int, compiled: bool, device: torch.device) -> tupl
     return experiment, parts
 
 
-def batches(data, batch: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """ids and targets, on and on, from the toolkit's loader."""
+def batches(data: Data, batch: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """An endless sequence of ids and targets, (B,T) each, from the toolkit's loader."""
     return prefetch(lambda index: data.batch("train", index, batch), iter(range(1_000_000)), device)
 
 
 def products(
     sizes: Sizes, batch: int, device: torch.device, clock: Callable[[], float], plain: bool = False
 ) -> Callable[[], float]:
-    """Seconds by ``clock`` that a step's matrix products take on their own, forward and backward, into memory that is
-    there already, each by the fastest way we know (on some CPUs PyTorch has two libraries), or all by plain ``mm``.
-    Causal attention counts half of its pairs: all queries against half of the keys."""
+    """A function that returns the seconds, by ``clock``, of a step's matrix products alone, forward and backward,
+    written into existing memory. Each product uses the fastest way that we know (on some CPUs PyTorch has two
+    libraries), or with ``plain`` torch.mm. Causal attention counts half of its pairs: all queries with half of the
+    keys."""
     if device.type == "cpu":
         keep_freed_memory()  # oneDNN's results are new each time
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -115,7 +118,7 @@ def products(
     shapes = [(sizes.dim, 3 * sizes.dim), (sizes.dim, sizes.dim), (sizes.dim, 2 * sizes.hidden)]
     shapes = (shapes + [(sizes.hidden, sizes.dim)]) * sizes.layers + [(sizes.dim, sizes.vocab + -sizes.vocab % 128)]
     work, fastest = [], {}
-    for inner, outer in shapes:  # tensors of each layer's own: a step finds none of them in the cache
+    for inner, outer in shapes:  # separate tensors for each layer: as in a step, none is in the CPU's cache
         x, dx, w, dw = make(rows, inner), make(rows, inner), make(outer, inner), make(outer, inner)
         y = make(rows, outer)
         for kind, (a, b, out) in enumerate(((x, w.T, y), (y, w, dx), (y.T, x, dw))):
@@ -131,7 +134,7 @@ def products(
     scores = make(heads, 2 * half, half)
     pairs = [(q, k.mT, scores), (scores, k, dq), (scores.mT, q, dk)] * 2 * sizes.layers
 
-    def once():
+    def once() -> None:
         for multiply in work:
             multiply()
         for a, b, out in pairs:
@@ -142,6 +145,6 @@ def products(
 
 
 def flops(sizes: Sizes) -> int:
-    """Of a token, forward and backward, by the causal count: 6 N + 6 L d T."""
+    """FLOPs per token, forward and backward, by the causal count: 6 N + 6 L d T."""
     layer = sizes.dim * (4 * sizes.dim + 3 * sizes.hidden)
     return 6 * (sizes.layers * layer + sizes.dim * sizes.vocab + sizes.layers * sizes.dim * sizes.context)

@@ -1,18 +1,19 @@
-"""Text to token files, against tiktoken's and Hugging Face's own batch encoding on the same cores.
+"""Text to token files, compared with the batch encoding of tiktoken and of Hugging Face on the same cores.
 
     python -m benchmarks.tokenise [--text FILE] [--megabytes 128] [--threads 2] [--rounds 5] [--json]
     python -m benchmarks.tokenise --bounded [--megabytes 2000]
 
-All start from the same documents in memory, end with the same file of uint32 ids, an end of document after each, and
-must agree on its SHA-256. Ours is what a run does: ``TokenFiles.prepare``, with the referee, both splits, the manifest,
-the copy of the vocabulary and its proof when it is loaded. The peers encode batches of 1,000 documents and write them.
-A round runs all of them, in turn from another start; ratios are taken within a round. Cores are set by the affinity of
-the process. ``--bounded`` streams text through ours and prints the peak memory of the process.
-"""
+All start with the same documents in memory and end with the same file of uint32 ids, with an end of document after
+each. The SHA-256 of their files must be equal. Ours does what a run does: ``TokenFiles.prepare``, with the comparison
+of encoders, both splits, the manifest, and the checked copy of the vocabulary. The peers encode batches of 1,000
+documents and write them. A round runs all of them, and each round starts with another one; ratios are taken within a
+round. The cores are set by the affinity of the process. ``--bounded`` streams text through ours and prints the peak
+memory."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import itertools
 import json
@@ -27,6 +28,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from components.stories import story
 from components.tokenizer import Tiktoken
@@ -37,13 +39,13 @@ VAL = "Once upon a time there was a small validation split. The end.\n"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """A table, or JSON, on stdout; 0 when all files agree."""
+    """Print a table or JSON. Returns 0; raises AssertionError if the files differ."""
     arguments = _arguments(argv)
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))[: arguments.threads]
         os.sched_setaffinity(0, cores)
         if len(cores) < arguments.threads:
-            raise ValueError(f"--threads {arguments.threads}: this process may use {len(cores)} cores")
+            raise ValueError(f"--threads {arguments.threads}: this process may use only {len(cores)} cores")
     os.environ["RAYON_NUM_THREADS"] = str(arguments.threads)  # Hugging Face's threads
     texts = _file(arguments.text) if arguments.text else _synthetic()
     table = _bounded(arguments, texts) if arguments.bounded else _compare(arguments, texts)
@@ -54,12 +56,12 @@ def main(argv: list[str] | None = None) -> int:
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tokenise", description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--text", type=Path, help="a file of documents that end in <|endoftext|>; else synthetic stories"
+        "--text", type=Path, help="a file of documents that end with <|endoftext|> (default: synthetic stories)"
     )
-    parser.add_argument("--megabytes", type=float, help="of text: 128, or 2000 with --bounded")
-    parser.add_argument("--threads", type=int, default=2, help="cores for everything")
+    parser.add_argument("--megabytes", type=float, help="how much text (default: 128, or 2000 with --bounded)")
+    parser.add_argument("--threads", type=int, default=2, help="how many cores all contestants use")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--no-hugging-face", action="store_true", help="leave the slowest peer out")
+    parser.add_argument("--no-hugging-face", action="store_true", help="leave out the slowest peer")
     parser.add_argument("--bounded", action="store_true", help="peak memory of ours on a stream of text")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args(argv)
@@ -77,7 +79,7 @@ def _file(path: Path) -> list[str]:
 
 
 def _stream(texts: list[str], megabytes: float) -> Iterator[str]:
-    """Documents again and again, in another order each time, until there are so many megabytes."""
+    """Repeat the documents, each time in another order, until there are this many megabytes."""
     left, rng = megabytes * 1e6, random.Random(0)
     while left > 0:
         for document in rng.sample(texts, len(texts)):
@@ -88,7 +90,7 @@ def _stream(texts: list[str], megabytes: float) -> Iterator[str]:
 
 
 def _ours(documents: Callable[[], Iterable[str]]) -> tuple[Path, str | None]:
-    """Our token file of the training split, and what encoded it."""
+    """Write our token file of the training split. Returns its path, and the encoder that was used."""
     folder = tempfile.mkdtemp(dir=os.environ["TOOLKIT_CACHE"])
     os.environ["TOOLKIT_CACHE"], before = folder, os.environ["TOOLKIT_CACHE"]
     try:
@@ -115,20 +117,16 @@ def _hugging_face(documents: list[str]) -> Path:
     )
 
 
-_made: list = []
-
-
-def _converted():
+@functools.cache
+def _converted() -> Tokenizer:
     """tiktoken's vocabulary as Hugging Face's transformers converts it."""
-    if not _made:
-        from transformers.convert_slow_tokenizer import TikTokenConverter
+    from transformers.convert_slow_tokenizer import TikTokenConverter
 
-        encoding = Tiktoken()._encoding
-        with tempfile.TemporaryDirectory() as folder:
-            Tiktoken().save(Path(folder))
-            converter = TikTokenConverter(vocab_file=str(Path(folder) / "ranks.tiktoken"), pattern=encoding._pat_str)
-            _made.append(converter.converted())
-    return _made[0]
+    encoding = Tiktoken()._encoding
+    with tempfile.TemporaryDirectory() as folder:
+        Tiktoken().save(Path(folder))
+        converter = TikTokenConverter(vocab_file=str(Path(folder) / "ranks.tiktoken"), pattern=encoding._pat_str)
+        return converter.converted()
 
 
 def _peer(documents: list[str], eot: int, encode: Callable[[list[str]], list[list[int]]]) -> Path:
@@ -201,7 +199,7 @@ def _bounded(arguments: argparse.Namespace, texts: list[str]) -> dict:
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TOOLKIT_CACHE"] = folder
-        _ours(lambda: itertools.islice(texts, 1_000))  # the libraries and the vocabulary, before any stream
+        _ours(lambda: itertools.islice(texts, 1_000))  # load the libraries and the vocabulary before measuring
         before, start = _resident(), time.perf_counter()
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
@@ -222,7 +220,7 @@ def _bounded(arguments: argparse.Namespace, texts: list[str]) -> dict:
 
 
 def _resident() -> float:
-    """MiB of this process now; Linux alone tells it without a package."""
+    """The memory that this process uses now, in MiB. Only Linux reports it without a package."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 

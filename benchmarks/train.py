@@ -1,9 +1,9 @@
-"""``python -m benchmarks.train``: whole training steps, ours and the peers', eager and compiled, taking turns.
+"""``python -m benchmarks.train``: training steps of this toolkit and of its peers, eager and compiled, in turn.
 
-A step is a batch from the loader, forward, loss, backward, gradient clipping and AdamW. On a CPU: a small GPT in
-float32, at two sizes of the vocabulary. On a GPU: the default model in bfloat16, and which attention kernel ran. Each
-contestant is a process of its own, whose peak memory is the last column. ``--loop`` compares ``toolkit.run`` with a
-bare loop over the same modules."""
+A step consists of a batch from the loader, forward, loss, backward, gradient clipping and AdamW. On a CPU, the model is
+a small GPT in float32, with two vocabulary sizes. On a GPU, it is the default model in bfloat16, and the attention
+kernels are listed. Each contestant has its own process; the last column is its peak memory. ``--loop`` compares
+``toolkit.run`` with a bare loop over the same modules."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import io
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -28,7 +28,7 @@ from toolkit.rundir.facts import peak_flops
 ON_CPU, ON_GPU = Sizes(8192), Sizes(100_277, dim=768, layers=12, heads=12, context=1024, hidden=2048)
 VOCABULARIES = {"cpu": (8192, 100_277), "cuda": (100_277, 50_257)}
 LOOP_STEPS = 20
-BOUND, PLAIN = "products alone", "torch.mm alone"  # take their turns beside the contestants
+BOUND, PLAIN = "products alone", "torch.mm alone"  # have their turns like the contestants
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     tables = [measured(_sizes(arguments, vocab), arguments, device) for vocab in _vocabularies(arguments, device)]
     minutes = (time.perf_counter() - started) / 60
 
-    def show():
+    def show() -> None:
         for found in tables:
             measure.table(**found["table"])
         print(f"{minutes:.1f} minutes")
@@ -52,12 +52,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def speed(sizes: Sizes, arguments: argparse.Namespace, device: torch.device) -> dict[str, object]:
-    """Tokens per second of every contestant in turn, and of the step's matrix products alone, which are the bound; and
-    peaks of memory. Each contestant is a process of its own; eager ones are over before compiled ones start, which
-    would otherwise share the machine's memory with them."""
+    """Tokens per second of every contestant, and of the step's matrix products alone, which are the bound; and peak
+    memory. The eager contestants end before the compiled ones start, so that these have the machine's memory for
+    themselves."""
     names, rows = arguments.only or steps.NAMES, []
     found = {"sizes": vars(sizes), "batch": arguments.batch, "contestants": {}, "ways": {}}
-    captions = ["Median (lowest to highest). Bound: the step's matrix products alone, each by the fastest way we know."]
+    captions = ["Median (lowest to highest). Bound: the step's matrix products alone, each in the fastest way we know."]
     for way in dict.fromkeys(name.split()[1] for name in names):
         contestants, told = _speed([name for name in names if name.endswith(way)], sizes, arguments, device)
         found["contestants"] |= contestants
@@ -85,16 +85,18 @@ def speed(sizes: Sizes, arguments: argparse.Namespace, device: torch.device) -> 
     return found | {"table": table}
 
 
-def _speed(names, sizes, arguments, device):
-    """What was measured of these contestants, by name, and of the rounds."""
+def _speed(
+    names: list[str], sizes: Sizes, arguments: argparse.Namespace, device: torch.device
+) -> tuple[dict[str, dict], dict]:
+    """Measure these contestants. Returns the results of each by name, and those of the rounds."""
     tokens = arguments.batch * sizes.context
     workers = worker.start(names, sizes, arguments.batch, torch.get_num_threads(), arguments.clock)
     times = arguments.steps or max(1, round(2 / workers[0].step(1)))
 
-    def turn(seconds):
+    def turn(seconds: Callable[[], float]) -> Callable[[], float]:
         return lambda: times * tokens / seconds()
 
-    def alone(plain):
+    def alone(plain: bool) -> tuple[Callable[[], float], Callable[[], float]]:
         once = steps.products(sizes, arguments.batch, device, worker.CLOCKS[arguments.clock], plain)
         return once, turn(lambda: sum(once() for _ in range(times)))
 
@@ -119,7 +121,7 @@ def _speed(names, sizes, arguments, device):
 
 
 def loop(sizes: Sizes, arguments: argparse.Namespace, device: torch.device) -> dict[str, object]:
-    """``toolkit.run`` with its loggers, evaluation off, against a bare loop over the same modules."""
+    """``toolkit.run`` with its loggers and without evaluation, compared with a bare loop over the same modules."""
     from benchmarks.parts import Clock  # registers when it is imported
 
     tokens, way = arguments.batch * sizes.context, "compiled" if device.type == "cuda" else "eager"
@@ -132,7 +134,7 @@ def loop(sizes: Sizes, arguments: argparse.Namespace, device: torch.device) -> d
     given += ["Experiment.loggers = [@Console, @TensorBoard, @Clock]", "Experiment.eval_windows = 1"]
     flags = [flag for binding in given for flag in ("-p", binding)] + ["--import", "benchmarks.parts"]
 
-    def whole():
+    def whole() -> float:
         with tempfile.TemporaryDirectory() as runs, contextlib.redirect_stdout(io.StringIO()):
             stop = 10 * (1 + -(-taken // 10)) + 1  # the loop reports every 10 steps; those up to step 10 warm it up
             run_command.main([*flags, "--runs", runs, "--name", "loop", "--stop-at", str(stop)])
@@ -155,57 +157,57 @@ def loop(sizes: Sizes, arguments: argparse.Namespace, device: torch.device) -> d
 
 
 def mfu(rates: list[float], sizes: Sizes, gpu: str) -> float | None:
-    """The share of the bfloat16 peak that the median of these tokens per second is, by the causal count; None for a GPU
-    whose peak is not known."""
+    """The share of the GPU's bfloat16 peak that the median rate reaches, by the causal count; None if the peak is not
+    known."""
     peak = peak_flops(gpu, torch.bfloat16)
     return None if peak is None else Spread.of(rates).median * steps.flops(sizes) / peak
 
 
 def on_gpu(contestants: dict[str, dict], gpu: str) -> Iterator[str]:
-    """What a GPU adds, a line each: the share of its peak, and the attention kernels that the profiler saw."""
+    """Lines for a GPU: the share of its peak and the attention kernels that the profiler found, per contestant."""
     for contestant, about in contestants.items():
         share = "" if about["mfu"] is None else f"MFU {about['mfu']:.3f}; "
         yield f"{contestant}: {share}attention by {', '.join(about['kernels']) or 'no kernel known by name'}"
     peak = peak_flops(gpu, torch.bfloat16)
-    yield f"MFU: causal count, of {peak / 1e12:,.0f} TFLOP/s" if peak else f"no MFU: the peak of {gpu} is not known"
+    yield f"MFU: causal count, of {peak / 1e12:,.0f} TFLOP/s" if peak else f"no MFU: peak of {gpu} not known"
 
 
-def _title(sizes, arguments):
+def _title(sizes: Sizes, arguments: argparse.Namespace) -> str:
     precision = "bfloat16" if torch.cuda.is_available() else "float32"
     shape = f"width {sizes.dim}, {sizes.layers} layers, context {sizes.context}, batch {arguments.batch}, {precision}"
     return f"vocabulary {sizes.vocab:,}, {shape}"
 
 
-def _sizes(arguments, vocab):
+def _sizes(arguments: argparse.Namespace, vocab: int) -> Sizes:
     base = ON_GPU if torch.cuda.is_available() else ON_CPU
     given = {name: getattr(arguments, name) for name in ("dim", "layers", "heads", "context", "hidden")}
     return Sizes(vocab, **{name: value or getattr(base, name) for name, value in given.items()})
 
 
-def _vocabularies(arguments, device):
+def _vocabularies(arguments: argparse.Namespace, device: torch.device) -> Sequence[int]:
     return arguments.vocab or VOCABULARIES[device.type][: 1 if arguments.loop else None]  # the loop: shorter steps
 
 
-def _arguments(argv):
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train", description=__doc__.split("\n\n")[1])
     add = parser.add_argument
-    add("--loop", action="store_true", help="toolkit.run against a bare loop instead of the peers")
+    add("--loop", action="store_true", help="compare toolkit.run with a bare loop, not with the peers")
     add("--only", nargs="+", choices=steps.NAMES, metavar="NAME", help=f"some of: {', '.join(steps.NAMES)}")
     add("--vocab", nargs="+", type=int, help="sizes of the vocabulary (CPU: 8192 100277)")
     for name in ("dim", "layers", "heads", "context", "hidden"):
         add(f"--{name}", type=int)
     add("--batch", type=int, default=32 if torch.cuda.is_available() else 8, help="sequences a step")
-    add("--rounds", type=int, default=5, help="turns of each contestant (default: 5)")
-    add("--repeats", type=int, help="restless rounds that are run again, at most (default: as many as rounds)")
-    add("--steps", type=int, help="steps a turn (default: about two seconds' worth)")
-    add("--threads", type=int, help="of PyTorch on a CPU")
+    add("--rounds", type=int, default=5, help="rounds, in each of which every contestant has one turn (default: 5)")
+    add("--repeats", type=int, help="largest number of unsteady rounds to run again (default: as many as rounds)")
+    add("--steps", type=int, help="steps per turn (default: about two seconds)")
+    add("--threads", type=int, help="PyTorch's threads on a CPU")
     add(
         "--cpu-time",
         dest="clock",
         action="store_const",
         const="cpu",
         default="wall",
-        help="seconds of processor time, for a machine that others keep busy; give it --threads 1",
+        help="measure processor time, for a machine with other busy processes; use it with --threads 1",
     )
     add("--json", action="store_true", help="print one JSON object")
     return parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""A contestant in a process of its own, so that neither memory nor settings are shared: it steps when it is told to."""
+"""A contestant in its own process, so that no memory or settings are shared. It makes steps when it is told to."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 class Worker:
-    """The other end: starts the process, builds the contestant there and takes two steps."""
+    """Starts the process, which builds the contestant and makes two steps, and sends it commands."""
 
     def __init__(self, name: str, sizes: Sizes, batch: int, threads: int, clock: str):
         order = {"name": name, "sizes": vars(sizes), "batch": batch, "threads": threads, "clock": clock}
@@ -26,11 +26,11 @@ class Worker:
         self.name, self.about = name, self._answer()
 
     def step(self, times: int) -> float:
-        """Seconds that so many steps took, on the worker's clock."""
+        """Make ``times`` steps. Returns their seconds, on the worker's clock."""
         return self._ask(f"step {times}")["seconds"]
 
     def kernels(self) -> list[str]:
-        """Names of the attention kernels of one step, on a GPU."""
+        """The names of the attention kernels in one step, on a GPU."""
         return self._ask("kernels")["kernels"]
 
     def close(self) -> dict[str, int]:
@@ -41,26 +41,28 @@ class Worker:
         self.process.stdout.close()
         return memory
 
-    def _ask(self, order):
+    def _ask(self, order: str) -> dict:
         self.process.stdin.write(order + "\n")
         self.process.stdin.flush()
         return self._answer()
 
-    def _answer(self):
+    def _answer(self) -> dict:
         line = self.process.stdout.readline()
         if not line:
-            raise ValueError(f"the process of {self.name} ended with code {self.process.wait()}; its error is above")
+            raise ValueError(
+                f"the process of {self.name} exited with code {self.process.wait()}; its error is printed above"
+            )
         return json.loads(line)
 
 
 def main() -> None:
-    """The process: one JSON object a line, in answer to each line that comes in."""
+    """Run the process: answer each line of stdin with a JSON object in one line."""
     order = json.loads(sys.argv[1])
     torch.set_num_threads(order["threads"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    answers, sys.stdout = sys.stdout, sys.stderr  # whatever a package prints
+    answers, sys.stdout = sys.stdout, sys.stderr  # so that what a package prints does not mix with the answers
 
-    def answer(**what):
+    def answer(**what: object) -> None:
         print(json.dumps(what), file=answers, flush=True)
 
     before, clock = peak_memory(device), CLOCKS[order["clock"]]
@@ -70,17 +72,17 @@ def main() -> None:
     for line in sys.stdin:
         if line.startswith("step"):
             if device.type == "cuda":
-                contestant.step()  # takes back the memory that it let go of
+                contestant.step()  # allocates again the memory that it released
             answer(seconds=measure.seconds(contestant.step, device, int(line.split()[1]), clock))
             if device.type == "cuda":
-                torch.cuda.empty_cache()  # the others need it
+                torch.cuda.empty_cache()  # for the other contestants
         elif line.startswith("kernels"):
             answer(kernels=_attention_kernels(contestant))
         else:
             answer(before=before, peak=peak_memory(device))
 
 
-def _attention_kernels(contestant):
+def _attention_kernels(contestant: steps.Contestant) -> list[str]:
     """Names of the GPU kernels of one step that are attention's, the longest-running first."""
     from torch.profiler import ProfilerActivity, profile
 
@@ -94,7 +96,7 @@ def _attention_kernels(contestant):
 
 
 def start(names: list[str], sizes: Sizes, batch: int, threads: int, clock: str) -> list[Worker]:
-    """One worker after the other, so that none compiles while another steps."""
+    """Start the workers one after the other, so that none compiles while another makes steps."""
     started = []
     for name in names:
         begun = time.perf_counter()
@@ -104,7 +106,7 @@ def start(names: list[str], sizes: Sizes, batch: int, threads: int, clock: str) 
 
 
 def close(workers: list[Worker]) -> dict[str, dict[str, int]]:
-    """Name -> memory."""
+    """End all workers. Returns the memory of each by name."""
     return {worker.name: worker.close() for worker in workers}
 
 

@@ -1,22 +1,36 @@
-"""Initialisation: fills the weights and biases of every Linear and Embedding."""
+"""Inits: fill the weights and biases of every Linear and Embedding. N(0, s^2) is a normal distribution with standard
+deviation s. A "residual projection" is the last matrix of a mixer or ffn, whose output is added to the residual
+stream."""
 
+from collections.abc import Iterator
 from typing import Annotated
 
 import torch
 from annotated_types import Gt
+from torch import Generator, Tensor
 
 from toolkit.registry import register
 
 
+class Weight(Tensor):
+    """The type of the parameter that an init fills: a tensor with attributes, which toolkit/seeding.py copies from its
+    layer. For the type checker only; no tensor is built as one."""
+
+    residual: bool  # it is a residual projection
+    merged: dict[str, int] | None  # the matrices that it merges: name -> rows; None: it is a single matrix
+    tied: bool  # it is an embedding table that is also the output matrix
+    lr_scale: float  # an init may set this factor of the learning rate
+
+
 @register("init")
 class GPT2Init:
-    """N(0, std^2) for matrices, 0 for biases; projections back into the residual stream divided by sqrt(2 * n_layer),
-    the number of such additions (Radford et al. 2019, section 2.3)."""
+    """N(0, std^2) for matrices, 0 for biases, and N(0, std^2 / (2 * n_layer)) for residual projections, whose number is
+    2 * n_layer (Radford et al. 2019, section 2.3)."""
 
     def __init__(self, n_layer: int, std: Annotated[float, Gt(0)] = 0.02):
         self.std, self.residual_std = std, std / (2 * n_layer) ** 0.5
 
-    def __call__(self, name: str, parameter: torch.Tensor, generator: torch.Generator) -> None:
+    def __call__(self, name: str, parameter: Weight, generator: Generator) -> None:
         if parameter.ndim < 2:
             parameter.zero_()
         else:
@@ -25,14 +39,14 @@ class GPT2Init:
 
 @register("init")
 class SmallInit:
-    """N(0, 2 / (5 C)) for matrices with C inputs, 0 for biases (Nguyen & Salazar 2019, arXiv:1910.05895, section 2.2);
-    projections back into the residual stream, with C outputs, N(0, (2 / (n_layer * sqrt(C)))^2), the pair that GPT-NeoX
-    calls small_init and wang_init. No knobs: the width sets all."""
+    """N(0, 2 / (5 C)) for matrices with C inputs, 0 for biases (Nguyen & Salazar 2019, arXiv:1910.05895, section 2.2).
+    Residual projections with C outputs are N(0, (2 / (n_layer * sqrt(C)))^2). GPT-NeoX calls the two small_init and
+    wang_init. There are no knobs: the width determines everything."""
 
     def __init__(self, n_layer: int):
         self.n_layer = n_layer
 
-    def __call__(self, name: str, parameter: torch.Tensor, generator: torch.Generator) -> None:
+    def __call__(self, name: str, parameter: Weight, generator: Generator) -> None:
         if parameter.ndim < 2:
             parameter.zero_()
         elif parameter.residual:
@@ -43,15 +57,14 @@ class SmallInit:
 
 @register("init")
 class DepthScaled:
-    """N(0, std^2) for matrices, 0 for biases; projections of layer l = 0, 1, ... back into the residual stream divided
-    by sqrt(2 * (l + 1)). That later layers start smaller is the idea of Zhang et al. 2019 (arXiv:1908.11365), who
-    shrink all matrices of a layer; this factor, on these projections alone, is that of OLMo's "mitchell" init
-    (Groeneveld et al. 2024, arXiv:2402.00838)."""
+    """N(0, std^2) for matrices, 0 for biases, and N(0, std^2 / (2 (l + 1))) for the residual projections of layer l =
+    0, 1, ... (Groeneveld et al. 2024, arXiv:2402.00838, the "mitchell" init of OLMo). That later layers start smaller
+    is the idea of Zhang et al. 2019 (arXiv:1908.11365), who scale all matrices of a layer."""
 
     def __init__(self, n_layer: int, std: Annotated[float, Gt(0)] = 0.02):
         self.std = std
 
-    def __call__(self, name: str, parameter: torch.Tensor, generator: torch.Generator) -> None:
+    def __call__(self, name: str, parameter: Weight, generator: Generator) -> None:
         if parameter.ndim < 2:
             parameter.zero_()
             return
@@ -62,15 +75,15 @@ class DepthScaled:
 
 @register("init")
 class Orthogonal:
-    """Matrices with orthonormal rows, or columns where those are fewer, times ``gain``; 0 for biases (Saxe et al. 2013,
-    arXiv:1312.6120). Matrices that a layer merges are orthogonal each on its own; projections back into the residual
-    stream are divided by sqrt(2 * n_layer), as GPT2Init does. Tables (embedding, output, positions) are N(0, 0.02^2):
-    their rows stand for tokens, far more than there are dimensions to be orthogonal in."""
+    """Matrices with orthonormal rows, or orthonormal columns if there are fewer columns, times ``gain``; 0 for biases
+    (Saxe et al. 2013, arXiv:1312.6120). Each matrix that a layer merges is orthogonal on its own. Residual projections
+    are divided by sqrt(2 * n_layer), as in GPT2Init. Tables (embedding, output, positions) are N(0, 0.02^2): they have
+    far more rows than columns, so their rows can't be orthogonal."""
 
     def __init__(self, n_layer: int, gain: Annotated[float, Gt(0)] = 1.0):
         self.gain, self.residual_gain = gain, gain / (2 * n_layer) ** 0.5
 
-    def __call__(self, name: str, parameter: torch.Tensor, generator: torch.Generator) -> None:
+    def __call__(self, name: str, parameter: Weight, generator: Generator) -> None:
         if parameter.ndim < 2:
             parameter.zero_()
         elif _is_table(name):
@@ -83,15 +96,15 @@ class Orthogonal:
 
 @register("init")
 class DeepNormInit:
-    """Xavier-normal matrices, N(0, gain^2 * 2 / (inputs + outputs)), with gain 1 for q and k and (8 * n_layer)^(-1/4)
-    for all others in a layer; 0 for biases (Wang et al. 2022, arXiv:2203.00555, table 1, decoders). It goes with
-    GPT.block = @DeepNorm. Matrices that a layer merges count one by one. The paper says nothing of tables (embedding,
-    output, positions): N(0, std^2)."""
+    """N(0, 2 gain^2 / (inputs + outputs)) for matrices, with gain 1 for q and k and (8 * n_layer)^(-1/4) for all others
+    in a layer; 0 for biases (Wang et al. 2022, arXiv:2203.00555, the constants for decoders). It belongs to GPT.block =
+    @DeepNorm. Each matrix that a layer merges counts on its own. The paper does not mention tables (embedding, output,
+    positions); here they are N(0, std^2)."""
 
     def __init__(self, n_layer: int, std: Annotated[float, Gt(0)] = 0.02):
         self.std, self.beta = std, (8 * n_layer) ** -0.25
 
-    def __call__(self, name: str, parameter: torch.Tensor, generator: torch.Generator) -> None:
+    def __call__(self, name: str, parameter: Weight, generator: Generator) -> None:
         if parameter.ndim < 2:
             parameter.zero_()
         elif _is_table(name):
@@ -105,30 +118,32 @@ class DeepNormInit:
 @register("init")
 class MuP:
     """Maximal update parametrisation for Adam: the best learning rate stays the same as the width C grows (Yang et al.
-    2022, arXiv:2203.03466, table 3). With m = C / base_dim,
+    2022, arXiv:2203.03466, table 3). Tune the learning rate at a small width, then train a wide model with it. With
+    m = C / base_dim,
 
-        matrices in the layers          standard deviation std / sqrt(m)    learning rate x 1/m
-        output matrix                   std / m                             x 1/m
-        embedding, positions            std                                 x 1
-        biases                          0                                   x 1
+        parameter                       standard deviation     learning rate times
+        matrices in the layers          std / sqrt(m)          1 / m
+        output matrix                   std / m                1 / m
+        embedding, positions            std                    1
+        biases                          0                      1
 
-    and projections back into the residual stream divided by sqrt(2 * n_layer), as GPT2Init does; at C = base_dim it is
-    GPT2Init. Grow GPT.n_head with GPT.dim: at a fixed head dimension the scores keep their 1 / sqrt(D). A tied table
-    can't follow two rules at once, and is refused."""
+    Residual projections are also divided by sqrt(2 * n_layer), so at C = base_dim this is GPT2Init. Increase GPT.n_head
+    together with GPT.dim: the attention scores are scaled by 1 / sqrt(D), which is right for a fixed head dimension D.
+    The embedding and the output matrix need different rules, so GPT.tie_embeddings must be False."""
 
     def __init__(self, n_layer: int, base_dim: Annotated[int, Gt(0)] = 256, std: Annotated[float, Gt(0)] = 0.02):
         self.n_layer, self.base_dim, self.std = n_layer, base_dim, std
 
-    def __call__(self, name: str, parameter: torch.Tensor, generator: torch.Generator) -> None:
-        if getattr(parameter, "tied", False):
+    def __call__(self, name: str, parameter: Weight, generator: Generator) -> None:
+        if parameter.tied:
             raise ValueError(
-                "MuP gives the embedding and the output matrix different scales and learning rates, so one table can't "
-                "be both; set GPT.tie_embeddings = False"
+                "MuP gives the embedding and the output matrix different scales and learning rates, so they can't be "
+                "one table; set GPT.tie_embeddings = False"
             )
         if parameter.ndim < 2:
             parameter.zero_()
             return
-        m = parameter.shape[0 if parameter.residual else 1] / self.base_dim
+        m = parameter.shape[0 if parameter.residual else 1] / self.base_dim  # C: outputs of residual projections
         output = name == "unembed.weight"
         if _is_table(name) and not output:
             parameter.normal_(0.0, self.std, generator=generator)
@@ -138,12 +153,12 @@ class MuP:
         parameter.lr_scale = 1 / m
 
 
-def _is_table(name):
-    """Whether the rows of this matrix stand for tokens or positions."""
+def _is_table(name: str) -> bool:
+    """Whether the rows of this matrix belong to tokens or positions."""
     return name.startswith(("embed.", "unembed.", "positions."))
 
 
-def _matrices(name, parameter):
-    """The matrices that a parameter merges, each with its role; one that merges none has its layer's name for it."""
-    merged = getattr(parameter, "merged", None) or {name.split(".")[-2]: parameter.shape[0]}
-    return zip(merged, parameter.split(list(merged.values())), strict=True)
+def _matrices(name: str, parameter: Weight) -> Iterator[tuple[str, Tensor]]:
+    """The matrices that a parameter merges, as (name, view). A single matrix has the name of its layer."""
+    rows = parameter.merged or {name.split(".")[-2]: parameter.shape[0]}
+    return zip(rows, parameter.split(list(rows.values())), strict=True)

@@ -1,18 +1,19 @@
-"""Norms: (..., C) -> (..., C)."""
+"""Norms: x (..., C) -> (..., C), each vector of C channels on its own. ``dim`` is C."""
 
 from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from annotated_types import Gt
-from torch import nn
+from torch import Tensor, nn
 
 from toolkit.registry import register
 
 
 @register("norm")
 class LayerNorm(nn.LayerNorm):
-    """(x - mean) / sqrt(var + eps) * gain + bias over the last axis (Ba et al. 2016, arXiv:1607.06450)."""
+    """gain * (x - mean(x)) / sqrt(var(x) + eps) + bias (Ba et al. 2016, arXiv:1607.06450). Mean and variance are over
+    the C channels. ``bias=False`` leaves out the learned bias."""
 
     def __init__(self, dim: int, eps: Annotated[float, Gt(0)] = 1e-5, bias: bool = True):
         super().__init__(dim, eps=eps, bias=bias)
@@ -20,8 +21,8 @@ class LayerNorm(nn.LayerNorm):
 
 @register("norm")
 class RMSNorm(nn.RMSNorm):
-    """x / sqrt(mean(x^2) + eps) * gain over the last axis (Zhang & Sennrich 2019, arXiv:1910.07467). ``gain=False``
-    leaves out the learned gain."""
+    """gain * x / sqrt(mean(x^2) + eps) (Zhang & Sennrich 2019, arXiv:1910.07467). The mean is over the C channels.
+    ``gain=False`` leaves out the learned gain."""
 
     def __init__(self, dim: int, eps: Annotated[float, Gt(0)] = 1e-6, gain: bool = True):
         super().__init__(dim, eps=eps, elementwise_affine=gain)
@@ -29,38 +30,39 @@ class RMSNorm(nn.RMSNorm):
 
 @register("norm")
 class ScaleNorm(nn.Module):
-    """g * x / max(||x||, eps) over the last axis, with one learned g, sqrt(C) at the start (Nguyen & Salazar 2019,
-    arXiv:1910.05895). The length is taken in float32."""
+    """g * x / max(||x||, eps), with one learned number g that starts at sqrt(C) (Nguyen & Salazar 2019,
+    arXiv:1910.05895). ||x|| is the length of the vector of C channels, computed in float32."""
 
     def __init__(self, dim: int, eps: Annotated[float, Gt(0)] = 1e-5):
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.full((1,), dim**0.5))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:  # (..., C) -> (..., C)
         return (self.weight * F.normalize(x.float(), dim=-1, eps=self.eps)).to(x.dtype)
 
 
 @register("norm")
 class DynamicTanh(nn.Module):
-    """gain * tanh(alpha * x) + bias, which bounds instead of normalising (Zhu et al. 2025, arXiv:2503.10622). One alpha
-    is learned, from ``alpha``; gain and bias per channel, from 1 and 0."""
+    """gain * tanh(alpha * x) + bias: bounds each channel instead of normalising the vector (Zhu et al. 2025,
+    arXiv:2503.10622). All three are learned: one number alpha, which starts at the knob ``alpha``, and a gain and a
+    bias per channel, which start at 1 and 0."""
 
     def __init__(self, dim: int, alpha: Annotated[float, Gt(0)] = 0.5):
         super().__init__()
         self.alpha = nn.Parameter(torch.full((1,), alpha))
         self.weight, self.bias = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:  # (..., C) -> (..., C)
         return self.weight * torch.tanh(self.alpha * x) + self.bias
 
 
 @register("norm")
 class NoNorm(nn.Module):
-    """x as it is: for seeing what a norm is worth."""
+    """Returns x unchanged, to measure what a norm contributes."""
 
     def __init__(self, dim: int):
         super().__init__()
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:  # (..., C) -> (..., C)
         return x

@@ -1,4 +1,7 @@
-"""Learning-rate schedules: step -> multiple of the peak learning rate."""
+"""Learning-rate schedules: step -> factor for the peak learning rate, for 0 <= step < steps = Experiment.steps.
+
+A linear warm-up means the factor (step + 1) / warmup_steps in the first ``warmup_steps`` steps. ``final_fraction`` is
+the factor at the last step. The functions below count the progress p of a phase from 0 to 1."""
 
 import math
 from typing import Annotated
@@ -14,8 +17,8 @@ Share = Annotated[float, Interval(gt=0, le=1)]
 
 @register("schedule")
 class WarmupCosine:
-    """Linear from 0 over ``warmup_steps``, then half a cosine down to ``final_fraction`` of the peak at the last step
-    (Loshchilov & Hutter 2016, arXiv:1608.03983)."""
+    """Linear warm-up, then half a cosine down to ``final_fraction`` at the last step (Loshchilov & Hutter 2016,
+    arXiv:1608.03983)."""
 
     def __init__(self, steps: int, warmup_steps: Steps = 2000, final_fraction: Fraction = 0.1):
         _check("WarmupCosine", steps, warmup_steps)
@@ -29,8 +32,8 @@ class WarmupCosine:
 
 @register("schedule")
 class WarmupLinear:
-    """Linear from 0 over ``warmup_steps``, then linear down to ``final_fraction`` of the peak at the last step (Devlin
-    et al. 2018, arXiv:1810.04805)."""
+    """Linear warm-up, then a straight line down to ``final_fraction`` at the last step (Devlin et al. 2018,
+    arXiv:1810.04805)."""
 
     def __init__(self, steps: int, warmup_steps: Steps = 2000, final_fraction: Fraction = 0.0):
         _check("WarmupLinear", steps, warmup_steps)
@@ -44,8 +47,8 @@ class WarmupLinear:
 
 @register("schedule")
 class WarmupStableDecay:
-    """Linear warm-up, the peak, then linear decay to ``final_fraction`` over the last ``decay_fraction`` of all steps
-    (Hu et al. 2024, arXiv:2404.06395)."""
+    """Linear warm-up, then the peak, then a straight line down to ``final_fraction`` (Hu et al. 2024,
+    arXiv:2404.06395). The line covers the last ``decay_fraction`` of all steps."""
 
     def __init__(
         self,
@@ -65,8 +68,9 @@ class WarmupStableDecay:
 
 @register("schedule")
 class WarmupStableSqrt:
-    """Linear warm-up, the peak, then 1 - sqrt(progress) down to ``final_fraction`` over the last ``decay_fraction`` of
-    all steps: steep at first, flat at the end (Hägele et al. 2024, arXiv:2405.18392)."""
+    """Linear warm-up, then the peak, then 1 - sqrt(p) down to ``final_fraction`` (Hägele et al. 2024,
+    arXiv:2405.18392). p goes from 0 to 1 over the last ``decay_fraction`` of all steps: a steep descent at first, a
+    flat one at the end."""
 
     def __init__(
         self,
@@ -86,8 +90,8 @@ class WarmupStableSqrt:
 
 @register("schedule")
 class WarmupStableCosine:
-    """Linear warm-up, the peak, then half a cosine down to ``final_fraction`` over the last ``decay_fraction`` of all
-    steps: WarmupStableDecay's phases (Hu et al. 2024, arXiv:2404.06395) with WarmupCosine's shape."""
+    """Linear warm-up, then the peak, then half a cosine down to ``final_fraction`` (Hu et al. 2024, arXiv:2404.06395,
+    with another shape). The cosine covers the last ``decay_fraction`` of all steps."""
 
     def __init__(
         self,
@@ -107,8 +111,8 @@ class WarmupStableCosine:
 
 @register("schedule")
 class InverseSqrt:
-    """Linear warm-up, then sqrt(warmup_steps / step), counted from 1 (Vaswani et al. 2017, arXiv:1706.03762, section
-    5.3). The steps of the whole run don't enter: it can go on for longer."""
+    """Linear warm-up, then sqrt(warmup_steps / (step + 1)) (Vaswani et al. 2017, arXiv:1706.03762, section 5.3). It
+    does not depend on Experiment.steps, so a run can be continued for longer."""
 
     def __init__(self, steps: int, warmup_steps: Steps = 2000):
         _check("InverseSqrt", steps, warmup_steps)
@@ -120,9 +124,9 @@ class InverseSqrt:
 
 @register("schedule")
 class OneCycle:
-    """Up from ``initial_fraction`` to the peak over the first ``up_fraction`` of all steps, then down to
-    ``final_fraction`` at the last, each half a cosine (Smith & Topin 2017, arXiv:1708.07120, who take straight
-    lines)."""
+    """Half a cosine up from ``initial_fraction`` to the peak, then half a cosine down to ``final_fraction`` (Smith &
+    Topin 2017, arXiv:1708.07120, with straight lines). The rise covers the first ``up_fraction`` of all steps. There is
+    no other warm-up."""
 
     def __init__(
         self,
@@ -131,7 +135,7 @@ class OneCycle:
         initial_fraction: Fraction = 0.04,
         final_fraction: Fraction = 0.0,
     ):
-        self.peak = max(0, min(round(up_fraction * steps) - 1, steps - 2))  # the last step is the end of the descent
+        self.peak = max(0, min(round(up_fraction * steps) - 1, steps - 2))  # the descent ends at the last step
         self.steps, self.initial_fraction, self.final_fraction = steps, initial_fraction, final_fraction
 
     def __call__(self, step: int) -> float:
@@ -142,7 +146,7 @@ class OneCycle:
 
 @register("schedule")
 class Constant:
-    """The peak at every step, after a linear warm-up."""
+    """Linear warm-up, then the peak at every step."""
 
     def __init__(self, steps: int, warmup_steps: Steps = 0):
         _check("Constant", steps, warmup_steps)
@@ -152,24 +156,25 @@ class Constant:
         return min(1.0, (step + 1) / max(1, self.warmup_steps))
 
 
-def _progress(step, start, end):
-    """0 up to ``start``, 1 from ``end`` on. A run of one step is all start: it trains at the peak."""
+def _progress(step: int, start: int, end: int) -> float:
+    """How much of the phase from step ``start`` to ``end`` is over, in [0, 1]. A run of one step stays at 0, the
+    peak."""
     if step >= end > 0:
         return 1.0
     return max(0, step - start) / max(1, end - start)
 
 
-def _cosine(progress):
-    """1 at the start, 0 at the end."""
+def _cosine(progress: float) -> float:
+    """Half a cosine: 1 at progress 0, 0 at progress 1."""
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _between(low, high, share):
-    """``low`` at share 0 and ``high`` at share 1, both exactly."""
+def _between(low: float, high: float, share: float) -> float:
+    """``low`` at share 0, ``high`` at share 1, and linear between them."""
     return low + (high - low) * share
 
 
-def _check(name, steps, warmup_steps):
+def _check(name: str, steps: int, warmup_steps: int) -> None:
     if warmup_steps >= steps:
         raise ValueError(
             f"{name}.warmup_steps = {warmup_steps} leaves no step of Experiment.steps = {steps} at the peak learning "
@@ -177,8 +182,8 @@ def _check(name, steps, warmup_steps):
         )
 
 
-def _decay_start(name, steps, warmup_steps, decay_fraction):
-    """The last step at the peak. Raises ValueError where the decay would have to begin before the warm-up's end."""
+def _decay_start(name: str, steps: int, warmup_steps: int, decay_fraction: float) -> int:
+    """The last step at the peak. Raises ValueError if the decay would start before the warm-up ends."""
     _check(name, steps, warmup_steps)
     decay_steps = min(max(1, round(decay_fraction * steps)), max(1, steps - 1))
     if warmup_steps + decay_steps > max(steps, 2):

@@ -485,7 +485,7 @@ def test_console_time_left_counts_evaluations_and_no_start(run_dir, monkeypatch,
      ([(5, 10), (5 + 4000, 20)], math.nan, "8:53:20"), ([(0, 200)], 1000, "0:00:00")],
 )  # fmt: skip
 def test_time_left(rows, step_ms, shown):
-    assert shelf._left(100, rows, step_ms) == shown
+    assert shelf._time_left(100, rows, step_ms) == shown
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from runs import small_run
 from safetensors.torch import load_file
 from torch import nn
 
-from components.optimizer import AdamW, Muon, ScheduleFreeAdamW
+from components.optimizer import SOAP, AdamW, Muon, ScheduleFreeAdamW
 from components.schedule import WarmupStableCosine, WarmupStableDecay, WarmupStableSqrt
 from toolkit.compose import open_run
 from toolkit.groups import parameter_groups
@@ -40,6 +40,15 @@ def train(model, optimizer, count):
 def assert_same(one, other):
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_soap_leaves_gradients_as_they_are():
+    model = gpt()
+    optimizer = SOAP(model)
+    train(model, optimizer, 2)
+    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    optimizer.step()
+    assert_same({name: parameter.grad for name, parameter in model.named_parameters()}, gradients)
 
 
 @pytest.mark.parametrize("part", parts("optimizer"))
@@ -100,9 +109,9 @@ def test_muon_takes_only_the_matrices_that_it_is_left():
     names = {id(p): name for name, p in model.named_parameters()}
     matrices = [names[id(p)] for group in optimizer.param_groups if "split" in group for p in group["params"]]
     assert len(matrices) == 4 and all(name.startswith("blocks.1.") for name in matrices)
-    with pytest.raises(ValueError, match="no trainable nn.Linear.*@AdamW"):
+    with pytest.raises(ValueError, match="no hidden matrix.*@AdamW"):
         Muon(nn.Embedding(5, 4))
-    with pytest.raises(ValueError, match="no trainable nn.Linear.*no_matrix"):
+    with pytest.raises(ValueError, match="no hidden matrix.*no_matrix"):
         Muon(gpt(), no_matrix=("*",))
     for knob in ("no_decay", "no_matrix"):
         with pytest.raises(ValueError, match=f"{knob} pattern 'nothing.*' matches no parameter"):

@@ -8,6 +8,8 @@ from toolkit.cpu import products
 class Linear(nn.Linear):
     """nn.Linear with a faster matrix product on some CPUs (toolkit.cpu.products): (..., I) -> (..., O)."""
 
+    residual: bool = False  # True for a projection back into the residual stream; most inits make it smaller
+
     def forward(self, x: Tensor) -> Tensor:
         out = products.linear(x, self.weight, self.bias)
         return out.contiguous()  # attention kernels need the channels of a head next to each other in memory

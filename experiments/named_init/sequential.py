@@ -1,21 +1,22 @@
-"""Initial weights as most code draws them: one generator, one parameter after the other. For comparison only."""
+"""Initial weights as most code draws them: one generator for all parameters in turn. For comparison only."""
 
 import torch
+from torch import Generator
 
+from components.init import Weight
 from toolkit.registry import register
 
 
 @register("init")
 class SequentialInit:
-    """N(0, std^2) drawn in order from a single stream, residual projections divided by sqrt(2 * n_layer): GPT2Init
-    without its names. A part of another shape shifts every draw after its own, so that two arms of a comparison share
-    no initial value from there on."""
+    """GPT2Init, but with all parameters drawn in order from one generator. A part of another shape shifts every draw
+    after its own, so two arms of a comparison share no initial values from there on."""
 
-    def __init__(self, n_layer, std: float = 0.02):
+    def __init__(self, n_layer: int, std: float = 0.02):
         self.std, self.residual_std = std, std / (2 * n_layer) ** 0.5
         self.stream = torch.Generator().manual_seed(torch.initial_seed())
 
-    def __call__(self, name, parameter, generator):  # the generator that belongs to the name is left aside
+    def __call__(self, name: str, parameter: Weight, generator: Generator) -> None:  # does not use ``generator``
         if parameter.ndim < 2:
             parameter.zero_()
         else:

@@ -228,7 +228,7 @@ def test_latent_attention_caches_the_latent_and_one_rotated_key():
 def test_latent_attention_refuses_what_it_would_not_use():
     with pytest.raises(ValueError, match="GPT.n_kv_head = 4 or None"):
         LatentAttention(32, 4, 2, 0, SDPA, (0, 1))
-    with pytest.raises(ValueError, match="LatentAttention.rope_dim = 3 has to be even"):
+    with pytest.raises(ValueError, match="LatentAttention.rope_dim = 3 must be even"):
         LatentAttention(32, 4, 4, 0, SDPA, (0, 1), rope_dim=3)
 
 
