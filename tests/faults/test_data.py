@@ -115,7 +115,7 @@ def test_changed_token_files_are_built_again_and_the_run_is_exact(fault, tmp_pat
     began = time.perf_counter()
     assert small_run(tmp_path, "a", "--resume") == 0
     fault.recovery_seconds.append(time.perf_counter() - began)
-    assert "damaged and is built again: the content of train.bin" in caplog.text
+    assert "damaged and is built again: train.bin is not what was written" in caplog.text
     assert_exact(tmp_path / "straight", tmp_path / "a", 12)
 
 
