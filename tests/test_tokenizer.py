@@ -623,6 +623,6 @@ def test_a_panic_names_the_document(tmp_path, monkeypatch):
     rows = [*(f"story {i}" for i in range(20)), "\U00032444" + " " * 1_300_000 + "b"]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
     data = TextFiles(Tiktoken(), 8, 0, [str(tmp_path / "a.jsonl")], val_fraction=1e-9)
-    with pytest.raises(ValueError, match=r"document 21 of the train split of a.jsonl: Tiktoken.encode stops on a docu"):
+    with pytest.raises(ValueError, match=r"document 21 of the train split of a.jsonl: Tiktoken.encode fails on a docu"):
         data.prepare()
     assert not list((tmp_path / "cache").glob("tokens-*/"))

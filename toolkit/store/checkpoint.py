@@ -49,15 +49,16 @@ class Keeper:
     checkpoints/best could not be replaced by a newer one, or None."""
 
     def __init__(self, root: Path, keep: int):
-        self.root, self.keep, self.failed_in_a_row, self.lost = root, keep, 0, None
+        self.root, self.keep, self.failed_in_a_row = root, keep, 0
+        self.lost: str | None = None
 
     def save(
         self,
         name: str,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        progress: dict,
-        journal: dict | None = None,
+        progress: dict[str, Any],
+        journal: dict[str, Any] | None = None,
         last: bool = False,
     ) -> bool:
         """Save a checkpoint as ``name``; returns whether that succeeded.
@@ -91,7 +92,11 @@ class Keeper:
 
 
 def save(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict, journal: dict | None = None
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: dict[str, Any],
+    journal: dict[str, Any] | None = None,
 ) -> Path:
     """Write a checkpoint as the sealed folder ``folder``, which is returned.
 
@@ -100,7 +105,7 @@ def save(
     """
 
     def fill(temporary: Path) -> dict[str, Any]:
-        state = {"optimizer": optimizer.state_dict(), "progress": progress}
+        state: dict[str, Any] = {"optimizer": optimizer.state_dict(), "progress": progress}
         with evaluation_weights(model, optimizer) as training_weights:
             weights = {name: value.contiguous() for name, value in model.state_dict().items()}
             if training_weights is not None:
@@ -108,8 +113,10 @@ def save(
             _check_space(folder.parent, [weights, state])
             safetensors.torch.save_file(weights, temporary / "model.safetensors")
         write_state(temporary / "state.pt", state)
-        about = {name: progress[name] for name in ("step", "best", "config", "data", "tokenizer") if name in progress}
-        return {"torch": torch.__version__, **about} | ({"journal": journal} if journal else {})
+        about: dict[str, Any] = {
+            n: progress[n] for n in ("step", "best", "config", "data", "tokenizer") if n in progress
+        }
+        return {"torch": torch.__version__, **about, **({"journal": journal} if journal else {})}
 
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -121,12 +128,12 @@ def save(
 
 
 @contextlib.contextmanager
-def evaluation_weights(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[dict | None]:
+def evaluation_weights(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[dict[str, torch.Tensor] | None]:
     """Swap in the optimizer's averaged evaluation weights; restore the training weights exactly on exit.
 
-    Yields a copy of the training weights, or None if the optimizer has no ``eval`` and the model stays as it is. The
-    copy is restored because ``optimizer.train`` alone would round: evaluating more often would change the run."""
-    if not hasattr(optimizer, "eval"):
+    Yields a copy of the training weights, or None if the optimizer has no ``eval`` and ``train``. The copy is restored
+    because ``optimizer.train`` alone would round: evaluating more often would change the run."""
+    if not (hasattr(optimizer, "eval") and hasattr(optimizer, "train")):
         yield None
         return
     training_weights = {name: value.clone() for name, value in model.state_dict().items()}
@@ -162,7 +169,8 @@ def newest(root: Path, set_aside: bool = False) -> Path | None:
 
     Warns about each damaged one that it skips. ``set_aside`` renames these to bad-step-..., so that they are neither
     counted among the kept ones nor overwritten. Raises OSError if there are step checkpoints but none verifies."""
-    steps, damaged = sorted(root.glob(STEPS), reverse=True), []
+    steps = sorted(root.glob(STEPS), reverse=True)
+    damaged: list[Path] = []
     for folder in steps:
         reason = problem(folder)
         if reason is None:
@@ -207,9 +215,10 @@ def find(path: str | Path) -> tuple[Path, Path]:
         run, folder = path.parent.parent, path
     elif (path / "config.gin").is_file():
         best = path / "checkpoints" / "best"
-        run, folder = path, best if best.is_dir() else newest(path / "checkpoints")
-        if folder is None:
+        found = best if best.is_dir() else newest(path / "checkpoints")
+        if found is None:
             raise ValueError(f"{path} has no checkpoint yet; let it train up to Experiment.checkpoint_every first")
+        run, folder = path, found
     else:
         raise ValueError(f"{path} is neither a run (a folder with config.gin) nor a checkpoint in one")
     reason = problem(folder)
@@ -229,14 +238,14 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     _load_tensors(model, weights, folder)
 
 
-def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Load weights and optimizer state; returns the progress that was saved with them. The peak learning rates of the
     optimizer stay as they are. Raises ValueError for another architecture or optimizer, and for a state file that is
     not safe to read."""
     state = read_state(folder / "state.pt")
     progress = state.get("progress") if isinstance(state, dict) else None
     if not (isinstance(progress, dict) and {"step", "best"} <= progress.keys() and "optimizer" in state):
-        raise ValueError(f"{folder / 'state.pt'} is no state of a run: step, best score or optimizer is missing")
+        raise ValueError(f"{folder / 'state.pt'} is not the state of a run: step, best score or optimizer is missing")
     if "training_weights" in state:
         _load_tensors(model, state["training_weights"], folder)
     else:
@@ -257,7 +266,7 @@ def _check_space(root: Path, values: object) -> None:
     needed = sum(t.numel() * t.element_size() for t in _tensors_in(values))
     free = shutil.disk_usage(root).free
     if free < needed:
-        raise OSError(errno.ENOSPC, f"it takes {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free on that disk")
+        raise OSError(errno.ENOSPC, f"it takes {needed / 1e6:,.1f} MB, but {free / 1e6:,.1f} MB are free on that disk")
 
 
 def _tensors_in(value: object) -> Iterator[torch.Tensor]:

@@ -23,7 +23,7 @@ WHOLE = 2**32  # bytes: a file up to this size is hashed as a whole each time it
 BLOCK = 2**16  # bytes: a larger file has a digest for each block, which the reader of the block compares
 
 
-def cached(kind: str, about: dict, build: Callable[[Path], dict]) -> tuple[Path, dict]:
+def cached(kind: str, about: dict[str, Any], build: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
     """(folder, manifest) of the cache for ``about``. If no valid folder exists, ``build(folder)`` fills one and returns
     entries for the manifest. One process builds at a time; others wait.
 
@@ -40,7 +40,7 @@ def cached(kind: str, about: dict, build: Callable[[Path], dict]) -> tuple[Path,
         try:
             lock.acquire(timeout=1)
         except Timeout:
-            log.warning("waiting for another process that prepares the same text in %s", folder)
+            log.warning("waiting for another process, which is preparing the same text in %s", folder)
             lock.acquire()
         try:
             manifest = _read_manifest(folder, damage="built again") or _build(folder, about, build)
