@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import codecs
-import functools
 import glob
 import io
 import json
-import logging
 import os
 import re
 import textwrap
@@ -17,11 +15,10 @@ from typing import TYPE_CHECKING
 
 from toolkit.text.compressed import COMPRESSIONS, named_damage, opened
 from toolkit.text.jsonstream import JSONError, reason_of, values
+from toolkit.text.once import say_once
 
 if TYPE_CHECKING:
     import pyarrow
-
-log = logging.getLogger("toolkit")
 
 PIECE = 2**20  # bytes of a file's content that are read at a time
 ROWS = 256  # rows of a parquet file that are read at a time
@@ -75,14 +72,8 @@ def _files_in_folder(folder: Path) -> list[Path]:
             f"'{folder}/**/*.tex'"
         )
     left_out = f"; {others} others are ignored: empty, or of another kind" if others else ""
-    _say_once(f"{folder}: {len(files)} text files ({', '.join(sorted(set(map(format_suffix, files))))}){left_out}")
+    say_once(f"{folder}: {len(files)} text files ({', '.join(sorted(set(map(format_suffix, files))))}){left_out}")
     return sorted(files)
-
-
-@functools.cache
-def _say_once(message: str) -> None:
-    """Log a warning, but only the first time that a process gives it."""
-    log.warning(message)
 
 
 def were_plain_text(files: list[Path]) -> bool:
