@@ -182,7 +182,7 @@ def newest(root: Path, set_aside: bool = False) -> Path | None:
     if steps:
         raise OSError(
             f"none of the {len(steps)} checkpoints in {root} is sound, and nothing was changed: "
-            "bring one back from a copy, or begin again under another --name"
+            "restore one from a copy, or start again under another --name"
         )
     return None
 

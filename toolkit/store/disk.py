@@ -62,7 +62,7 @@ def read_json_or_warn(path: Path) -> dict[str, Any]:
     try:
         return read_json(path)
     except ValueError as error:
-        log.warning("%s; going on without it", error)
+        log.warning("%s; continuing without it", error)
         return {}
 
 

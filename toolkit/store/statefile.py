@@ -51,4 +51,4 @@ def read_state(path: Path) -> Any:
         return torch.load(path, weights_only=True, map_location="cpu")
     except (ValueError, RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{path} is not safe to read, and was not: {reason}; use another checkpoint") from error
+        raise ValueError(f"{path} is not safe to read, so it was not read: {reason}; use another checkpoint") from error
