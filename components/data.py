@@ -1,4 +1,4 @@
-"""Data: TinyStories, any data set that the datasets library loads, and text files of one's own."""
+"""Data: TinyStories, any data set that the datasets library loads, and your own text files."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from annotated_types import Gt, Lt, MinLen
 
+from toolkit.protocols import Tokenizer
 from toolkit.registry import register
 from toolkit.store.disk import sha256
 from toolkit.text import textfiles
 from toolkit.text.tokens import TokenFiles, reads_token_files
 
 Share = Annotated[float, Gt(0), Lt(1)]
-PAUSES = (0, 1)  # seconds before each look for the Hub: a network may be away for a moment
-NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ECONNREFUSED)
+PAUSES = (0, 1)  # seconds before each try to reach the Hub: a network may be down for a moment
+UNREACHABLE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ECONNREFUSED)
 
 
 @register("data")
@@ -30,10 +31,10 @@ NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ECONNREFUSED)
 class TinyStories:
     """roneneldan/TinyStories from the Hugging Face Hub, with its own validation split: 1.9 GB of text."""
 
-    def __init__(self, tokenizer, seq_len: int, seed: int):
+    def __init__(self, tokenizer: Tokenizer, seq_len: int, seed: int):
         self.files = TokenFiles(tokenizer, seq_len, seed, self._documents, self._source)
 
-    def _source(self) -> dict:
+    def _source(self) -> dict[str, Any]:
         return {"hub": "roneneldan/TinyStories", "splits": ["train", "validation"], "column": "text"}
 
     def _documents(self, split: str) -> Iterator[str]:
@@ -48,13 +49,13 @@ class HubDataset:
     .parquet, .jsonl, .csv or .txt files (in which .../train.jsonl and .../validation.jsonl are the splits).
 
     One row is one document. ``val_split = None``: the set has no validation split, and a share ``val_fraction`` of the
-    documents of ``train_split`` becomes one, chosen by a hash of the text, so that two copies of a document never lie
-    on both sides. A data set on the Hub can change under its name: pin ``revision`` to a commit.
+    documents of ``train_split`` becomes one, chosen by a hash of the text, so that two copies of a document are always
+    in the same split. A data set on the Hub can change under its name: pin ``revision`` to a commit.
     """
 
     def __init__(
         self,
-        tokenizer,
+        tokenizer: Tokenizer,
         seq_len: int,
         seed: int,
         name: str,
@@ -79,10 +80,10 @@ class HubDataset:
             f"bind HubDataset.column to the column that holds the text, or the splits to others{share}",
         )
 
-    def _source(self) -> dict:
+    def _source(self) -> dict[str, Any]:
         folder = Path(os.path.expanduser(self.name))
         if self.name.startswith((".", "/", "~")) and not folder.is_dir():
-            raise ValueError(f"HubDataset.name = {self.name!r}: there is no such folder")
+            raise ValueError(f"HubDataset.name = {self.name!r}: folder not found")
         content = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
         return {
             "hub": self.name,
@@ -95,16 +96,17 @@ class HubDataset:
         }
 
     def _documents(self, split: str) -> Iterator[str]:
-        own = self.val_split is not None
-        hub_split = self.val_split if own and split == "val" else self.train_split
+        hub_split = self.val_split if self.val_split is not None and split == "val" else self.train_split
         documents = _load(os.path.expanduser(self.name), self.config, hub_split, self.column, self.revision)
-        return documents if own else (d for d in documents if _held_out(d, self.val_fraction) == (split == "val"))
+        if self.val_split is not None:
+            return documents
+        return (d for d in documents if _held_out(d, self.val_fraction) == (split == "val"))
 
 
 @register("data")
 @reads_token_files
 class TextFiles:
-    """Text files of one's own. ``paths`` are files, folders (the files in them that end as below), or globs (``**``
+    """Your own text files. ``paths`` are files, folders (the files in them that end as below), or globs (``**``
     reaches into folders). Suffixes count without regard to case, and each file may also be compressed: .gz, .bz2, .xz
     or .zst.
 
@@ -112,16 +114,16 @@ class TextFiles:
     - .parquet: one row a document, in ``column``
     - .txt, .md, any other: UTF-8 text whose documents ``separator`` divides (None: the file is one document)
 
-    By default a share ``val_fraction`` of the documents is held out, chosen by a hash of the text: the choice outlives
-    changes elsewhere, and two copies of a document never lie on both sides. Surrounding blank lines are cut off. With
-    ``val_by_position`` the last ``val_fraction`` of the characters is held out and nothing is cut off: the classic
-    90/10 split of a single work. Memory holds one document at a time. Each start hashes the files, a
-    second or less for a GB: a byte that has changed makes other token files, and another fingerprint.
+    By default a share ``val_fraction`` of the documents is held out, chosen by a hash of the text: the choice does not
+    change when other documents do, and two copies of a document are always in the same split. Surrounding blank lines
+    are cut off. With ``val_by_position`` the last ``val_fraction`` of the characters is held out and nothing is cut
+    off: the classic 90/10 split of a single work. Memory holds one document at a time. Each start hashes the files, a
+    second or less for a GB: if a byte has changed, new token files are made, with another fingerprint.
     """
 
     def __init__(
         self,
-        tokenizer,
+        tokenizer: Tokenizer,
         seq_len: int,
         seed: int,
         paths: Annotated[list[str], MinLen(1)],
@@ -142,7 +144,7 @@ class TextFiles:
             "True, which divides a single document",
         )
 
-    def _source(self) -> dict:
+    def _source(self) -> dict[str, Any]:
         files = textfiles.find_files(self.paths)
         source = {
             "files": [[path.name, sha256(path)] for path in files],
@@ -166,6 +168,7 @@ class TextFiles:
 
 
 def _load(name: str, config: str | None, split: str, column: str, revision: str | None) -> Iterator[str]:
+    """Yield the documents in a column of a data set. Raises ValueError if it can't be loaded, with the reason."""
     import datasets
 
     try:
@@ -173,8 +176,8 @@ def _load(name: str, config: str | None, split: str, column: str, revision: str 
         dataset = datasets.load_dataset(name, config, split=split, revision=revision)
     except ConnectionError as error:
         raise ValueError(
-            f"the data set {name!r} is neither in the cache nor within reach ({error}). Run `python -m "
-            "toolkit.prepare` with the same config where there is a network and copy the cache folder "
+            f"the data set {name!r} is not in the cache and can't be reached ({error}). Run `python -m "
+            "toolkit.prepare` with the same config on a machine with a network and copy the cache folder "
             "($TOOLKIT_CACHE), or train on your own text: gin/data/text_files.gin"
         ) from error
     except (datasets.exceptions.DatasetsError, FileNotFoundError, ValueError) as error:
@@ -182,19 +185,19 @@ def _load(name: str, config: str | None, split: str, column: str, revision: str 
             raise error.__cause__ from None  # the disk, not the data set
         raise ValueError(
             f"can't load the split {split!r} of the data set {name!r}, config {config!r}: {error.__cause__ or error}. "
-            "Check name, config and revision; bind HubDataset.val_split = None where there is no validation split"
+            "Check name, config and revision; bind HubDataset.val_split = None if it has no validation split"
         ) from error
     if column not in dataset.column_names:
         raise ValueError(f"{name!r} has no column {column!r}; it has {', '.join(dataset.column_names)}")
     if "string" not in str(dataset.features[column]):
-        raise ValueError(f"the column {column!r} of {name!r} holds no text, but {dataset.features[column]}")
+        raise ValueError(f"the column {column!r} of {name!r} does not hold text, but {dataset.features[column]}")
     for rows in dataset.select_columns([column]).iter(batch_size=1000):
         yield from (text or "" for text in rows[column])
 
 
 def _reach(name: str) -> None:
-    """Raise ConnectionError where load_dataset is bound to: huggingface_hub has no setting for its retries, and keeps
-    at a name that nothing resolves for 23 s. A Hub that is only slow is left to it, as is whatever may be cached."""
+    """Raise ConnectionError if the Hub can't be reached and nothing may be cached. load_dataset would notice too, but
+    only after 23 s of retries, which huggingface_hub has no setting for. A Hub that is only slow passes."""
     import datasets
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -209,27 +212,27 @@ def _reach(name: str) -> None:
             return urllib.request.urlopen(datasets.config.HF_ENDPOINT, timeout=10).close()
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
-            if not isinstance(reason, socket.gaierror) and getattr(reason, "errno", None) not in NO_WAY:
-                return  # it refuses this one request, is slow, or this client's certificates are not the library's
+            if not isinstance(reason, socket.gaierror) and getattr(reason, "errno", None) not in UNREACHABLE:
+                return  # it refuses this request, is slow, or this client's certificates are not the library's
     raise ConnectionError(f"{datasets.config.HF_ENDPOINT}: {reason}")
 
 
 def _without_blank_lines(document: str) -> str:
-    """Without blank lines at either end; the indentation of the first line stays."""
+    """A document without the blank lines at its start and end; the indentation of the first line stays."""
     document = document.rstrip()
     indented = len(document) - len(document.lstrip())
     return document[document.rfind("\n", 0, indented) + 1 :]
 
 
 def _held_out(document: str, fraction: float) -> bool:
-    """Whether a document belongs to the validation text: by its content alone, for about ``fraction`` of them."""
+    """Whether a document belongs to the validation split: about ``fraction`` of them do, chosen by their content."""
     digest = hashlib.blake2b(document.encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") < fraction * 2**64
 
 
 def _one_side(documents: Iterator[str], cut: int, split: str) -> Iterator[str]:
-    """Documents before the character ``cut`` ("train") or from it on ("val"); the one astride is divided."""
+    """The text before the character ``cut`` ("train") or from it on ("val"), as documents; one of them is divided."""
     for document in documents:
-        here = max(cut, 0)
-        yield document[:here] if split == "train" else document[here:]
+        place = max(cut, 0)
+        yield document[:place] if split == "train" else document[place:]
         cut -= len(document)

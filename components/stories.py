@@ -10,12 +10,13 @@ on the text has to learn English-like structure, and cannot get far by memorizin
 import hashlib
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 from annotated_types import Ge, Gt
 
+from toolkit.protocols import Tokenizer
 from toolkit.registry import register
 from toolkit.text.tokens import TokenFiles, reads_token_files
 
@@ -985,12 +986,15 @@ the {bhue} {baby}] [winked at|nudged|looked at] {h} <quickly> and {end}.
 
 STARTS = re.compile(r"(\^\"?|[.!?] \"?|\.\" \"?|(?<![^ ])\")([a-z])")  # a quote after a space opens, else it closes
 AN = re.compile(r"\b([Aa]) (?=[aeiou])")
-NODES: dict[str, list] = {}
+Item = TypeVar("Item")
+Node: TypeAlias = "str | tuple[Node, ...] | list[Node]"
+Plot: TypeAlias = tuple[list[str], list[list[Node]], list[Node], list[list[list[Node]]]]  # as PLOTS, parsed
+NODES: dict[str, list[Node]] = {}
 
 
-def parse(text: str):
+def parse(text: str) -> Node:
     """The grammar node of a phrase: a string, a tuple (parts in sequence) or a list (alternatives)."""
-    stack: list[list[list]] = [[[]]]  # the open choices, each a list of sequences
+    stack: list[list[list[Node]]] = [[[]]]  # the open choices, each a list of sequences
     for token in re.split(r"([\[|\]]|<\w+>)", text):
         if token == "[":
             stack.append([[]])
@@ -1007,30 +1011,30 @@ def parse(text: str):
     return tidy(sequences[0]) if len(sequences) == 1 else [tidy(sequence) for sequence in sequences]
 
 
-def tidy(sequence: list):
+def tidy(sequence: list[Node]) -> Node:
     """A sequence of nodes as one node."""
     return sequence[0] if len(sequence) == 1 else tuple(sequence)
 
 
-def choose(items, rng: random.Random):
-    """One of the items; spelled with rng.random() because its stream is the same in every Python version."""
+def choose(items: Sequence[Item], rng: random.Random) -> Item:
+    """One of the items, drawn with rng.random() because its stream is the same in every Python version."""
     return items[int(rng.random() * len(items))]
 
 
-def draw(items, count: int, rng: random.Random) -> list:
-    """That many different items, in random order."""
+def draw(items: Iterable[Item], count: int, rng: random.Random) -> list[Item]:
+    """``count`` different items, in random order."""
     rest = list(items)
     return [rest.pop(int(rng.random() * len(rest))) for _ in range(count)]
 
 
-def grow(node, rng: random.Random) -> str:
+def grow(node: Node, rng: random.Random) -> str:
     """One random expansion of a node."""
     words: list[str] = []
     spread(node, rng.random, words.append)
     return "".join(words)
 
 
-def spread(node, draw_number: Callable[[], float], emit: Callable[[str], None]) -> None:
+def spread(node: Node, draw_number: Callable[[], float], emit: Callable[[str], None]) -> None:
     """Emit the strings of one random expansion of a node, in order."""
     while type(node) is list:
         node = node[int(draw_number() * len(node))]
@@ -1044,14 +1048,14 @@ def spread(node, draw_number: Callable[[], float], emit: Callable[[str], None]) 
             spread(part, draw_number, emit)
 
 
-def rows(table: str, separator: str = "\n") -> list[list]:
+def rows(table: str, separator: str = "\n") -> list[list[Node]]:
     """A table's rows, each a list of parsed columns."""
     return [[parse(cell.strip()) for cell in row.split(";")] for row in table.strip().split(separator)]
 
 
 def fill_banks() -> None:
     """Put the alternatives of every bank into NODES."""
-    bank: list = []
+    bank: list[Node] = []
     for line in filter(None, BANKS.split("\n")):
         if line.startswith(" "):
             bank.append(parse(line.strip()))
@@ -1084,7 +1088,7 @@ PLOT_NODES = [
 ]
 
 
-def make_world(plot: tuple, rng: random.Random) -> dict[str, str]:
+def make_world(plot: Plot, rng: random.Random) -> dict[str, str]:
     """The facts of one story: every slot's text, fixed before the first sentence is written."""
     columns, table, moral, _ = plot
     world = {}
@@ -1111,7 +1115,7 @@ def make_world(plot: tuple, rng: random.Random) -> dict[str, str]:
     for number, spot in enumerate(draw(spots, 4, rng), 1):
         world[f"s{number}"] = spot.strip()
     weather, *skies = choose(WEATHER_ROWS, rng)
-    world |= {"w": weather, "sky": grow(skies, rng)}
+    world |= {"w": grow(weather, rng), "sky": grow(skies, rng)}
     facts = FACT_NODES | KINDS[animal] | dict(zip(columns, choose(table, rng), strict=True)) | {"moral": moral}
     for key, node in facts.items():
         world[key] = grow(node, rng).format_map(world)
@@ -1150,7 +1154,7 @@ class SyntheticStories:
 
     def __init__(
         self,
-        tokenizer,
+        tokenizer: Tokenizer,
         seq_len: int,
         seed: int,
         stories: Annotated[int, Gt(0)] = 20_000,
@@ -1161,7 +1165,7 @@ class SyntheticStories:
         self.corpus_seed = corpus_seed
         self.files = TokenFiles(tokenizer, seq_len, seed, self._documents, self._source)
 
-    def _source(self) -> dict:
+    def _source(self) -> dict[str, Any]:
         generator = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()  # other tables tell other stories
         sizes = {split: len(indices) for split, indices in self.ranges.items()}
         return {"synthetic": generator, "corpus_seed": self.corpus_seed, **sizes}

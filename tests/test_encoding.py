@@ -81,7 +81,7 @@ def test_the_referee_sees_long_texts_and_wrong_counts():
             ids, counts = super().encode_batch(texts)
             return ids[:-1], counts
 
-    with pytest.raises(Disagreement, match="counts 2 ids of 1 texts, and gave 1"):
+    with pytest.raises(Disagreement, match="counts 2 ids of 1 texts, but gave 1"):
         encode_all(Loses(), ["ab"])
 
 
@@ -107,7 +107,7 @@ def test_a_panic_in_a_batch_is_a_difference_and_in_encode_names_the_document():
         encode_batch = Panics.encode_batch
 
     assert written(BatchPanics(), by="panic").encoded_by == "encode"
-    with pytest.raises(Unencodable, match="Panics.encode stops on a document of .*'Story 0: .*StackOverflow"):
+    with pytest.raises(Unencodable, match="Panics.encode fails on a document of .*'Story 0: .*StackOverflow"):
         encode_all(Panics(), STORIES, batches=False)
     with pytest.raises(ValueError, match="^document 1 of the train split of the text .*bind another tokenizer"):
         written(Panics(), by="panics")

@@ -121,7 +121,7 @@ def test_a_logger_hears_everything_in_order_in_a_thread_of_its_own(tmp_path):
 def test_a_logger_that_fails_costs_one_warning_and_itself(broken, reason, tmp_path, caplog):
     NoLog.closed = 0
     _write(tmp_path, [broken, type("Sound", (Heard,), {})])
-    assert caplog.messages == [f"logger {broken.__name__} is left out from here on: {reason}"]
+    assert caplog.messages == [f"logger {broken.__name__} failed and is not used any more: {reason}"]
     assert [row["step"] for row in read(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3, 4]
     assert NoLog.closed == (broken is NoLog), "it was not given the chance to close its files"
 
@@ -131,7 +131,7 @@ def test_a_logger_that_hangs_is_left_behind(broken, tmp_path, caplog, hanging):
     start = time.monotonic()
     _write(tmp_path, [broken, Heard])
     assert 0.9 < time.monotonic() - start < 5
-    assert caplog.messages == [f"logger {broken.__name__} is not done after 1 s and is left behind"]
+    assert caplog.messages == [f"logger {broken.__name__} did not close within 1 s; its last entries may be missing"]
     assert Heard.calls[-1] == ("close", ROW) and len(read(tmp_path / "metrics.jsonl")) == 5
 
 
@@ -146,7 +146,7 @@ def test_a_logger_that_is_too_slow_misses_rows_and_is_not_waited_for(tmp_path, c
         written.row(step, ROW)
     gate.set()
     written.close()
-    assert caplog.messages == ["logger Slow is too slow: 1000 entries wait for it, more are dropped"]
+    assert caplog.messages == ["logger Slow is too slow: 1000 entries are waiting, further ones are dropped"]
     heard = [call[1] for call in Heard.calls if call[0] == "log"]
     assert heard in (list(range(1000)), list(range(1001)))  # the thread may hold one that no longer waits
     assert Heard.calls[-1] == ("close", ROW) and len(read(tmp_path / "metrics.jsonl")) == 1500
@@ -179,7 +179,7 @@ def test_a_process_ends_although_a_logger_hangs(tmp_path):
     command = [sys.executable, "-W", "error", "-c", HANGS, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20)
     assert (done.returncode, done.stdout) == (0, "closed\n")
-    assert done.stderr == "logger Hangs is not done after 1 s and is left behind\n"
+    assert done.stderr == "logger Hangs did not close within 1 s; its last entries may be missing\n"
 
 
 # ------------------------------------------------------------------------------------------------------- full disks
@@ -226,7 +226,7 @@ written.close()
 """,
     )
     assert done.stdout == "[0]\n[0, 1]\n[0, 1, 2, 3, 4, 5, 6]\n", done.stderr
-    said = [line.split(" it is")[0] for line in done.stderr.splitlines()]
+    said = [line.split(" trying")[0] for line in done.stderr.splitlines()]
     assert sorted(said) == [f"can't write {tmp_path / name}," for name in ("metrics.jsonl", "samples.md")]
     assert (tmp_path / "samples.md").read_text() == "".join(f"## step {s}\n\n{'x' * 40}\n\n" for s in range(5))
 
@@ -272,7 +272,7 @@ def test_a_file_that_can_not_be_opened_is_tried_again(tmp_path, caplog):
     written.sample(2, "two")
     written.close()
     assert (tmp_path / "samples.md").read_text() == "## step 1\n\none\n\n## step 2\n\ntwo\n\n"
-    assert len(caplog.messages) == 1 and "samples.md, it is tried again" in caplog.text
+    assert len(caplog.messages) == 1 and "samples.md, trying again" in caplog.text
 
 
 # ----------------------------------------------------------------------------------------------------------- resumes
@@ -299,7 +299,7 @@ def test_a_cut_that_finds_no_room_changes_nothing(tmp_path):
     before = (tmp_path / "metrics.jsonl").read_bytes()
     script = FULL.replace("written = Journal(folder, [], 0)", "room(20)\nJournal(folder, [], 4)")
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
-    assert "metrics.jsonl back to where the run goes on: [Errno 27]" in done.stderr
+    assert "metrics.jsonl back to the step of the checkpoint: [Errno 27]" in done.stderr
     assert (tmp_path / "metrics.jsonl").read_bytes() == before and not (tmp_path / "metrics.jsonl.tmp").exists()
 
 

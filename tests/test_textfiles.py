@@ -197,13 +197,15 @@ def test_a_folder_means_its_text_files(tmp_path, caplog):
     assert find_files(["corpus"]) == [path.relative_to(tmp_path) for path in expected]
     assert find_files([f"{folder}/"]) == expected == find_files([str(folder), f"{folder}/deep/er/a.jsonl"])
     [message] = [message for message in caplog.messages if str(folder) in message]
-    assert "3 text files (.jsonl, .md, .txt); 3 others are left out" in message
+    assert "3 text files (.jsonl, .md, .txt); 3 others are ignored" in message
 
 
 def test_a_folder_without_text_says_what_it_looks_for(tmp_path):
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "a.py").write_text("x")
-    with pytest.raises(ValueError, match=r"folder code has no text file .* none of 1 files ends in \.txt.*\.zst.*glob"):
+    with pytest.raises(
+        ValueError, match=r"folder code has no text file .* none of its 1 files ends in \.txt.*\.zst.*glob"
+    ):
         find_files(["code"])
 
 
@@ -290,7 +292,7 @@ def test_a_parquet_without_the_column_or_with_numbers_names_it(tmp_path):
     (tmp_path / "a.parquet").write_bytes(as_parquet(STORIES))
     with pytest.raises(ValueError, match=r"a.parquet: no column 'story' .found: id, text.; bind TextFiles.column"):
         list(documents(tmp_path / "a.parquet", None, "story"))
-    with pytest.raises(ValueError, match="a.parquet: the column 'id' holds no text, but int64"):
+    with pytest.raises(ValueError, match="a.parquet: the column 'id' does not hold text, but int64"):
         list(documents(tmp_path / "a.parquet", None, "id"))
 
 

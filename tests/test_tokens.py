@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from components.tokenizer import BPE, Bytes, Characters
-from toolkit.text import order
+from toolkit.text import order, tokenise
 from toolkit.text import tokens as module
 from toolkit.text.tokens import TokenFiles
 
@@ -119,7 +119,7 @@ def test_threads_keep_the_order_of_documents(monkeypatch):
             time.sleep(0.01 if text.startswith("Story 0") else 0)
             return super().encode(text)
 
-    monkeypatch.setattr(module, "CHUNK", 50)
+    monkeypatch.setattr(tokenise, "CHUNK", 50)
     written = Bytes().decode(files(SlowerFirst()).tokens("train"))
     assert written == "".join(document + "<|endoftext|>" for document in TEXT["train"])
 
@@ -284,7 +284,7 @@ def test_ids_outside_the_vocabulary_are_refused():
 
 
 def test_unknown_split_is_refused():
-    with pytest.raises(ValueError, match="no split 'test'.*train, val"):
+    with pytest.raises(ValueError, match="unknown split 'test'.*train, val"):
         files().windows("test")
 
 

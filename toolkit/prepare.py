@@ -23,13 +23,15 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _arguments(argv):
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m toolkit.prepare",
-        description="Download and tokenise the text of an experiment, for every run that reads the same text alike.",
-        epilog="Token files live in $TOOLKIT_CACHE, or else in the user's cache folder.",
+        description="Download and tokenise the text of an experiment, for all runs with the same text and tokenizer.",
+        epilog="Token files are stored in $TOOLKIT_CACHE, or else in the user's cache folder.",
     )
-    parser.add_argument("overlays", metavar="OVERLAY.gin", nargs="*", help="laid over gin/default.gin in this order")
+    parser.add_argument(
+        "overlays", metavar="OVERLAY.gin", nargs="*", help="overrides gin/default.gin, and each file the ones before it"
+    )
     parser.add_argument("-p", "--gin_param", dest="bindings", metavar="BINDING", action="append", default=[])
     parser.add_argument("--import", dest="imports", metavar="M|F.py", action="append", default=[])
     return parser.parse_intermixed_args(argv)

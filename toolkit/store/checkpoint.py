@@ -10,28 +10,34 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import nn
 
-from toolkit.store.disk import fsync, sha256
-from toolkit.store.seal import digest as digest_of
+from toolkit.store import sealed
+from toolkit.store.disk import sha256
+from toolkit.store.sealed import MANIFEST, read_manifest
 from toolkit.store.statefile import read_state, write_state
 
-MANIFEST = "manifest.json"
-MANIFEST_LIMIT = 1_000_000  # bytes; a manifest has about a thousand
 STEPS = "step-" + "[0-9]" * 8
 TRIES = 3  # failed saves in a row after which the run ends
 PAUSES = (0.1, 1.0)  # seconds to wait before each retry of a failed save: the disk may have room by then
 FILES = ("model.safetensors", "state.pt")
+STYLE = sealed.ManifestStyle(
+    seal_key="sha256",
+    indent=1,
+    limit=1_000_000,  # a manifest has about a thousand bytes
+    exact=True,
+    measure=lambda path: {"sha256": sha256(path), "size": path.stat().st_size},
+    expected=lambda entry: (entry["size"], entry["sha256"]),
+)
 log = logging.getLogger("toolkit")
 
 
@@ -43,15 +49,16 @@ class Keeper:
     checkpoints/best could not be replaced by a newer one, or None."""
 
     def __init__(self, root: Path, keep: int):
-        self.root, self.keep, self.failed_in_a_row, self.lost = root, keep, 0, None
+        self.root, self.keep, self.failed_in_a_row = root, keep, 0
+        self.lost: str | None = None
 
     def save(
         self,
         name: str,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        progress: dict,
-        journal: dict | None = None,
+        progress: dict[str, Any],
+        journal: dict[str, Any] | None = None,
         last: bool = False,
     ) -> bool:
         """Save a checkpoint as ``name``; returns whether that succeeded.
@@ -81,53 +88,52 @@ class Keeper:
         steps = sorted(self.root.glob(STEPS))
         if len(steps) > self.keep and problem(steps[-1]) is None:
             for folder in steps[: -self.keep]:
-                (folder / MANIFEST).unlink(missing_ok=True)  # first: a half-deleted checkpoint must not look whole
-                shutil.rmtree(folder, ignore_errors=True)
+                sealed.delete(folder)
 
 
 def save(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict, journal: dict | None = None
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: dict[str, Any],
+    journal: dict[str, Any] | None = None,
 ) -> Path:
-    """Write a checkpoint into a temporary folder beside ``folder``, then rename it to ``folder``, which is returned.
+    """Write a checkpoint as the sealed folder ``folder``, which is returned.
 
     ``progress`` (plain values and tensors) goes into the state, ``journal`` (sizes and digests of the rows before this
     step) into the manifest. Raises OSError if the disk refuses; a checkpoint already in ``folder`` is then unchanged.
     """
-    temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        sweep(folder.parent)
-        state = {"optimizer": optimizer.state_dict(), "progress": progress}
+
+    def fill(temporary: Path) -> dict[str, Any]:
+        state: dict[str, Any] = {"optimizer": optimizer.state_dict(), "progress": progress}
         with evaluation_weights(model, optimizer) as training_weights:
             weights = {name: value.contiguous() for name, value in model.state_dict().items()}
             if training_weights is not None:
                 state["training_weights"] = training_weights
             _check_space(folder.parent, [weights, state])
-            temporary.mkdir()
             safetensors.torch.save_file(weights, temporary / "model.safetensors")
         write_state(temporary / "state.pt", state)
-        for name in FILES:
-            fsync(temporary / name)
-        files = {n: {"sha256": sha256(temporary / n), "size": (temporary / n).stat().st_size} for n in FILES}
-        about = {name: progress[name] for name in ("step", "best", "config", "data", "tokenizer") if name in progress}
-        manifest = {"files": files, "torch": torch.__version__, **about} | ({"journal": journal} if journal else {})
-        (temporary / MANIFEST).write_text(json.dumps(manifest | {"sha256": digest_of(manifest)}, indent=1))
-        fsync(temporary / MANIFEST)
-        fsync(temporary)
-        _replace(temporary, folder)
+        about: dict[str, Any] = {
+            n: progress[n] for n in ("step", "best", "config", "data", "tokenizer") if n in progress
+        }
+        return {"torch": torch.__version__, **about, **({"journal": journal} if journal else {})}
+
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        sealed.sweep(folder.parent)
+        sealed.write(folder, fill, STYLE)
     except (OSError, safetensors.SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise OSError(f"can't write {folder}: {error}") from error
     return folder
 
 
 @contextlib.contextmanager
-def evaluation_weights(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[dict | None]:
+def evaluation_weights(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[dict[str, torch.Tensor] | None]:
     """Swap in the optimizer's averaged evaluation weights; restore the training weights exactly on exit.
 
-    Yields a copy of the training weights, or None if the optimizer has no ``eval`` and the model stays as it is. The
-    copy is restored because ``optimizer.train`` alone would round: evaluating more often would change the run."""
-    if not hasattr(optimizer, "eval"):
+    Yields a copy of the training weights, or None if the optimizer has no ``eval`` and ``train``. The copy is restored
+    because ``optimizer.train`` alone would round: evaluating more often would change the run."""
+    if not (hasattr(optimizer, "eval") and hasattr(optimizer, "train")):
         yield None
         return
     training_weights = {name: value.clone() for name, value in model.state_dict().items()}
@@ -139,45 +145,18 @@ def evaluation_weights(model: nn.Module, optimizer: torch.optim.Optimizer) -> It
         model.load_state_dict(training_weights)
 
 
-def sweep(root: Path) -> None:
-    """Delete what interrupted saves left. A checkpoint that was moved aside gets its name back if its successor is
-    missing."""
-    for stale in root.glob("*.tmp-*"):
-        original = stale.with_name(stale.name.split(".tmp-")[0])
-        if ".tmp-old-" in stale.name and not original.exists():
-            stale.rename(original)
-        else:
-            shutil.rmtree(stale, ignore_errors=True)
-
-
 def problem(folder: Path) -> str | None:
     """Why a checkpoint can't be trusted, in words; None if its manifest and files verify."""
     try:
-        if (folder / MANIFEST).stat().st_size > MANIFEST_LIMIT:
-            return f"{MANIFEST} is too long to be one"
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if manifest.pop("sha256") != digest_of(manifest):
-            return f"{MANIFEST} is not what was written"
-        if folder.name.startswith("step-") and folder.name != f"step-{manifest['step']:08d}":
-            return f"it holds step {manifest['step']}"
-        if not set(FILES) <= set(manifest["files"]):
-            return f"{MANIFEST} lists {sorted(manifest['files'])}, but a checkpoint has {' and '.join(FILES)}"
-        names = {path.name for path in folder.iterdir()} - {MANIFEST}
-        if names != set(manifest["files"]):
-            return f"its files are {sorted(names)}, but {sorted(manifest['files'])} were written"
-        for name, file in manifest["files"].items():
-            if (folder / name).stat().st_size != file["size"]:
-                return f"{name} has {(folder / name).stat().st_size} bytes, but {file['size']} were written"
-            if sha256(folder / name) != file["sha256"]:
-                return f"{name} is not what was written"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        return f"no readable {MANIFEST}: {error}"
+        manifest = sealed.verified(folder, STYLE)
+    except sealed.Damaged as damage:
+        return str(damage)
+    if not set(FILES) <= set(manifest["files"]):
+        return f"{MANIFEST} lists {sorted(manifest['files'])}, but a checkpoint has {' and '.join(FILES)}"
+    step = manifest.get("step")
+    if folder.name.startswith("step-") and not (isinstance(step, int) and folder.name == f"step-{step:08d}"):
+        return f"it holds step {step}"
     return None
-
-
-def read_manifest(folder: Path) -> dict:
-    """Read a checkpoint's manifest. It is not verified here; ``problem`` does that."""
-    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
 
 
 def digest(folder: Path) -> str:
@@ -190,19 +169,20 @@ def newest(root: Path, set_aside: bool = False) -> Path | None:
 
     Warns about each damaged one that it skips. ``set_aside`` renames these to bad-step-..., so that they are neither
     counted among the kept ones nor overwritten. Raises OSError if there are step checkpoints but none verifies."""
-    steps, damaged = sorted(root.glob(STEPS), reverse=True), []
+    steps = sorted(root.glob(STEPS), reverse=True)
+    damaged: list[Path] = []
     for folder in steps:
         reason = problem(folder)
         if reason is None:
             for each in damaged if set_aside else ():
-                _replace(each, each.with_name(f"bad-{each.name}"))
+                sealed.put_in_place(each, each.with_name(f"bad-{each.name}"))
             return folder
         log.warning("skipping checkpoint %s: %s", folder, reason)
         damaged.append(folder)
     if steps:
         raise OSError(
             f"none of the {len(steps)} checkpoints in {root} is sound, and nothing was changed: "
-            "bring one back from a copy, or begin again under another --name"
+            "restore one from a copy, or start again under another --name"
         )
     return None
 
@@ -235,9 +215,10 @@ def find(path: str | Path) -> tuple[Path, Path]:
         run, folder = path.parent.parent, path
     elif (path / "config.gin").is_file():
         best = path / "checkpoints" / "best"
-        run, folder = path, best if best.is_dir() else newest(path / "checkpoints")
-        if folder is None:
+        found = best if best.is_dir() else newest(path / "checkpoints")
+        if found is None:
             raise ValueError(f"{path} has no checkpoint yet; let it train up to Experiment.checkpoint_every first")
+        run, folder = path, found
     else:
         raise ValueError(f"{path} is neither a run (a folder with config.gin) nor a checkpoint in one")
     reason = problem(folder)
@@ -257,14 +238,14 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     _load_tensors(model, weights, folder)
 
 
-def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Load weights and optimizer state; returns the progress that was saved with them. The peak learning rates of the
     optimizer stay as they are. Raises ValueError for another architecture or optimizer, and for a state file that is
     not safe to read."""
     state = read_state(folder / "state.pt")
     progress = state.get("progress") if isinstance(state, dict) else None
     if not (isinstance(progress, dict) and {"step", "best"} <= progress.keys() and "optimizer" in state):
-        raise ValueError(f"{folder / 'state.pt'} is no state of a run: step, best score or optimizer is missing")
+        raise ValueError(f"{folder / 'state.pt'} is not the state of a run: step, best score or optimizer is missing")
     if "training_weights" in state:
         _load_tensors(model, state["training_weights"], folder)
     else:
@@ -285,7 +266,7 @@ def _check_space(root: Path, values: object) -> None:
     needed = sum(t.numel() * t.element_size() for t in _tensors_in(values))
     free = shutil.disk_usage(root).free
     if free < needed:
-        raise OSError(errno.ENOSPC, f"it takes {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free on that disk")
+        raise OSError(errno.ENOSPC, f"it takes {needed / 1e6:,.1f} MB, but {free / 1e6:,.1f} MB are free on that disk")
 
 
 def _tensors_in(value: object) -> Iterator[torch.Tensor]:
@@ -309,13 +290,3 @@ def _load_tensors(model: nn.Module, weights: dict[str, torch.Tensor], folder: Pa
         )
         raise ValueError(f"{folder} is of another architecture: {len(differ)} of {len(own | saved)} tensors ({shown})")
     model.load_state_dict(weights)
-
-
-def _replace(temporary: Path, folder: Path) -> None:
-    """Rename a finished folder to ``folder``. A folder of that name is moved aside first and deleted afterwards."""
-    old = folder.with_name(f"{folder.name}.tmp-old-{os.getpid()}")
-    if folder.exists():
-        folder.rename(old)
-    temporary.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-    fsync(folder.parent)

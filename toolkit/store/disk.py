@@ -12,6 +12,7 @@ import logging
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 from toolkit.store import seal
 
@@ -35,7 +36,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; {} if the file does not exist. Raises ValueError, naming the file, if it is damaged:
     if it holds no JSON object, or its seal does not match its content."""
     if not path.is_file():
@@ -56,16 +57,16 @@ def read_json(path: Path) -> dict:
     return value
 
 
-def read_json_or_warn(path: Path) -> dict:
+def read_json_or_warn(path: Path) -> dict[str, Any]:
     """As ``read_json``, but a damaged file gives a warning that names it, and {}."""
     try:
         return read_json(path)
     except ValueError as error:
-        log.warning("%s; going on without it", error)
+        log.warning("%s; continuing without it", error)
         return {}
 
 
-def write_json(path: Path, value: dict) -> None:
+def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write a JSON object with its seal, whole or not at all. Raises OSError."""
     write_text(path, json.dumps(seal.seal(value), indent=1) + "\n")
 

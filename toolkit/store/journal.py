@@ -18,8 +18,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, BinaryIO, TypedDict
 
 from toolkit.output.errors import clean
 from toolkit.store.disk import BINARY, NO_FOLLOW, fsync, write_bytes
@@ -29,6 +30,13 @@ PATIENCE = 60.0  # seconds that all loggers together have to close; W&B alone gi
 log = logging.getLogger("toolkit")
 
 
+class Extent(TypedDict):
+    """The beginning of a file: its length in bytes, and its SHA-256 in hex."""
+
+    size: int
+    sha256: str
+
+
 class Journal:
     """Rows and samples of one run, from step ``start`` on. What an earlier attempt wrote at or past ``start`` is cut
     away. ``latest`` holds the newest value of each metric, those before ``start`` included. With ``writing`` False the
@@ -36,7 +44,9 @@ class Journal:
     samples.md can't be cut, or metrics.jsonl can't be opened."""
 
     def __init__(self, run_dir: Path, loggers: list[type], start: int, writing: bool = True):
-        self.latest, self.writing, self.loggers = {}, writing, []
+        self.latest: dict[str, float] = {}
+        self.writing = writing
+        self.loggers: list[LoggerThread] = []
         for row in read(run_dir / "metrics.jsonl"):
             if row["step"] < start:
                 self.latest |= {name: value for name, value in row.items() if name != "step"}
@@ -72,8 +82,8 @@ class Journal:
             for logger in self.loggers:
                 logger.tell("flush")
 
-    def covered(self, step: int) -> dict[str, dict[str, object]]:
-        """{file: {"size", "sha256"}} of the entries before a step: a run that resumes at the step begins with these."""
+    def covered(self, step: int) -> dict[str, Extent]:
+        """{file: extent} of the entries before a step: a run that resumes at the step begins with these."""
         return {file.path.name: file.covered(step) for file in (self.metrics, self.samples)}
 
     def close(self) -> None:
@@ -96,7 +106,11 @@ class Journal:
             logger.join(max(0.0, deadline - time.monotonic()))
         unfinished = [logger.title for logger in self.loggers if logger.is_alive() and not logger.failed]
         if unfinished:
-            log.warning("logger %s is not done after %.0f s and is left behind", ", ".join(unfinished), PATIENCE)
+            log.warning(
+                "logger %s did not close within %.0f s; its last entries may be missing",
+                ", ".join(unfinished),
+                PATIENCE,
+            )
 
 
 class Entries:
@@ -104,7 +118,9 @@ class Entries:
     refuses wait in memory, in order, and are tried again with each later entry."""
 
     def __init__(self, path: Path):
-        self.path, self.waiting, self.file = path, deque(), None
+        self.path = path
+        self.waiting: deque[tuple[int, bytes]] = deque()  # (step, entry)
+        self.file: BinaryIO | None = None
         self.size, self.torn, self.has_warned = 0, False, False  # torn: part of an entry may follow ``size`` bytes
         self._step, self._digest, self._length = -1, hashlib.sha256(), 0  # of all entries, written or waiting
         self._before = self._digest.copy(), 0  # digest and length of the entries before ``_step``
@@ -118,16 +134,17 @@ class Entries:
                 write_bytes(self.path, kept)
             except OSError as error:
                 raise OSError(
-                    f"can't cut {self.path} back to where the run goes on: {error}; nothing was changed"
+                    f"can't cut {self.path} back to the step of the checkpoint: {error}; nothing was changed"
                 ) from error
 
-    def open(self) -> None:
-        """Open the file to append to it; it is created if missing. Raises OSError."""
+    def open(self) -> BinaryIO:
+        """Open the file to append to it; it is created if missing. Returns it. Raises OSError."""
         handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | NO_FOLLOW | BINARY, 0o666)
-        self.file = os.fdopen(handle, "ab", buffering=0)  # a buffer would write refused data a second time
-        self.size = os.fstat(self.file.fileno()).st_size
+        file = os.fdopen(handle, "ab", buffering=0)  # a buffer would write refused data a second time
+        self.file, self.size = file, os.fstat(file.fileno()).st_size
+        return file
 
-    def covered(self, step: int) -> dict[str, object]:
+    def covered(self, step: int) -> Extent:
         """Size and SHA-256 of the entries before ``step``, which must not be below the step of the last entry."""
         digest, size = self._before if step == self._step else (self._digest, self._length)
         return {"size": size, "sha256": digest.hexdigest()}
@@ -144,7 +161,7 @@ class Entries:
             self._write_waiting()
         except OSError as error:
             if not self.has_warned:
-                log.warning("can't write %s, it is tried again with each later entry: %s", self.path, error)
+                log.warning("can't write %s, trying again with each later entry: %s", self.path, error)
             self.has_warned = True
 
     def sync(self) -> None:
@@ -177,23 +194,22 @@ class Entries:
     def _write_waiting(self) -> None:
         """Write the waiting entries in order, until one is refused. Raises OSError."""
         while self.waiting:
-            if self.file is None:
-                self.open()
+            file = self.file or self.open()
             try:
-                self._append(self.waiting[0][1])
+                self._append(file, self.waiting[0][1])
             except OSError:
                 with contextlib.suppress(OSError):
-                    self.file.truncate(self.size)  # so that readers find only whole entries
+                    file.truncate(self.size)  # so that readers find only whole entries
                 raise
             self.waiting.popleft()
 
-    def _append(self, data: bytes) -> None:
+    def _append(self, file: BinaryIO, data: bytes) -> None:
         """Write one entry at the end of the whole ones. Raises OSError."""
         if self.torn:  # ``_write_waiting`` may have failed to remove the part
-            self.file.truncate(self.size)
+            file.truncate(self.size)
         self.torn, written = True, 0
         while written < len(data):  # a nearly full disk writes a part first, and raises at the next write
-            written += self.file.write(data[written:])
+            written += file.write(data[written:])
         self.torn, self.size = False, self.size + written
 
 
@@ -203,9 +219,11 @@ class LoggerThread(threading.Thread):
 
     def __init__(self, cls: type, run_dir: Path, start_step: int):
         super().__init__(name=f"logger {cls.__name__}", daemon=True)  # daemon: must not keep the process alive
-        self.run_dir = run_dir
-        self.title, self.failed, self.has_been_full, self.logger = cls.__name__, False, False, None
-        self.build, self.entries = lambda: cls(run_dir, start_step), queue.SimpleQueue()
+        self.run_dir, self.title = run_dir, cls.__name__
+        self.failed, self.has_been_full = False, False
+        self.logger: Any = None  # a part of kind logger, once it is built
+        self.build: Callable[[], Any] = lambda: cls(run_dir, start_step)
+        self.entries: queue.SimpleQueue[tuple[str, tuple[Any, ...]]] = queue.SimpleQueue()  # (method, arguments)
         self.start()
 
     def tell(self, method: str, *arguments: object) -> None:
@@ -216,7 +234,7 @@ class LoggerThread(threading.Thread):
             self.entries.put((method, arguments))
         elif not self.has_been_full:
             self.has_been_full = True
-            log.warning("logger %s is too slow: %s entries wait for it, more are dropped", self.title, QUEUE)
+            log.warning("logger %s is too slow: %s entries are waiting, further ones are dropped", self.title, QUEUE)
 
     def end(self, summary: dict[str, float]) -> None:
         """Queue the logger's ``close(summary)``, after the calls that wait."""
@@ -236,7 +254,7 @@ class LoggerThread(threading.Thread):
         except BaseException as error:  # SystemExit would end the thread silently
             self.failed = True
             kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
-            log.warning("logger %s is left out from here on: %s%s", self.title, kind, clean(error))
+            log.warning("logger %s failed and is not used any more: %s%s", self.title, kind, clean(error))
             if self.logger is not None and method != "close":
                 with contextlib.suppress(BaseException):
                     self.logger.close({})
@@ -251,7 +269,7 @@ class LoggerThread(threading.Thread):
                     fsync(path)
 
 
-def read(path: Path) -> list[dict]:
+def read(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl, without the lines that can't be read; see ``corrupt``."""
     return [row for _, _, row in _lines(path) if row is not None]
 
@@ -262,9 +280,9 @@ def corrupt(path: Path) -> list[int]:
     return [number for number, line, row in _lines(path) if row is None and line.endswith(b"\n")]
 
 
-def measure(run_dir: Path) -> dict[str, dict[str, object]]:
-    """{file: {"size", "sha256"}} of metrics.jsonl and samples.md as they are; a file that can't be read is left out."""
-    measured = {}
+def measure(run_dir: Path) -> dict[str, Extent]:
+    """{file: extent} of metrics.jsonl and samples.md as they are; a file that can't be read is left out."""
+    measured: dict[str, Extent] = {}
     for name in ("metrics.jsonl", "samples.md"):
         with contextlib.suppress(OSError):
             content = (run_dir / name).read_bytes()
@@ -272,7 +290,7 @@ def measure(run_dir: Path) -> dict[str, dict[str, object]]:
     return measured
 
 
-def damage(run_dir: Path, covered: dict[str, dict[str, object]], whole: bool = False) -> str | None:
+def damage(run_dir: Path, covered: dict[str, Extent], whole: bool = False) -> str | None:
     """How a run's journal differs from what was written, in words; None if it does not. ``covered`` is a result of
     ``Journal.covered`` or ``measure``. ``whole``: bytes that follow those in ``covered`` count as damage too."""
     for name, expected in covered.items():
@@ -290,7 +308,7 @@ def damage(run_dir: Path, covered: dict[str, dict[str, object]], whole: bool = F
     return None
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes, dict | None]]:
+def _lines(path: Path) -> Iterator[tuple[int, bytes, dict[str, Any] | None]]:
     """(number from 1, line, row) of each line; the row is None if the line is not a complete object with a step."""
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         for number, line in enumerate(file, start=1):

@@ -16,6 +16,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 KEY = "seal"
 _LINE = re.compile(r"# sealed ([0-9a-f]{64}) (.*)\n?")
@@ -26,7 +27,7 @@ REMEDY = (
 )
 
 
-def seal(value: dict) -> dict:
+def seal(value: dict[str, Any]) -> dict[str, Any]:
     """A JSON object with its digest as the entry ``KEY``; an old seal is replaced."""
     content = {key: each for key, each in value.items() if key != KEY}
     return content | {KEY: digest(content)}

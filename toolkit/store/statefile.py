@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import zipfile
 from pathlib import Path
+from typing import IO, Any
 
 import torch
 
@@ -12,31 +13,32 @@ import torch
 class _ErrorRecorder:
     """A file for torch.save that keeps the first OSError: torch.save raises a RuntimeError without its cause."""
 
-    def __init__(self, file):
-        self.file, self.error = file, None
+    def __init__(self, file: IO[bytes]):
+        self.file = file
+        self.error: OSError | None = None
 
-    def write(self, data):
+    def write(self, data: bytes) -> int:
         try:
             return self.file.write(data)
         except OSError as error:
             self.error = self.error or error
             raise
 
-    def flush(self):
+    def flush(self) -> None:
         self.file.flush()
 
 
-def write_state(path: Path, state: dict) -> None:
+def write_state(path: Path, state: dict[str, Any]) -> None:
     """Write a state with torch.save. Raises OSError with the disk's own reason."""
     with open(path, "wb", buffering=0) as file:
         recorder = _ErrorRecorder(file)
         try:
-            torch.save(state, recorder)
+            torch.save(state, recorder)  # type: ignore[arg-type]  # it calls write and flush alone
         except RuntimeError as error:
             raise recorder.error or OSError(str(error)) from error
 
 
-def read_state(path: Path) -> dict:
+def read_state(path: Path) -> Any:
     """Read what ``write_state`` wrote; tensors are put on the CPU. Raises ValueError for a file whose entries could
     need more memory than its size, before it reads them, and for a file with more than tensors and plain values."""
     try:
@@ -49,4 +51,4 @@ def read_state(path: Path) -> dict:
         return torch.load(path, weights_only=True, map_location="cpu")
     except (ValueError, RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{path} is not safe to read, and was not: {reason}; use another checkpoint") from error
+        raise ValueError(f"{path} is not safe to read, so it was not read: {reason}; use another checkpoint") from error

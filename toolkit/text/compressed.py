@@ -8,13 +8,12 @@ import gzip
 import io
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Path) -> Iterator[io.BufferedIOBase]:
     """Open a file as a binary stream; it is decompressed if its suffix is a key of ``COMPRESSIONS``.
 
     Raises ValueError, also while the stream is read, for compressed content that is damaged or cut short, and OSError
@@ -40,7 +39,7 @@ def named_damage(path: Path) -> Iterator[None]:
         raise ValueError(f"{path} is damaged or was cut short ({reason}); copy or download it again") from error
 
 
-def _zstandard(file: BinaryIO) -> BinaryIO:
+def _zstandard(file: io.BufferedReader) -> io.BufferedReader:
     """Decompress with pyarrow, which notices a frame that was cut short."""
     import pyarrow
 
@@ -49,8 +48,14 @@ def _zstandard(file: BinaryIO) -> BinaryIO:
     return io.BufferedReader(pyarrow.CompressedInputStream(file, "zstd"))
 
 
-def _gzip(file: BinaryIO) -> BinaryIO:
+def _gzip(file: io.BufferedReader) -> gzip.GzipFile:
+    """Decompress with gzip, from an open file."""
     return gzip.GzipFile(fileobj=file)
 
 
-COMPRESSIONS = {".gz": _gzip, ".bz2": bz2.BZ2File, ".xz": lzma.LZMAFile, ".zst": _zstandard}
+COMPRESSIONS: dict[str, Callable[[io.BufferedReader], io.BufferedIOBase]] = {
+    ".gz": _gzip,
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
+    ".zst": _zstandard,
+}

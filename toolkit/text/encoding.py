@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from typing import Protocol, TypeGuard
 
 import numpy as np
 
+from toolkit.protocols import Tokenizer
+
 EXCERPT = 2_000  # characters of a text that the referee encodes again: about 1 % of the work on a chunk
+
+
+class BatchEncoder(Tokenizer, Protocol):
+    """A tokenizer that can encode many texts in one call."""
+
+    def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 class Disagreement(Exception):
@@ -17,16 +26,16 @@ class Disagreement(Exception):
 class Unencodable(ValueError):
     """A tokenizer's ``encode`` panicked on text number ``place``, from 0, of those in the call."""
 
-    def __init__(self, tokenizer, text: str, place: int, panic: BaseException):
+    def __init__(self, tokenizer: Tokenizer, text: str, place: int, panic: BaseException):
         name, reason = type(tokenizer).__name__, textwrap.shorten(str(panic), 120)
         super().__init__(
-            f"{name}.encode stops on a document of {len(text):,} characters that begins with {text[:40]!r} ({reason}); "
+            f"{name}.encode fails on a document of {len(text):,} characters that begins with {text[:40]!r} ({reason}); "
             "divide it into shorter documents, or bind another tokenizer"
         )
         self.place = place
 
 
-def encode(tokenizer, text: str, place: int = 0) -> Sequence[int]:
+def encode(tokenizer: Tokenizer, text: str, place: int = 0) -> Sequence[int]:
     """Return ``tokenizer.encode(text)``. A panic in a Rust library, which is no Exception, becomes Unencodable."""
     try:
         return tokenizer.encode(text)
@@ -41,7 +50,7 @@ def is_panic(error: BaseException) -> bool:
     return type(error).__name__ == "PanicException"  # each library has its own class, which can't be imported
 
 
-def has_batches(tokenizer) -> bool:
+def has_batches(tokenizer: Tokenizer) -> TypeGuard[BatchEncoder]:
     """Whether a tokenizer's ``encode_batch`` may stand in for its ``encode``. A class that overrides ``encode`` alone
     ignores an inherited ``encode_batch``."""
     for cls in type(tokenizer).__mro__:
@@ -52,7 +61,7 @@ def has_batches(tokenizer) -> bool:
     return False
 
 
-def encode_all(tokenizer, texts: Sequence[str], batches: bool = True) -> tuple[np.ndarray, np.ndarray]:
+def encode_all(tokenizer: Tokenizer, texts: Sequence[str], batches: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """(ids (N,), counts (len(texts),)): the ids of all texts in a row, and how many each text has.
 
     Uses ``encode_batch`` if the tokenizer has one and ``batches`` allows it, else ``encode``, text by text. Raises
@@ -64,22 +73,22 @@ def encode_all(tokenizer, texts: Sequence[str], batches: bool = True) -> tuple[n
         except BaseException as error:
             if not is_panic(error):
                 raise
-            raise Disagreement(f"it stops where encode may not ({textwrap.shorten(str(error), 120)})") from None
+            raise Disagreement(f"it fails where encode may not ({textwrap.shorten(str(error), 120)})") from None
         if len(counts) != len(texts) or counts.sum() != len(ids):
             raise Disagreement(
-                f"it counts {counts.sum()} ids of {len(counts)} texts, and gave {len(ids)} of {len(texts)}"
+                f"it counts {counts.sum()} ids of {len(counts)} texts, but gave {len(ids)} ids of {len(texts)} texts"
             )
         return ids, counts
-    ids: list[int] = []
+    all_ids: list[int] = []
     counts = np.empty(len(texts), dtype=np.int64)
     for place, text in enumerate(texts):
-        start = len(ids)
-        ids.extend(encode(tokenizer, text, place))
-        counts[place] = len(ids) - start
-    return np.array(ids, dtype=np.int64), counts
+        start = len(all_ids)
+        all_ids.extend(encode(tokenizer, text, place))
+        counts[place] = len(all_ids) - start
+    return np.array(all_ids, dtype=np.int64), counts
 
 
-def referee(tokenizer, texts: Sequence[str], ids: np.ndarray, counts: np.ndarray, seed: int) -> None:
+def referee(tokenizer: Tokenizer, texts: Sequence[str], ids: np.ndarray, counts: np.ndarray, seed: int) -> None:
     """Encode two of the texts with ``encode`` as well: one picked by ``seed``, and the next one that is not pure ASCII,
     since encoders differ most on those. Of a text longer than EXCERPT, an excerpt is encoded in both ways. Raises
     Disagreement if the ids differ."""

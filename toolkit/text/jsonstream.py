@@ -57,7 +57,9 @@ class _Source:
     def peek(self) -> str:
         """The next character that is not blank; "" at the end."""
         while True:
-            self._advance(BLANK.match(self.text, self.at).end())
+            blank = BLANK.match(self.text, self.at)
+            assert blank is not None  # it matches the empty string
+            self._advance(blank.end())
             if self.at < len(self.text):
                 return self.text[self.at]
             if not self._refill():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -12,7 +13,15 @@ ROUNDS = 8
 MASK = 2**64 - 1
 
 
-def order(windows: int, seed: Sequence[int]) -> Sequence[int]:
+class Permutation(Protocol):
+    """The numbers below its length, each once: the window at each place of an epoch."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: int, /) -> int: ...
+
+
+def order(windows: int, seed: Sequence[int]) -> Permutation:
     """A permutation of range(windows), the same for the same seed."""
     if windows <= LISTED:
         return np.random.default_rng(seed).permutation(windows)

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import codecs
-import functools
 import glob
+import io
 import json
-import logging
 import os
 import re
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING
 
 from toolkit.text.compressed import COMPRESSIONS, named_damage, opened
 from toolkit.text.jsonstream import JSONError, reason_of, values
+from toolkit.text.once import say_once
 
-log = logging.getLogger("toolkit")
+if TYPE_CHECKING:
+    import pyarrow
 
 PIECE = 2**20  # bytes of a file's content that are read at a time
 ROWS = 256  # rows of a parquet file that are read at a time
@@ -51,7 +52,7 @@ def find_files(paths: list[str]) -> list[Path]:
         if not os.access(path, os.R_OK):
             raise ValueError(f"{path} can't be read; check its permissions")
         if path.stat().st_size == 0:
-            raise ValueError(f"{path} is empty; take it out of TextFiles.paths or fill it")
+            raise ValueError(f"{path} is empty; remove it from TextFiles.paths or fill it")
     return list(files)
 
 
@@ -66,19 +67,13 @@ def _files_in_folder(folder: Path) -> list[Path]:
             others += not is_text
     if not files:
         raise ValueError(
-            f"TextFiles.paths: the folder {folder} has no text file with something in it: none of {others} files ends "
-            f"in {', '.join(FORMATS)} (each also with {', '.join(COMPRESSIONS)}); name others by a glob, "
+            f"TextFiles.paths: the folder {folder} has no text file that is not empty: none of its {others} files ends "
+            f"in {', '.join(FORMATS)} (each also with {', '.join(COMPRESSIONS)}); name others with a glob, as in "
             f"'{folder}/**/*.tex'"
         )
-    left_out = f"; {others} others are left out: empty, or not of these kinds" if others else ""
-    _say_once(f"{folder}: {len(files)} text files ({', '.join(sorted(set(map(format_suffix, files))))}){left_out}")
+    left_out = f"; {others} others are ignored: empty, or of another kind" if others else ""
+    say_once(f"{folder}: {len(files)} text files ({', '.join(sorted(set(map(format_suffix, files))))}){left_out}")
     return sorted(files)
-
-
-@functools.cache
-def _say_once(message: str) -> None:
-    """Log a warning, but only the first time that a process gives it."""
-    log.warning(message)
 
 
 def were_plain_text(files: list[Path]) -> bool:
@@ -162,7 +157,7 @@ def _json_lines(path: Path, separator: str | None, column: str) -> Iterator[str]
             yield _document(row, column, f"{path}:{number}")
 
 
-def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
+def _lines(file: io.BufferedIOBase, path: Path) -> Iterator[bytes]:
     """Lines with their line break. Each piece is checked as it is read, so that a small compressed file of zeros can't
     fill the memory."""
     start = 0
@@ -230,7 +225,7 @@ def _parquet(path: Path, separator: str | None, column: str) -> Iterator[str]:
             raise EOFError(str(error)) from error
 
 
-def _check_column(path: Path, schema, column: str) -> None:
+def _check_column(path: Path, schema: pyarrow.Schema, column: str) -> None:
     """Raise ValueError unless a pyarrow schema has the column and it holds text."""
     from pyarrow import types
 
@@ -240,7 +235,7 @@ def _check_column(path: Path, schema, column: str) -> None:
     kind = schema.field(column).type
     kind = kind.value_type if types.is_dictionary(kind) else kind
     if not (types.is_string(kind) or types.is_large_string(kind)):
-        raise ValueError(f"{path}: the column {column!r} holds no text, but {kind}; bind TextFiles.column")
+        raise ValueError(f"{path}: the column {column!r} does not hold text, but {kind}; bind TextFiles.column")
 
 
 def _document(row: object, column: str, where: str) -> str:
@@ -248,7 +243,7 @@ def _document(row: object, column: str, where: str) -> str:
     if not isinstance(row, dict) or not isinstance(row.get(column), str):
         content = textwrap.shorten(", ".join(row), 120) if isinstance(row, dict) else type(row).__name__
         raise ValueError(
-            f"{where}: no text in the column {column!r} (found: {content}); bind TextFiles.column or mend the line"
+            f"{where}: no text in the column {column!r} (found: {content}); bind TextFiles.column or correct the line"
         )
     return row[column]
 

@@ -6,15 +6,15 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from platformdirs import user_cache_dir
 
-from toolkit.store.disk import fsync, sha256
-from toolkit.store.seal import seal
+from toolkit.store import sealed
+from toolkit.store.disk import sha256
 
 log = logging.getLogger("toolkit")
 
@@ -23,7 +23,7 @@ WHOLE = 2**32  # bytes: a file up to this size is hashed as a whole each time it
 BLOCK = 2**16  # bytes: a larger file has a digest for each block, which the reader of the block compares
 
 
-def cached(kind: str, about: dict, build: Callable[[Path], dict]) -> tuple[Path, dict]:
+def cached(kind: str, about: dict[str, Any], build: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
     """(folder, manifest) of the cache for ``about``. If no valid folder exists, ``build(folder)`` fills one and returns
     entries for the manifest. One process builds at a time; others wait.
 
@@ -40,7 +40,7 @@ def cached(kind: str, about: dict, build: Callable[[Path], dict]) -> tuple[Path,
         try:
             lock.acquire(timeout=1)
         except Timeout:
-            log.warning("waiting for another process that prepares the same text in %s", folder)
+            log.warning("waiting for another process, which is preparing the same text in %s", folder)
             lock.acquire()
         try:
             manifest = _read_manifest(folder, damage="built again") or _build(folder, about, build)
@@ -49,60 +49,33 @@ def cached(kind: str, about: dict, build: Callable[[Path], dict]) -> tuple[Path,
     return folder, manifest
 
 
-def _read_manifest(folder: Path, damage: str | None = None) -> dict | None:
+def _read_manifest(folder: Path, damage: str | None = None) -> dict[str, Any] | None:
     """The manifest of a folder if it and the files verify, else None. ``damage``: what the warning says is done."""
     if not folder.exists():
         return None
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        reason = None if seal(manifest)["seal"] == manifest["seal"] else "the manifest is not as it was written"
-        reason = reason or _file_problem(folder, manifest["files"])
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        reason = f"{type(error).__name__}: {error}"
-    if reason is None:
-        return manifest
-    if damage:
-        log.warning("the cache folder %s is damaged and is %s: %s", folder, damage, reason)
+        return sealed.verified(folder, STYLE)
+    except sealed.Damaged as error:
+        if damage:
+            log.warning("the cache folder %s is damaged and is %s: %s", folder, damage, error)
     return None
 
 
-def _file_problem(folder: Path, files: dict[str, list]) -> str | None:
-    """How the files differ from what the manifest says of them, in words; None if they don't."""
-    for name, (size, digest) in files.items():
-        if (folder / name).stat().st_size != size:
-            return f"the size of {name} is not what the manifest says"
-        if digest is not None and sha256(folder / name) != digest:
-            return f"the content of {name} is not what was written"
-    return None
+def _build(folder: Path, about: dict[str, Any], build: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Write a cache folder; returns its manifest. The caller holds the lock, so an existing temporary folder was left
+    by a process that died."""
 
-
-def _build(folder: Path, about: dict, build: Callable[[Path], dict]) -> dict:
-    """Fill a temporary folder beside ``folder``, write its manifest last, and rename it; returns the manifest. The
-    caller holds the lock, so an existing temporary folder was left by a process that died."""
-    for stale in folder.parent.glob(f"{folder.name}.tmp-*"):
-        shutil.rmtree(stale, ignore_errors=True)
-    temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
-    try:
-        temporary.mkdir()
-        manifest = {"format": FORMAT, **about, **build(temporary)}
+    def fill(temporary: Path) -> dict[str, Any]:
+        entries = {"format": FORMAT, **about, **build(temporary)}
         for path in [path for path in temporary.rglob("*") if path.is_file() and path.stat().st_size > WHOLE]:
             _write_blocks(path)
-        files = sorted(path for path in temporary.rglob("*") if path.is_file())
-        manifest["files"] = {path.relative_to(temporary).as_posix(): _measure(path) for path in files}
-        (temporary / "manifest.json").write_text(json.dumps(seal(manifest), indent=2))
-        for path in (*files, temporary / "manifest.json", temporary):
-            fsync(path)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-        fsync(folder.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    return manifest
+        return entries
+
+    sealed.sweep(folder.parent, folder.name)
+    return sealed.write(folder, fill, STYLE)
 
 
-def _measure(path: Path) -> list:
+def _measure(path: Path) -> list[int | str | None]:
     """[bytes, SHA-256], or [bytes, None] for a file that is verified block by block."""
     size = path.stat().st_size
     return [size, sha256(path) if size <= WHOLE else None]
@@ -113,3 +86,8 @@ def _write_blocks(path: Path) -> None:
     with path.open("rb") as file, path.with_name(f"{path.name}.blocks").open("wb") as digests:
         while block := file.read(BLOCK):
             digests.write(hashlib.sha256(block).digest())
+
+
+STYLE = sealed.ManifestStyle(
+    seal_key="seal", indent=2, limit=None, exact=False, measure=_measure, expected=lambda entry: (entry[0], entry[1])
+)

@@ -32,15 +32,15 @@ class TokenFile:
         self.tokens = os.fstat(self._file).st_size // self.dtype.itemsize
         blocks = path.with_name(f"{path.name}.blocks")
         self._digests = self._open(blocks) if blocks.exists() else None
-        self._verified = bytearray(-(-self.tokens * self.dtype.itemsize // BLOCK)) if self._digests else None
+        self._verified = bytearray(-(-self.tokens * self.dtype.itemsize // BLOCK))  # 1 for a block that was compared
 
     def rows(self, starts: Sequence[int], length: int) -> np.ndarray:
         """Tokens start ... start + length - 1 for each of the starts, (len(starts), length) int64."""
         rows = np.empty((len(starts), length), dtype=self.dtype)
         for row, start in zip(rows, starts, strict=True):
             offset = start * self.dtype.itemsize
-            if self._verified is not None:
-                self._verify(offset, offset + row.nbytes)
+            if self._digests is not None:
+                self._verify(self._digests, offset, offset + row.nbytes)
             self._fill(row, offset)
         if rows.max() >= self.vocab_size:  # else an embedding would fail later, and on a GPU not say where
             row, place = np.argwhere(rows >= self.vocab_size)[0]
@@ -59,23 +59,23 @@ class TokenFile:
     def _fill(self, row: np.ndarray, offset: int) -> None:
         """Read a row from byte ``offset`` on. Raises OSError."""
         try:
-            read = os.preadv(self._file, [row], offset)
+            read = os.preadv(self._file, [row.data], offset)
         except OSError as error:
             raise OSError(error.errno, f"can't read at byte {offset:,}: {error.strerror}", str(self.path)) from error
         if read != row.nbytes:
             raise OSError(
                 f"{self.path} was cut short while it was read: no bytes {offset + read:,} to {offset + row.nbytes:,}; "
-                "--resume builds it again and goes on from the last checkpoint"
+                "--resume builds it again and continues from the last checkpoint"
             )
 
-    def _verify(self, first: int, end: int) -> None:
-        """Compare the blocks that hold the bytes first ... end - 1 with their digests, each block once. Raises
-        ValueError."""
+    def _verify(self, digests: int, first: int, end: int) -> None:
+        """Compare the blocks that hold the bytes first ... end - 1 with their digests in the open file ``digests``,
+        each block once. Raises ValueError."""
         for block in range(first // BLOCK, (end - 1) // BLOCK + 1):
             if self._verified[block]:
                 continue
             content = os.pread(self._file, BLOCK, block * BLOCK)
-            if hashlib.sha256(content).digest() != os.pread(self._digests, DIGEST, block * DIGEST):
+            if hashlib.sha256(content).digest() != os.pread(digests, DIGEST, block * DIGEST):
                 raise ValueError(
                     f"{self.path} is damaged in the {BLOCK:,} bytes from {block * BLOCK:,}: they are not what was "
                     f"written; delete {self.path.parent}, and it is built again, then --resume"
