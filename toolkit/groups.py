@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from fnmatch import fnmatch
+from typing import Any
 
 from torch import nn
 
@@ -13,7 +14,7 @@ def parameter_groups(
     no_decay: Sequence[str] = (),
     matrices_lr: float | None = None,
     no_matrix: Sequence[str] = (),
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """Split a model's parameters into groups for ``torch.optim``.
 
     Parameters of 2 or more dimensions (matrices, embeddings) have weight decay, unless their name matches a glob
@@ -34,14 +35,14 @@ def parameter_groups(
                 known = ", ".join(sorted(names))
                 raise ValueError(f"{knob} pattern {pattern!r} matches no parameter; the parameters are {known}")
     splits = {} if matrices_lr is None else _hidden_matrices(model)
-    groups: dict[tuple, dict] = {}
+    groups: dict[tuple[bool, bool, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         is_hidden_matrix = id(parameter) in splits and not any(fnmatch(name, pattern) for pattern in no_matrix)
         decays = parameter.ndim >= 2 and not any(fnmatch(name, pattern) for pattern in no_decay)
         scale = getattr(parameter, "lr_scale", 1.0)
-        peak = (matrices_lr if is_hidden_matrix and matrices_lr is not None else lr) * scale
+        peak = (lr if matrices_lr is None or not is_hidden_matrix else matrices_lr) * scale
         label = ("matrices, " if is_hidden_matrix else "") + ("decay" if decays else "no decay")
         label += f", lr x {scale:g}" if scale != 1.0 else ""
         group = groups.setdefault((not is_hidden_matrix, not decays, scale), {"name": label, "params": [], "lr": peak})

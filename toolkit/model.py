@@ -170,7 +170,7 @@ class GPT(nn.Module):
         for weight in [self.embed.weight] + ([] if self.unembed is None else [self.unembed.weight]):
             weight.data = F.pad(weight.data, (0, 0, 0, rows))
 
-    def _drop_output(self, module: nn.Module, args: tuple, out: Tensor) -> Tensor:
+    def _drop_output(self, module: nn.Module, args: tuple[object, ...], out: Tensor) -> Tensor:
         """The dropout hook of mixers and ffns: (B, T, C) -> (B, T, C)."""
         return self.drop(out)
 

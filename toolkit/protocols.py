@@ -112,7 +112,7 @@ class Block(Protocol):
 
 
 class Module(Protocol):
-    """Any module inside a model. This is no kind of part: a part of any kind may set these attributes on its layers.
+    """Any module inside a model; not a kind of part. A part of any kind may set these attributes on its layers.
 
     Optional:
     residual         True for a Linear that projects back into the residual stream: ``linear.residual = True``
@@ -128,8 +128,9 @@ class Init(Protocol):
     """Fills ``parameter`` in place from ``generator``. It is called for the weights and biases of every Linear and
     Embedding; all other parameters keep the values from their constructor.
 
-    ``parameter.residual``, ``parameter.merged`` and ``parameter.tied`` are those of the parameter's layer (see Module),
-    or False, None and False. On the meta device the init is called too, although nothing is drawn.
+    ``parameter.residual``, ``parameter.merged`` and ``parameter.tied`` have the values of the parameter's layer (see
+    Module); the defaults are False, None and False. On the meta device the init is called too, although nothing is
+    drawn.
 
     Optional:
     parameter.lr_scale  a factor for the parameter's learning rate, which the init may set
@@ -161,10 +162,10 @@ class Model(Protocol):
 
 
 class Head(Protocol):
-    """The map from hidden states to logits, (..., C) -> (..., V), which a model returns. This is no kind of part.
+    """The map from hidden states to logits, (..., C) -> (..., V), which a model returns; not a kind of part.
 
     ``weight`` is (V plus padding, C): rows from ``vocab_size`` on only pad the table and give no logits. ``softcap``
-    bounds the logits, softcap * tanh(logits / softcap), unless it is None."""
+    bounds the logits, softcap * tanh(logits / softcap); None: no bound."""
 
     weight: Tensor
     vocab_size: int

@@ -98,7 +98,10 @@ def entry_of(kind: str, cls: type) -> Entry:
     leading, knobs = parameters[: len(required)], parameters[len(required) :]
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     if len(leading) < len(required) or any(parameter.kind not in positional for parameter in leading):
-        raise ValueError(f"{label}: the toolkit builds {kind} parts as {name}({', '.join(required)}), positionally")
+        raise ValueError(
+            f"{label}: the toolkit builds {kind} parts as {name}({', '.join(required)}), with positional arguments; "
+            "the constructor must take these first"
+        )
     for method in (name for name, value in vars(KINDS[kind]).items() if inspect.isfunction(value)):
         if not callable(getattr(cls, method, None)):
             raise ValueError(f"{label}: a part of kind {kind} must have a method {method}(); see toolkit/protocols.py")

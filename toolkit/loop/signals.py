@@ -17,8 +17,8 @@ Handler = Callable[[int, FrameType | None], object] | int | None  # what signal.
 
 
 class Interrupted(BaseException):
-    """A signal came during work that can be repeated. It is no Exception, so that a compiler or tokenizer that is
-    interrupted does not handle it as one of its own errors."""
+    """A signal came during work that can be repeated. It does not inherit from Exception, so that an interrupted
+    compiler or tokenizer does not handle it as one of its own errors."""
 
 
 class Signals:
