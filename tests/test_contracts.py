@@ -174,7 +174,7 @@ def test_the_model_refuses_to_go_past_its_context():
 
 
 def test_the_model_refuses_streams_that_no_block_closes():
-    with pytest.raises(ValueError, match="StreamsLeftOpen does not close the streams"):
+    with pytest.raises(ValueError, match="StreamsLeftOpen does not merge the streams"):
         tiny_gpt(block=StreamsLeftOpen)(tokens(1, 4))
 
 

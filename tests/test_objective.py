@@ -1,14 +1,17 @@
 """Model and loss as one module: documents, auxiliary losses, and a config that masks documents."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import tiny_gpt
-from runs import rows, small_run
+from runs import SMALL, rows, small_run
 
 from components.attention import SDPA
 from components.ffn import GELU, MixtureOfExperts, SwiGLU
 from components.loss import CrossEntropy
 from components.mixer import SelfAttention, ValueResidual
+from toolkit import run
 from toolkit.objective import Objective, documents
 
 EOT = 7
@@ -55,6 +58,46 @@ def test_a_run_can_mask_documents(tmp_path):
     assert small_run(tmp_path, "plain", overlays=("gin/attention/sdpa.gin",)) == 0
     masked, plain = rows(tmp_path / "masked"), rows(tmp_path / "plain")
     assert masked[-1]["val/loss_nats"] < masked[0]["val/loss_nats"] and masked != plain
+
+
+STRANGER = """\
+from torch import nn
+
+from toolkit.model import Head
+from toolkit.registry import register
+
+
+@register("model")
+class {name}(nn.Module):
+    {declared}
+
+    def __init__(self, vocab_size, max_len):
+        super().__init__()
+        self.max_len, self.table = max_len, nn.Embedding(vocab_size, 8)
+
+    def forward(self, ids, context=None):
+        return self.table(ids), Head(self.table.weight, self.table.num_embeddings, None)
+"""
+
+
+def run_strangers_model(folder: Path, name: str, declared: str) -> int:
+    """A model without mixers and without a cache, with ``mask_documents``: its file, and the exit code of its run."""
+    (folder / f"{name.lower()}.py").write_text(STRANGER.format(name=name, declared=declared))
+    own = (f"Experiment.model = @{name}", "Experiment.mask_documents = True")
+    flags = [flag for key in (*SMALL, *own) if not key.startswith("GPT.") for flag in ("-p", key)]
+    flags = ["gin/model/tiny.gin", *flags]
+    return run.main([*flags, "--import", str(folder / f"{name.lower()}.py"), "--runs", str(folder), "--name", name])
+
+
+def test_a_model_that_does_not_declare_that_it_keeps_documents_apart_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="Silent does not declare whether it keeps documents apart; give it an attr"):
+        run_strangers_model(tmp_path, "Silent", "mixers = []")
+    assert not (tmp_path / "Silent").exists()
+
+
+def test_a_model_without_mixers_may_declare_that_it_keeps_documents_apart(tmp_path):
+    assert run_strangers_model(tmp_path, "Declares", "supports = {'documents'}") == 0
+    assert (tmp_path / "Declares" / "samples.md").read_text()
 
 
 def run_recomputed(recompute, **slots):

@@ -106,11 +106,11 @@ def test_an_entry_point_that_fails_takes_nobody_elses_parts_away(tmp_path):
 
 BROKEN = {
     "class A:\n    def __init__(self, n_head): ...\n": "the toolkit builds attention parts as A(n_head, head_dim)",
-    "class A:\n    def __init__(self, *args): ...\n": "a part has an __init__ of its own, without *args or **kwargs",
+    "class A:\n    def __init__(self, *args): ...\n": "a part must define its own __init__ without *args or **kwargs",
     "class A:\n    pass\n": "the toolkit builds attention parts as A(n_head, head_dim)",
-    "class A:\n    def __init__(self, n_head, head_dim): ...\n": "parts of kind attention have a method forward()",
+    "class A:\n    def __init__(self, n_head, head_dim): ...\n": "kind attention must have a method forward()",
     "class SDPA:\n    def __init__(self, n_head, head_dim): ...\n    def forward(self): ...\n": "the name is taken by",
-    "class A:\n    def __init__(self, n_head, head_dim, norm=1): ...\n    forward = print\n": "without a default",
+    "class A:\n    def __init__(self, n_head, head_dim, norm=1): ...\n    forward = print\n": "must have no default",
     "1 / 0\nclass A: ...\n": "ZeroDivisionError: division by zero",
 }
 

@@ -1,15 +1,19 @@
-"""What the layers get besides the activations: Context (one per forward pass) and Mask (for attention kernels).
+"""What the layers receive besides the activations: Context (one per forward pass) and Mask (for attention kernels).
 
 Shapes: B batch, T queries, S keys, H heads."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+Caches = list[tuple[Tensor, ...]]  # what the mixers' init_cache returned, by layer
+
 
 class Mask:
-    """What an attention kernel has to apply in addition to a plain causal mask.
+    """What an attention kernel must apply in addition to a plain causal mask.
 
     start      int64 tensor (), the position of query 0; key 0 is at position 0
     queries    T
@@ -37,7 +41,7 @@ class Mask:
         return (causal & same)[:, None]
 
     def dense(self, dtype: torch.dtype) -> Tensor:
-        """(B|1, H|1, T, S): one tensor to add to the scaled scores: the bias where allowed, -inf elsewhere."""
+        """(B|1, H|1, T, S), a tensor to add to the scaled scores: the bias where allowed, -inf elsewhere."""
         allowed = self.allowed()
         base = torch.zeros((), dtype=dtype, device=allowed.device) if self.bias is None else self.bias.to(dtype)
         return torch.where(allowed, base, -torch.inf)
@@ -61,24 +65,27 @@ class Context:
         self,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
-        cache: list | None = None,
+        cache: Caches | None = None,
         start: Tensor | None = None,
         end: int | None = None,
     ):
         self.positions, self.documents, self.cache, self.start, self.end = positions, documents, cache, start, end
-        self.position, self.bias = [], []
-        self.losses, self.metrics, self.shared = {}, {}, {}
+        self.position: list[Any] = []  # a position part has any of three methods
+        self.bias: list[Tensor | None] = []
+        self.losses: dict[str, Tensor] = {}
+        self.metrics: dict[str, Tensor] = {}
+        self.shared: dict[str, Any] = {}
 
     def mask(self, index: int, queries: int, keys: int) -> Mask | None:
         """The mask for a layer that uses position part ``index``, or None if attention is plainly causal."""
         if self.cache is None and self.documents is None and self.bias[index] is None:
             return None
-        start = self.start if self.start is not None else torch.zeros((), dtype=torch.int64, device=self._device())
+        start = self.start
+        if start is None:
+            assert self.positions is not None, "the model sets positions first"
+            start = torch.zeros((), dtype=torch.int64, device=self.positions.device)
         documents, bias = self.documents, self.bias[index]
         documents = None if documents is None else documents[:, :keys]
         bias = None if bias is None else bias[..., :keys]  # it covers the whole cache
         plain = documents is None and bias is None
         return Mask(start, queries, keys, documents, bias, plain and queries == 1 and keys == self.end)
-
-    def _device(self):
-        return self.positions.device

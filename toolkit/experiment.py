@@ -106,16 +106,30 @@ def build(
     if next(model.parameters()).device.type != device.type:
         model.to(device)
     if experiment.mask_documents:
-        for mixer in getattr(model, "mixers", []):
-            if "documents" not in getattr(mixer, "supports", ()):
-                part = getattr(mixer, "attention", mixer)
-                kind = "mixer" if part is mixer else "attention"
-                raise ValueError(
-                    f"Experiment.mask_documents: {type(part).__name__} can't keep documents apart; use another "
-                    f"GPT.{kind}, such as {able(kind, 'documents') or '@SelfAttention'}"
-                )
+        check_keeps_documents_apart(model)
     objective = Objective(model, experiment.loss(), tokenizer.eot if experiment.mask_documents else None)
     return Parts(tokenizer, data, model, objective, experiment.optimizer(model), experiment.schedule(experiment.steps))
+
+
+def check_keeps_documents_apart(model: nn.Module) -> None:
+    """Raise ValueError unless the model, or each of its mixers, declares that it supports "documents"."""
+    if "documents" in getattr(model, "supports", ()):
+        return
+    mixers = getattr(model, "mixers", ())
+    if not mixers:
+        raise ValueError(
+            f"Experiment.mask_documents: {type(model).__name__} does not declare whether it keeps documents apart; "
+            "give it an attribute mixers, the list of its mixers, or the class attribute supports = {'documents'} if "
+            "none of its tokens attends to another document (context.documents)"
+        )
+    for mixer in mixers:
+        if "documents" not in getattr(mixer, "supports", ()):
+            part = getattr(mixer, "attention", mixer)
+            kind = "mixer" if part is mixer else "attention"
+            raise ValueError(
+                f"Experiment.mask_documents: {type(part).__name__} can't keep documents apart; use another "
+                f"GPT.{kind}, such as {able(kind, 'documents') or '@SelfAttention'}"
+            )
 
 
 def build_blank(experiment: Experiment) -> Parts:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from fnmatch import fnmatch
+from typing import Any
 
 from torch import nn
 
@@ -13,13 +14,13 @@ def parameter_groups(
     no_decay: Sequence[str] = (),
     matrices_lr: float | None = None,
     no_matrix: Sequence[str] = (),
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """Split a model's parameters into groups for ``torch.optim``.
 
-    Parameters of 2 or more dimensions (matrices, embeddings) have weight decay; gains and biases have none, and neither
-    have parameters whose name matches a glob pattern in ``no_decay``. A parameter's ``lr_scale``, which an init may
-    set, multiplies its learning rate. Each group has a ``peak_lr``, which the schedule multiplies, and a ``name`` for
-    the printed table.
+    Parameters of 2 or more dimensions (matrices, embeddings) have weight decay, unless their name matches a glob
+    pattern in ``no_decay``. Gains and biases have none. A parameter's ``lr_scale``, which an init may set, multiplies
+    its learning rate. Each group has a ``peak_lr``, which the schedule multiplies, and a ``name`` for the printed
+    table.
 
     With ``matrices_lr`` the hidden matrices (weights of ``nn.Linear``, except the output matrix) form separate groups
     with this learning rate, named "matrices"; those that match a pattern in ``no_matrix`` stay in the other groups.
@@ -32,16 +33,16 @@ def parameter_groups(
         for pattern in patterns:
             if not any(fnmatch(name, pattern) for name in names):
                 known = ", ".join(sorted(names))
-                raise ValueError(f"{knob} pattern {pattern!r} matches no parameter; there are {known}")
+                raise ValueError(f"{knob} pattern {pattern!r} matches no parameter; the parameters are {known}")
     splits = {} if matrices_lr is None else _hidden_matrices(model)
-    groups: dict[tuple, dict] = {}
+    groups: dict[tuple[bool, bool, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         is_hidden_matrix = id(parameter) in splits and not any(fnmatch(name, pattern) for pattern in no_matrix)
         decays = parameter.ndim >= 2 and not any(fnmatch(name, pattern) for pattern in no_decay)
         scale = getattr(parameter, "lr_scale", 1.0)
-        peak = (matrices_lr if is_hidden_matrix else lr) * scale
+        peak = (lr if matrices_lr is None or not is_hidden_matrix else matrices_lr) * scale
         label = ("matrices, " if is_hidden_matrix else "") + ("decay" if decays else "no decay")
         label += f", lr x {scale:g}" if scale != 1.0 else ""
         group = groups.setdefault((not is_hidden_matrix, not decays, scale), {"name": label, "params": [], "lr": peak})
@@ -53,7 +54,7 @@ def parameter_groups(
     return [groups[key] for key in sorted(groups)]
 
 
-def _hidden_matrices(model):
+def _hidden_matrices(model: nn.Module) -> dict[int, list[int] | None]:
     """Map the id of each Linear's weight to the row counts of the matrices that it merges, or to None.
 
     Embedding tables and the output matrix are left out, even if a Linear shares the weight: their rows are tokens."""

@@ -4,7 +4,7 @@ Shapes: B batch, T tokens, C model dim, V vocabulary, D head dim."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from annotated_types import Gt, Interval
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from toolkit.context import Context
+from toolkit.context import Caches, Context
 from toolkit.cpu.products import linear
 from toolkit.linear import Linear
 from toolkit.registry import able, register
@@ -24,7 +24,7 @@ Slot = type | list[type]
 class Head:
     """The map from hidden states to logits, used by the loss and by generation.
 
-    weight      (V plus padding, C)
+    weight      (V plus padding, C): the rows from ``vocab_size`` on only pad the table
     vocab_size  V, without the padding
     softcap     bound of the logits, or None
     """
@@ -33,7 +33,7 @@ class Head:
         self.weight, self.vocab_size, self.softcap = weight, vocab_size, softcap
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., C) -> (..., V). The rows that pad the table give no logits."""
+        """(..., C) -> (..., V)."""
         logits = linear(hidden, self.weight)[..., : self.vocab_size]
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
@@ -83,39 +83,29 @@ class GPT(nn.Module):
         if n_head % n_kv_head:
             raise ValueError(f"GPT.n_head = {n_head} is not a multiple of GPT.n_kv_head = {n_kv_head}")
         self.vocab_size, self.max_len, self.softcap = vocab_size, max_len, logit_softcap
-        self.recompute = recompute
+        self.recompute: bool = recompute
         seed = torch.initial_seed()
-        layers = {"block": block, "mixer": mixer, "position": position, "attention": attention, "ffn": ffn}
-        layers = {slot: tile(slot, value, n_layer) for slot, value in layers.items()}
-        norms = tile("norm", norm, n_layer)
+        slots = {"block": block, "mixer": mixer, "position": position, "attention": attention, "ffn": ffn, "norm": norm}
+        layers = {slot: tile(slot, value, n_layer) for slot, value in slots.items()}
 
         padding = -vocab_size % pad_vocab_to
         self.padding = padding * dim * (1 if tie_embeddings else 2)  # parameters of the rows that pad the tables
         with seeded(seed, "embed"):
             self.embed = nn.Embedding(vocab_size, dim)
-            self.embed.tied = tie_embeddings
+            self.embed.tied = tie_embeddings  # type: ignore[assignment]  # torch declares attributes as tensors
             self.unembed = None if tie_embeddings else Linear(dim, vocab_size, bias=False)
         distinct = list(dict.fromkeys(layers["position"]))
         self.positions = nn.ModuleList()
         for i, cls in enumerate(distinct):
             with seeded(seed, f"positions.{i}"):
                 self.positions.append(cls(dim, n_head, dim // n_head, max_len))
-        self.blocks, self.mixers = nn.ModuleList(), []  # mixers: a plain list, since the blocks own them
-        for i in range(n_layer):
-            position_index, depth = distinct.index(layers["position"][i]), (i, n_layer)
-            with seeded(seed, f"blocks.{i}.mixer"):
-                mixer_part = layers["mixer"][i](dim, n_head, n_kv_head, position_index, layers["attention"][i], depth)
-            with seeded(seed, f"blocks.{i}.ffn"):
-                ffn_part = layers["ffn"][i](dim)
-            with seeded(seed, f"blocks.{i}"):
-                self.blocks.append(layers["block"][i](dim, mixer_part, ffn_part, norms[i], depth))
-            self._check_bias(mixer_part, self.positions[position_index])
-            self.mixers.append(mixer_part)
-            # Dropout is a hook, so that blocks need no code for it and no parameter changes its name. The hook is a
-            # method, so that a copy of the model drops according to its own mode.
-            for part in (mixer_part, ffn_part) if dropout else ():
-                part.register_forward_hook(self._drop_output)
+        self.blocks = nn.ModuleList()
+        self.mixers: list[Any] = []  # a plain list, since the blocks own them
         self.drop = nn.Dropout(dropout) if dropout else nn.Identity()
+        for i in range(n_layer):
+            classes = {slot: of_layer[i] for slot, of_layer in layers.items()}
+            position_index = distinct.index(classes["position"])
+            self._append_layer((i, n_layer), classes, (dim, n_head, n_kv_head), position_index, seed)
         with seeded(seed, "norm"):
             self.norm = (norm[-1] if isinstance(norm, list) else norm)(dim)
         initialize(self, init(n_layer), seed)
@@ -136,56 +126,77 @@ class GPT(nn.Module):
         for part in context.position:
             if hasattr(part, "embed"):
                 x = part.embed(x, context.positions)
-            context.bias.append(self._score_bias(part, length, keys, context) if hasattr(part, "score_bias") else None)
+            has_bias = hasattr(part, "score_bias")
+            context.bias.append(self._score_bias(part, length, keys, context.start, x.device) if has_bias else None)
         x = self.drop(x)
         for block in self.blocks:
             recompute_block = self.recompute and self.training and torch.is_grad_enabled()
             x = checkpoint(block, x, context, use_reentrant=False) if recompute_block else block(x, context)
         if x.ndim != 3:
             raise ValueError(
-                f"hidden states are {tuple(x.shape)} after the last block: {type(self.blocks[-1]).__name__} does not "
-                "close the streams that an earlier block opened; give every layer of GPT.block the same part"
+                f"hidden states have the shape {tuple(x.shape)} after the last block: {type(self.blocks[-1]).__name__} "
+                "does not merge the streams that an earlier block added; give every layer of GPT.block the same part"
             )
         weight = self.embed.weight if self.unembed is None else self.unembed.weight
         return self.norm(x), Head(weight, self.vocab_size, self.softcap)
 
-    def init_cache(self, batch: int) -> list | None:
-        """Create ``context.cache`` for decoding, one entry per layer. Returns None if some mixer keeps no cache."""
+    def init_cache(self, batch: int) -> Caches | None:
+        """Create ``context.cache`` for decoding, one entry per layer. Returns None if some mixer has no cache."""
         if any(getattr(mixer, "cache", True) is False for mixer in self.mixers):
             return None
         return [mixer.init_cache(batch, self.max_len) for mixer in self.mixers]
 
-    def _append_padding_rows(self, rows):
-        """Append zero rows to the tables. The weights are drawn before, so they do not depend on the padding."""
-        for table in filter(None, (self.embed, self.unembed)):
-            table.weight.data = F.pad(table.weight.data, (0, 0, 0, rows))
+    def _append_layer(
+        self, depth: tuple[int, int], classes: dict[str, type], widths: tuple[int, int, int], position: int, seed: int
+    ) -> None:
+        """Build one layer from a class per slot, and append it. ``depth`` is (index, n_layer), ``widths`` is (dim,
+        n_head, n_kv_head), ``position`` is the index of the layer's position part. Raises ValueError."""
+        index, dim = depth[0], widths[0]
+        with seeded(seed, f"blocks.{index}.mixer"):
+            mixer = classes["mixer"](*widths, position, classes["attention"], depth)
+        with seeded(seed, f"blocks.{index}.ffn"):
+            ffn = classes["ffn"](dim)
+        with seeded(seed, f"blocks.{index}"):
+            self.blocks.append(classes["block"](dim, mixer, ffn, classes["norm"], depth))
+        self._check_bias(mixer, self.positions[position])
+        self.mixers.append(mixer)
+        # Dropout is a hook, so that blocks need no code for it and no parameter changes its name. The hook is a
+        # method, so that a copy of the model drops according to its own mode.
+        for part in (mixer, ffn) if isinstance(self.drop, nn.Dropout) else ():
+            part.register_forward_hook(self._drop_output)
 
-    def _drop_output(self, module, args, out):
+    def _append_padding_rows(self, rows: int) -> None:
+        """Append zero rows to the tables. The weights are drawn before, so they do not depend on the padding."""
+        for weight in [self.embed.weight] + ([] if self.unembed is None else [self.unembed.weight]):
+            weight.data = F.pad(weight.data, (0, 0, 0, rows))
+
+    def _drop_output(self, module: nn.Module, args: tuple[object, ...], out: Tensor) -> Tensor:
+        """The dropout hook of mixers and ffns: (B, T, C) -> (B, T, C)."""
         return self.drop(out)
 
     @staticmethod
-    def _score_bias(part, length, keys, context):
-        """The score bias (H, length, keys) of a position part."""
-        k = torch.arange(keys, device=context.positions.device)
-        q = k[:length] if context.start is None else context.start + k[:length]
+    def _score_bias(part: Any, length: int, keys: int, start: Tensor | None, device: torch.device) -> Tensor:
+        """The score bias (H, length, keys) of a position part, for queries from position ``start`` on (None: 0)."""
+        k = torch.arange(keys, device=device)
+        q = k[:length] if start is None else start + k[:length]
         return part.score_bias(q, k)
 
-    def _check_length(self, length, context):
+    def _check_length(self, length: int, context: Context) -> None:
         """Raise ValueError if the last token is past ``max_len``."""
         end = context.end
         if end is None:
             end = length + (0 if context.start is None or torch.compiler.is_compiling() else int(context.start))
         if end > self.max_len:
-            raise ValueError(f"{end} tokens do not fit into the context of {self.max_len} (seq_len)")
+            raise ValueError(f"{end} tokens do not fit into the context of {self.max_len} tokens (seq_len)")
 
     @staticmethod
-    def _check_bias(mixer, position):
+    def _check_bias(mixer: nn.Module, position: nn.Module) -> None:
         """Raise ValueError if the position part adds a score bias that the mixer does not support."""
         uses = "position" not in getattr(mixer, "ignores", ())
         if uses and hasattr(position, "score_bias") and "bias" not in getattr(mixer, "supports", set()):
             part = type(getattr(mixer, "attention", mixer)).__name__
             raise ValueError(
-                f"{type(position).__name__} adds a score bias, which {part} can't honour; use GPT.attention = "
+                f"{type(position).__name__} adds a score bias, which {part} does not support; use GPT.attention = "
                 f"{able('attention', 'bias')}"
             )
 

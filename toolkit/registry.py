@@ -10,7 +10,7 @@ import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import gin
+import gin.config
 
 from toolkit.protocols import KINDS
 
@@ -38,7 +38,8 @@ class Entry:
     @functools.cached_property
     def hints(self) -> dict[str, object]:
         """The resolved annotations of the knobs, including ``Annotated``."""
-        target = self.cls if "__dataclass_fields__" in vars(self.cls) else self.cls.__init__
+        is_dataclass = "__dataclass_fields__" in vars(self.cls)
+        target = self.cls if is_dataclass else self.cls.__init__  # type: ignore[misc]  # the class itself, no instance
         return typing.get_type_hints(target, include_extras=True)
 
 
@@ -48,7 +49,7 @@ CATALOG: dict[str, Entry] = {}
 @functools.cache
 def supplied(kind: str) -> tuple[str, ...]:
     """The names of the constructor arguments that the toolkit passes to parts of a kind, by position."""
-    return tuple(inspect.signature(KINDS[kind].__init__).parameters)[1:]
+    return tuple(inspect.signature(KINDS[kind]).parameters)
 
 
 def able(kind: str, what: str) -> str:
@@ -66,9 +67,9 @@ def register(kind: str) -> Callable[[type], type]:
         if entry.name in CATALOG:
             existing = CATALOG[entry.name]
             raise ValueError(
-                f"{_label(cls)}: the name is taken by the {existing.kind} in {existing.module}; choose another"
+                f"{_label(cls)}: the name is taken by the {existing.kind} in {existing.module}; choose another name"
             )
-        gin.register(cls, denylist=list(supplied(kind)) or None)
+        gin.config.register(cls, denylist=list(supplied(kind)) or None)
         CATALOG[entry.name] = entry
         return cls
 
@@ -86,25 +87,28 @@ def entry_of(kind: str, cls: type) -> Entry:
     an unknown kind, ``*args`` or ``**kwargs`` (which accept misspelt knobs), too few leading arguments, a missing
     method, or a slot with a default."""
     if kind not in KINDS:
-        raise ValueError(f"there is no kind {kind!r}; kinds are {', '.join(KINDS)}")
+        raise ValueError(f"unknown kind {kind!r}; kinds are {', '.join(KINDS)}")
     name, required = cls.__name__, supplied(kind)
     label = _label(cls)
     parameters = list(inspect.signature(cls).parameters.values())
     if any(parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) for parameter in parameters):
         raise ValueError(
-            f"{label}: a part has an __init__ of its own, without *args or **kwargs, where typos would pass unseen"
+            f"{label}: a part must define its own __init__ without *args or **kwargs, which would accept misspelt knobs"
         )
     leading, knobs = parameters[: len(required)], parameters[len(required) :]
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     if len(leading) < len(required) or any(parameter.kind not in positional for parameter in leading):
-        raise ValueError(f"{label}: the toolkit builds {kind} parts as {name}({', '.join(required)}), positionally")
-    for method in (m for m, f in vars(KINDS[kind]).items() if inspect.isfunction(f) and m != "__init__"):
+        raise ValueError(
+            f"{label}: the toolkit builds {kind} parts as {name}({', '.join(required)}), with positional arguments; "
+            "the constructor must take these first"
+        )
+    for method in (name for name, value in vars(KINDS[kind]).items() if inspect.isfunction(value)):
         if not callable(getattr(cls, method, None)):
-            raise ValueError(f"{label}: parts of kind {kind} have a method {method}(); see toolkit/protocols.py")
+            raise ValueError(f"{label}: a part of kind {kind} must have a method {method}(); see toolkit/protocols.py")
     for knob in knobs:
         if knob.name in KINDS and knob.default is not knob.empty:
-            raise ValueError(f"{label}: the slot {knob.name!r} needs to be without a default; gin names its part")
+            raise ValueError(f"{label}: the slot {knob.name!r} must have no default; choose its part in gin")
         # A class as a default would be built without its bindings in gin.
         if isinstance(knob.default, type) and knob.default is not knob.empty:
-            raise ValueError(f"{label}: {knob.name} takes None or nothing as its default; gin names the part")
+            raise ValueError(f"{label}: {knob.name} must have no default, or None; choose its part in gin")
     return Entry(kind, name, cls, {parameter.name: parameter for parameter in knobs})

@@ -1,4 +1,4 @@
-"""Seeds derived from names: each draw has its own, so a changed part does not change the draws of others."""
+"""Seeds derived from names: each draw has its own seed, so a changed part does not change the draws of other parts."""
 
 import contextlib
 import hashlib
@@ -22,15 +22,20 @@ def seeded(*names: object) -> Iterator[None]:
         yield
 
 
-def initialize(model: nn.Module, init: Callable[[str, torch.Tensor, torch.Generator], None], seed: int) -> None:
+Fill = Callable[[str, torch.Tensor, torch.Generator], None]  # fills a parameter, given its name
+
+
+def initialize(model: nn.Module, init: Fill, seed: int) -> None:
     """Fill each weight and bias of Linear and Embedding layers with ``init``.
 
     Each parameter gets its own generator, seeded by (seed, name). A module with a method ``draw`` fills its own
     parameters instead; all other parameters keep the values from their constructor. The attributes ``residual``,
     ``merged`` and ``tied`` of a layer are copied to its parameters first, so that the init can read them."""
     for path, module in model.named_modules():
-        draw = getattr(module, "draw", init if isinstance(module, nn.Linear | nn.Embedding) else None)
-        for suffix, parameter in module.named_parameters(recurse=False) if draw else ():
+        draw: Fill | None = getattr(module, "draw", init if isinstance(module, nn.Linear | nn.Embedding) else None)
+        if draw is None:
+            continue
+        for suffix, parameter in module.named_parameters(recurse=False):
             name = f"{path}.{suffix}" if path else suffix
             parameter.residual = getattr(module, "residual", False)
             parameter.merged = getattr(module, "merged", None)

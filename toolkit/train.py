@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from toolkit.cpu.allocator import keep_freed_memory
 from toolkit.cpu.neighbours import watched
-from toolkit.experiment import Experiment, Parts, autocast, is_compiled, micro_batch_size
+from toolkit.experiment import Experiment, Parts, autocast, micro_batch_size
 from toolkit.loop import step as one_step
 from toolkit.loop.prefetch import prefetch
 from toolkit.loop.sampling import BrokenModel, generate
 from toolkit.loop.scoring import evaluate
 from toolkit.loop.signals import Interrupted, Signals
 from toolkit.loop.spikes import Spikes
+from toolkit.loop.stopwatch import Stopwatch
 from toolkit.loop.trace import traced
 from toolkit.parallel import distributed
 from toolkit.seeding import named_seed
@@ -36,7 +35,7 @@ def train(
     parts: Parts,
     run_dir: Path,
     device: torch.device,
-    progress: dict,
+    progress: dict[str, Any],
     signals: Signals,
     stop_at: int | None = None,
     peak_tokens_per_s: float | None = None,
@@ -53,7 +52,6 @@ def train(
     data, model, optimizer = parts.data, parts.model, parts.optimizer
     world, rank, is_main = distributed.world_size(), distributed.rank(), distributed.rank() == 0
     micro_batch = micro_batch_size(experiment, world)
-    tokens_per_step = experiment.batch_size * experiment.seq_len
     start, best = progress["step"], progress["best"]
     best_at_start = best
     last = experiment.steps if stop_at is None else min(stop_at, experiment.steps)
@@ -63,28 +61,22 @@ def train(
         keeper.prune()  # a process that was killed while pruning may have left old checkpoints
     journal = Journal(run_dir, experiment.loggers, start, writing=is_main)
 
-    if is_compiled(experiment, device):
-        parts.objective.compile(fullgraph=True, dynamic=False)
-    module = parts.objective
-    if world > 1:
-        module = DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None)
+    module = one_step.training_module(experiment, parts.objective, device)
     micro_steps = range(start * experiment.accumulate, last * experiment.accumulate)
     batches = prefetch(lambda i: data.batch("train", i, micro_batch), (i * world + rank for i in micro_steps), device)
-    clock_start, clock_step = time.perf_counter(), start
-
+    stopwatch = Stopwatch(start)
     tracing = traced(experiment.profile_steps if is_main else None, run_dir, device)
     neighbour_watch = watched(device, alone=world == 1)
     with contextlib.closing(batches), contextlib.closing(journal), tracing as trace_step, neighbour_watch:
         for step in range(start, last + 1):
             # ---- once in a while: evaluate, sample, save ----------------------------------------------------------
-            pause_start = time.perf_counter()
+            stopwatch.pause()
             distributed.beat(step)
-            stop_requested = torch.tensor(float(signals.caught is not None), device=device)
-            signalled = distributed.total(stop_requested).item() > 0  # a signal to one process stops all of them
+            signalled = distributed.any_of(signals.caught is not None, device)  # a signal to one process stops all
             is_final_step = step == experiment.steps
             try:
                 if not signalled and (is_final_step or step % experiment.eval_every == 0):
-                    with evaluation_mode(experiment, model, optimizer, device), signals.droppable(world == 1):
+                    with evaluation_mode(experiment, parts, device), signals.droppable(world == 1):
                         row = validate(experiment, parts, micro_batch, device, whole=is_final_step)
                     journal.row(step, row)
                     progress = progress | {"step": step, "best": min(best, row["val/loss_nats"])}
@@ -93,7 +85,7 @@ def train(
                     ):
                         best = row["val/loss_nats"]
                 if is_main and not signalled and step > 0 and (is_final_step or step % experiment.sample_every == 0):
-                    with evaluation_mode(experiment, model, optimizer, device), signals.droppable(world == 1):
+                    with evaluation_mode(experiment, parts, device), signals.droppable(world == 1):
                         text = sample(experiment, parts, step)
                     journal.sample(step, text)
             except Interrupted:
@@ -109,7 +101,7 @@ def train(
                     keeper.prune()
             if is_last_pass:
                 break
-            clock_start += time.perf_counter() - pause_start
+            stopwatch.resume()
 
             # ---- one step -----------------------------------------------------------------------------------------
             one_step.set_learning_rate(optimizer, parts.schedule(step))
@@ -124,7 +116,7 @@ def train(
                 first = step * experiment.batch_size
                 raise Diverged(
                     f"step {step}: loss {gradient.loss}, gradient norm {gradient.norm}, in training samples {first} to "
-                    f"{first + experiment.batch_size - 1}; weights and checkpoints are those before it"
+                    f"{first + experiment.batch_size - 1}; the weights and checkpoints are from before this step"
                 )
             if spikes.is_spike(gradient.loss, gradient.norm):
                 skipped = {"loss_nats": gradient.loss, "grad_norm": gradient.norm, "count": spikes.state["count"]}
@@ -138,22 +130,28 @@ def train(
 
             # ---- report -------------------------------------------------------------------------------------------
             if step % experiment.log_every == 0 or step == experiment.steps - 1:
-                seconds = (time.perf_counter() - clock_start) / (step + 1 - clock_step)
-                clock_start, clock_step = time.perf_counter(), step + 1
-                row = {
-                    "tokens": step * tokens_per_step,
-                    "train/loss_nats": gradient.loss,
-                    "lr": max(group["lr"] for group in optimizer.param_groups),
-                    "grad_norm": gradient.norm,
-                    "time/step_ms": 1000 * seconds,
-                    "time/tokens_per_s": tokens_per_step / seconds,
-                }
+                row = training_row(experiment, optimizer, step, gradient, stopwatch.seconds_per_step(step + 1))
                 row |= {"time/mfu": row["time/tokens_per_s"] / peak_tokens_per_s} if peak_tokens_per_s else {}
                 journal.row(step, row | {name: float(value) for name, value in gradient.metrics.items()})
 
     state = "preempted" if signalled else "done" if is_final_step else "stopped"
-    not_saved = {"not_saved": f"checkpoints/best: {keeper.lost}"} if keeper.lost else {}
+    not_saved: dict[str, object] = {"not_saved": f"checkpoints/best: {keeper.lost}"} if keeper.lost else {}
     return {"state": state, "step": step, "best": best} | journal.latest | not_saved
+
+
+def training_row(
+    experiment: Experiment, optimizer: torch.optim.Optimizer, step: int, gradient: one_step.Gradient, seconds: float
+) -> dict[str, float]:
+    """The metrics of a training step that took ``seconds``."""
+    tokens_per_step = experiment.batch_size * experiment.seq_len
+    return {
+        "tokens": step * tokens_per_step,
+        "train/loss_nats": gradient.loss,
+        "lr": max(group["lr"] for group in optimizer.param_groups),
+        "grad_norm": gradient.norm,
+        "time/step_ms": 1000 * seconds,
+        "time/tokens_per_s": tokens_per_step / seconds,
+    }
 
 
 def validate(
@@ -161,7 +159,7 @@ def validate(
 ) -> dict[str, float]:
     """Evaluate on ``eval_windows`` validation samples and, if ``whole``, on the whole split too: a row of metrics."""
     windows = {"val": experiment.eval_windows} | ({"val_full": parts.data.windows("val")} if whole else {})
-    row = {}
+    row: dict[str, float] = {}
     for name, count in windows.items():
         score = evaluate(parts.objective, parts.data, parts.tokenizer, micro_batch, count, device)
         row |= {f"{name}/{metric}": value for metric, value in score.items()}
@@ -173,21 +171,20 @@ def sample(experiment: Experiment, parts: Parts, step: int) -> str:
 
     If the weights are broken, return a note in place of the text. The loss of the next step then ends the run as
     diverged."""
-    options = {"temperature": experiment.sample_temperature, "seed": named_seed(experiment.seed, "sample", step)}
+    prompt, count, temperature = experiment.sample_prompt, experiment.sample_tokens, experiment.sample_temperature
+    seed = named_seed(experiment.seed, "sample", step)
     try:
-        return generate(parts.model, parts.tokenizer, experiment.sample_prompt, experiment.sample_tokens, **options)
+        return generate(parts.model, parts.tokenizer, prompt, count, temperature=temperature, seed=seed)
     except BrokenModel as error:
         return f"(no sample: {error})"
 
 
 @contextlib.contextmanager
-def evaluation_mode(
-    experiment: Experiment, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
-) -> Iterator[None]:
+def evaluation_mode(experiment: Experiment, parts: Parts, device: torch.device) -> Iterator[None]:
     """Switch off dropout, and use the run's precision and the optimizer's evaluation weights, if it has any."""
-    model.eval()
+    parts.model.eval()
     try:
-        with checkpoint.evaluation_weights(model, optimizer), autocast(experiment, device):
+        with checkpoint.evaluation_weights(parts.model, parts.optimizer), autocast(experiment, device):
             yield
     finally:
-        model.train()
+        parts.model.train()

@@ -126,7 +126,7 @@ def test_a_killed_rank_ends_all_and_is_named(fault, torchrun, straight):
     assert code != 0 and gone(ranks) and time.monotonic() - killed < 60
     status = run.status()
     assert status["state"] == "failed", run.errors()
-    assert re.match(rf"rank {victim} \(.*, pid {ranks[victim]}\) is gone", status["reason"])
+    assert re.match(rf"rank {victim} \(.*, pid {ranks[victim]}\) has ended", status["reason"])
     fault.happened = run.rows_written() < STEPS
 
     saved = checkpoint.newest(run.folder / "checkpoints")
@@ -181,9 +181,9 @@ def test_a_rank_that_stays_behind_is_named(fault, torchrun, tmp_path):
     run.until(flag.exists)
     fault.happened, ranks = True, run.ranks()
     assert run.end(90) != 0 and gone(ranks)
-    named = rf"the others waited in vain \(.*[Tt]imed out.*\) for rank 1 \(.*, pid {ranks[1]}\) at step 20$"
+    named = rf"the other ranks waited too long \(.*[Tt]imed out.*\) for rank 1 \(.*, pid {ranks[1]}\) at step 20$"
     assert re.match(named, run.status()["reason"]), run.status()
-    assert re.search(r"This rank, 1, stands at\n(.*\n)*?.*in train\n", run.stderr.read_text())
+    assert re.search(r"This rank, 1, is at\n(.*\n)*?.*in train\n", run.stderr.read_text())
 
 
 @pytest.mark.fault(42, "SIGTERM to one of two ranks", 10)

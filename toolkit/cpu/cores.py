@@ -26,7 +26,7 @@ class FewCores:
     Processes that are started meanwhile run on the same cores. This has no effect on systems other than Linux, and
     before Linux 6.12 the slices keep their default length."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         self.held = False
 

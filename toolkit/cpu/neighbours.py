@@ -21,6 +21,7 @@ LEAST = 3  # measurements in a row that find the machine full before the warning
 FULL = 0.9  # the machine counts as full if at least this fraction of all cores is in use
 OTHERS = 0.5  # other processes count only if they use at least this many cores
 ROUNDING = 0.25  # a core still counts as free while others use up to this fraction of it
+Reading = tuple[float, float, float, int]  # see Neighbours
 log = logging.getLogger("toolkit")
 
 
@@ -34,7 +35,7 @@ class Neighbours:
 
     def __init__(
         self,
-        read: Callable[[], tuple[float, float, float, int] | None] | None = None,
+        read: Callable[[], Reading | None] | None = None,
         spin: ShortSpin | None = None,
         few: FewCores | None = None,
         alone: bool = True,
@@ -52,7 +53,7 @@ class Neighbours:
         If they leave fewer cores than there are threads, make waiting threads sleep instead of spin, and warn once. If
         they leave cores for half of the threads or fewer, put the threads on those cores only, equally many on each."""
         reading, threads = self._read(), torch.get_num_threads()
-        if threads == 1 or None in (self._before, reading):
+        if threads == 1 or self._before is None or reading is None:
             return
         clock, own, machine = (b - a for a, b in zip(self._before[:3], reading[:3], strict=True))
         self._before, cores = reading, reading[3]
@@ -78,11 +79,12 @@ class Neighbours:
         self._few_cores.release()
 
     def _warn(self, others: float, cores: int, free_cores: int) -> None:
+        """Log the warning, unless it was logged before."""
         if not self._has_warned:
             self._has_warned = True
             log.warning(
-                "other processes use %.1f of %d cores; -p 'Experiment.threads = %d' may be faster (another number of "
-                "threads rounds sums differently)",
+                "other processes use %.1f of %d cores; -p 'Experiment.threads = %d' may be faster (but another number "
+                "of threads rounds sums differently)",
                 others,
                 cores,
                 free_cores,
@@ -98,7 +100,7 @@ def watched(device: torch.device, alone: bool = True) -> Iterator[None]:
         return
     neighbours, ended = Neighbours(alone=alone), threading.Event()
 
-    def watch():
+    def watch() -> None:
         while not ended.wait(EVERY):
             neighbours.look()
 
@@ -112,8 +114,8 @@ def watched(device: torch.device, alone: bool = True) -> Iterator[None]:
         neighbours.close()
 
 
-def _seconds(cores: list[int]) -> tuple[float, float, float, int] | None:
-    """What ``Neighbours`` reads, from /proc/stat and this process's clocks; None where that does not exist."""
+def _seconds(cores: list[int]) -> Reading | None:
+    """What ``Neighbours`` reads, from /proc/stat and this process's clocks; None if /proc/stat does not exist."""
     try:
         lines = Path("/proc/stat").read_text(encoding="ascii").splitlines()
         own_cores = {f"cpu{core}" for core in cores}

@@ -10,10 +10,12 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from toolkit.cpu import switch
 
+CFunction = Callable[..., object]  # a function of a library that ctypes has loaded
 OWN = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")  # variables with which users choose how threads wait
 
 
@@ -39,7 +41,7 @@ class ShortSpin:
     makes the process exceed this number. A separate thread owns the team, which ends with it. This has no effect if
     torch uses another OpenMP library."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._release = threading.Event()
         self._keeper: threading.Thread | None = None
 
@@ -67,7 +69,7 @@ class ShortSpin:
             self._keeper = None
 
 
-def _run_second_team(parallel, started: threading.Event, release: threading.Event) -> None:
+def _run_second_team(parallel: CFunction, started: threading.Event, release: threading.Event) -> None:
     """Run a function without effect on a team of threads. They sleep until this thread ends.
 
     The team is as small as it can be: with torch's threads, it makes one thread more than there are cores. libgomp ends
@@ -81,7 +83,7 @@ def _run_second_team(parallel, started: threading.Event, release: threading.Even
     release.wait()
 
 
-def _parallel():
+def _parallel() -> CFunction | None:
     """The function GOMP_parallel of the libgomp that torch uses, or None if torch uses another OpenMP library."""
     import torch
 

@@ -1,1 +1,1 @@
-"""The pieces of the training loop: one step, prefetching, scoring, sampling, spikes, signals and traces."""
+"""The pieces of the training loop: one step, prefetching, scoring, sampling, spikes, signals, timing and traces."""

@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 
 import numpy as np
 import torch
@@ -10,22 +10,22 @@ import torch
 
 def prefetch(
     make: Callable[[int], np.ndarray], indices: Iterable[int], device: torch.device, ahead: int = 4
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
     """Yield ids and targets, both (B, T), on ``device`` for each index: make(index) returns (B, T+1) int64.
 
     A thread makes up to ``ahead`` batches in advance. Its errors are raised by the iterator, at the batch that failed.
     Closing the iterator ends the thread."""
-    ready: queue.Queue = queue.Queue(maxsize=ahead)
+    ready: queue.Queue[torch.Tensor | Exception | None] = queue.Queue(maxsize=ahead)  # None after the last batch
     stop = threading.Event()
 
-    def put_unless_stopped(item):
+    def put_unless_stopped(item: torch.Tensor | Exception | None) -> None:
         while not stop.is_set():
             try:
                 return ready.put(item, timeout=0.1)
             except queue.Full:
                 continue
 
-    def make_batches():
+    def make_batches() -> None:
         try:
             for index in indices:
                 batch = torch.from_numpy(make(index))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from toolkit.context import Context
-from toolkit.protocols import Tokenizer
+from toolkit.context import Caches, Context
+from toolkit.protocols import Model, Tokenizer
 
 HOTTEST = 1e30  # higher temperatures are lowered to this; infinity would give impossible tokens a probability
 COLDEST = 1e-30  # lower temperatures count as 0: the likeliest token is taken
@@ -46,15 +47,17 @@ def stream(
     generator = torch.Generator(device).manual_seed(seed)
     tokens = torch.empty(num, len(ids) + count, dtype=torch.int64, device=device)
     tokens[:, : len(ids)] = torch.tensor(ids, device=device)
-    half_window = max(1, model.max_len // 2)
+    max_len = cast(Model, model).max_len  # nn.Module declares every attribute as Tensor | Module
+    half_window = max(1, max_len // 2)
     start, cached = 0, 0
     with torch.inference_mode():
-        caches = model.init_cache(num) if cache else None
+        init_cache = getattr(model, "init_cache", None) if cache else None
+        caches = init_cache(num) if init_cache else None
     if compiled and caches is None:
-        raise ValueError("a compiled step needs a cache, and some part of this model keeps none: leave out compiled")
-    replay = _compiled(model, caches) if compiled else None
+        raise ValueError("a compiled step needs a cache, but a part of this model has none: do not compile")
+    replay = _compiled(model, caches) if compiled and caches is not None else None
     for length in range(len(ids), len(ids) + count):
-        window_start = half_window * -(-max(0, length - model.max_len) // half_window)
+        window_start = half_window * -(-max(0, length - max_len) // half_window)
         if window_start != start:
             if start == 0 and on_slide:
                 on_slide()
@@ -72,41 +75,56 @@ def stream(
         yield tokens[:, length]
 
 
-def generate(model: nn.Module, tokenizer: Tokenizer, prompt: str, max_tokens: int, **options: object) -> str:
-    """Return the prompt with its continuation, up to the end of the document or ``max_tokens`` tokens. ``options`` are
-    passed to ``stream``."""
+def generate(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    prompt: str,
+    max_tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    cache: bool = True,
+) -> str:
+    """Return the prompt with its continuation, up to the end of the document or ``max_tokens`` tokens. The keywords are
+    those of ``stream``."""
     ids = list(tokenizer.encode(prompt)) or [tokenizer.eot]
-    for chosen in stream(model, ids, max_tokens, **options):
-        if chosen.item() == tokenizer.eot:
+    tokens = stream(model, ids, max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, cache=cache)
+    for chosen in tokens:
+        token = int(chosen.item())
+        if token == tokenizer.eot:
             break
-        ids.append(chosen.item())
+        ids.append(token)
     return tokenizer.decode(ids)
 
 
-def _logits(model, ids, context):
+def _logits(model: nn.Module, ids: Tensor, context: Context | None) -> Tensor:
     """ids (num, T) -> the logits after the last token, (num, V) in float32."""
     hidden, head = model(ids, context)
     return head.logits(hidden[:, -1]).float()
 
 
-def _compiled(model, caches):
-    """Compile the step of one token: (ids (num, 1), start) -> logits (num, V), which the next call overwrites."""
+def _compiled(model: nn.Module, caches: Caches) -> Callable[[Tensor, Tensor], Tensor]:
+    """Compile the step of one token: (ids (num, 1), start ()) -> logits (num, V), which the next call overwrites."""
     for layer in caches:
         for tensor in layer:
             torch._dynamo.mark_static_address(tensor)  # a CUDA graph may write in place only to such tensors
 
     @partial(torch.compile, fullgraph=True, dynamic=False, mode="reduce-overhead")
-    def step(ids, caches, start):
+    def step(ids: Tensor, caches: Caches, start: Tensor) -> Tensor:
         return _logits(model, ids, Context(cache=caches, start=start))
 
-    def replay(ids, start):
+    def replay(ids: Tensor, start: Tensor) -> Tensor:
         torch.compiler.cudagraph_mark_step_begin()
         return step(ids.contiguous(), caches, start)
 
     return replay
 
 
-def _choose(logits, temperature, top_k, top_p, generator):
+def _choose(
+    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator | None
+) -> Tensor:
     """Draw a token from each row: (num, V) -> (num,). Raises BrokenModel if a row has NaN, +inf or only -inf."""
     largest = logits.amax(-1, keepdim=True)
     if not largest.isfinite().all():
@@ -121,7 +139,7 @@ def _choose(logits, temperature, top_k, top_p, generator):
         logits, token_of_column = logits.topk(min(top_k, logits.shape[-1]))
     temperature = min(temperature, HOTTEST)
     scaled = logits / temperature
-    if temperature < 1:  # the quotient may overflow; differences from the largest logit don't
+    if temperature < 1:  # the quotient may overflow; that of the differences from the largest logit does not
         shifted = (logits - largest) / temperature
         scaled = torch.where(scaled.abs().amax(-1, keepdim=True).isfinite(), scaled, shifted)
     probabilities = scaled.softmax(-1)
@@ -129,15 +147,16 @@ def _choose(logits, temperature, top_k, top_p, generator):
         probabilities, order = _nucleus(probabilities, top_p)
         token_of_column = order if token_of_column is None else token_of_column.gather(-1, order)
     cumulative = probabilities.cumsum(-1)
-    # The level is above 0, so that a token of probability 0 is never drawn, and at most the last sum, even if rounded.
+    # The threshold is above 0, so that a token of probability 0 is never drawn, and at most the last sum, even rounded.
     threshold = cumulative[:, -1:] * (1 - torch.rand(len(logits), 1, generator=generator, device=logits.device))
     drawn = torch.searchsorted(cumulative, threshold).clamp_(max=cumulative.shape[-1] - 1)
     return (drawn if token_of_column is None else token_of_column.gather(-1, drawn))[:, 0]
 
 
-def _nucleus(probabilities, p):
-    """Sort by probability and set to 0 what follows the fewest tokens that together reach ``p``. Returns probabilities
-    and indices, both (num, K). Sorting a large vocabulary would cost more than the model: a small K is tried first."""
+def _nucleus(probabilities: Tensor, p: float) -> tuple[Tensor, Tensor]:
+    """Sort by probability, keep the fewest tokens that together reach ``p``, and set all later ones to 0. Returns
+    probabilities and indices, both (num, K). Sorting a large vocabulary would cost more than the model, so a small K is
+    tried first."""
     for k in (256, 4096, probabilities.shape[-1]):
         kept, order = probabilities.topk(min(k, probabilities.shape[-1]))
         is_surplus = kept.cumsum(-1) - kept >= p  # the sum before this token already reaches p

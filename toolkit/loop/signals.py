@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT end a run in good order: current work is finished and saved, or dropped if it can be repeated."""
+"""SIGTERM and SIGINT end a run: the current work is finished and saved, or dropped if it can be repeated."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import FrameType
 
 LISTENED = (signal.SIGTERM, signal.SIGINT)
-ALARM = getattr(signal, "SIGALRM", None)  # Windows has none
+ALARM = getattr(signal, "SIGALRM", None)  # Windows has no such signal
 AGAIN = 1.0  # seconds between two attempts to interrupt a droppable block
 ECHO = 0.5  # seconds in which further signals count as the same: a launcher and the scheduler may both send one
+Handler = Callable[[int, FrameType | None], object] | int | None  # what signal.signal takes and returns
 
 
 class Interrupted(BaseException):
-    """A signal came during work that can be repeated. It is no Exception, so that a compiler or tokenizer that is
-    interrupted does not handle it as one of its own errors."""
+    """A signal came during work that can be repeated. It does not inherit from Exception, so that an interrupted
+    compiler or tokenizer does not handle it as one of its own errors."""
 
 
 class Signals:
@@ -25,9 +27,10 @@ class Signals:
     A second signal, at least half a second after the first, is not caught: it ends the process at once, and only what
     is on disk by then is kept."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.caught: int | None = None
-        self._droppable, self._old_handlers = False, {}
+        self._droppable = False
+        self._old_handlers: dict[int, Handler] = {}
 
     def __enter__(self) -> Signals:
         with contextlib.suppress(ValueError):  # outside the main thread, for example in a notebook's worker
@@ -36,7 +39,7 @@ class Signals:
                 self._old_handlers[ALARM] = signal.signal(ALARM, self._on_alarm)
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
 
@@ -58,7 +61,7 @@ class Signals:
             if self.caught is not None:
                 self._set_alarm(0)
 
-    def _on_signal(self, number, frame):
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.caught = number
         self._set_handlers(signal.SIG_IGN)
         time.sleep(ECHO)
@@ -67,16 +70,16 @@ class Signals:
             self._set_alarm(AGAIN)
             raise Interrupted
 
-    def _on_alarm(self, number, frame):
+    def _on_alarm(self, number: int, frame: FrameType | None) -> None:
         if self._droppable and not isinstance(sys.exception(), Interrupted):
             raise Interrupted
 
     @staticmethod
-    def _set_alarm(seconds):
+    def _set_alarm(seconds: float) -> None:
         if ALARM is not None:
             signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
 
     @staticmethod
-    def _set_handlers(handler):
+    def _set_handlers(handler: Handler) -> None:
         for number in LISTENED:
             signal.signal(number, handler)

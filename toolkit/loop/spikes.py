@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from statistics import fmean, pstdev
+from typing import TypedDict
 
 WINDOW = 128  # number of accepted steps with which a new step is compared
+
+
+class SpikeState(TypedDict):
+    """What checkpoints save: [loss, norm] of the last accepted steps, and how many spikes there were so far."""
+
+    history: list[list[float]]
+    count: int
 
 
 class Spikes:
     """The rule of OLMo-core's SkipStepOptimizer: a step is a spike if its loss or gradient norm exceeds the mean of the
     last 128 accepted steps by more than ``sigmas`` standard deviations. With ``sigmas`` None no step is a spike.
 
-    ``state`` is saved in checkpoints: {"history": [[loss, norm], ...], "count": spikes so far}."""
+    ``state`` is saved in checkpoints."""
 
-    def __init__(self, sigmas: float | None, state: dict | None = None):
+    def __init__(self, sigmas: float | None, state: SpikeState | None = None):
         self.sigmas = sigmas
-        self.state = state or {"history": [], "count": 0}
+        self.state: SpikeState = state or {"history": [], "count": 0}
 
     def is_spike(self, loss: float, norm: float) -> bool:
         """Decide whether a step is a spike, and record it. The first 128 steps are never spikes."""

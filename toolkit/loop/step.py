@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from toolkit.experiment import Experiment, autocast
+from toolkit.experiment import Experiment, autocast, is_compiled
 from toolkit.parallel import distributed
 from toolkit.seeding import named_seed
 
@@ -34,6 +35,15 @@ class Gradient:
         return math.isfinite(self.loss) and math.isfinite(self.norm)
 
 
+def training_module(experiment: Experiment, objective: nn.Module, device: torch.device) -> nn.Module:
+    """Compile the objective if the experiment asks for it, and wrap it if several processes train together."""
+    if is_compiled(experiment, device):
+        objective.compile(fullgraph=True, dynamic=False)
+    if distributed.world_size() == 1:
+        return objective
+    return DistributedDataParallel(objective, device_ids=[device.index] if device.type == "cuda" else None)
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, multiple: float) -> None:
     """Set each group's learning rate to ``multiple`` times its peak."""
     for group in optimizer.param_groups:
@@ -49,15 +59,16 @@ def gradient(
 ) -> Gradient:
     """Compute the gradient of a batch, clip it, and leave it in the parameters' ``grad``.
 
-    ``module`` is the objective, or its data-parallel wrapper. A micro-batch is (ids, targets), both (B, T). Dropout
-    depends only on seed, step, micro-batch and rank."""
-    world, rank = distributed.world_size(), distributed.rank()
-    count = distributed.total(sum((targets != -100).sum() for _, targets in micro_batches))
+    ``module`` is the ``training_module``; with several processes it averages gradients over them, after the last
+    micro-batch only. A micro-batch is (ids, targets), both (B, T). Dropout depends only on seed, step, micro-batch and
+    rank."""
+    world, rank, last = distributed.world_size(), distributed.rank(), len(micro_batches) - 1
+    count = distributed.total(torch.stack([(targets != -100).sum() for _, targets in micro_batches]).sum())
     nats = torch.zeros((), device=device)
     for index, (ids, targets) in enumerate(micro_batches):
         torch.manual_seed(named_seed(experiment.seed, "noise", step, index, rank))
-        skip_gradient_sync = world > 1 and index < len(micro_batches) - 1
-        with module.no_sync() if skip_gradient_sync else contextlib.nullcontext():
+        skip_sync = module.no_sync if isinstance(module, DistributedDataParallel) and index < last else nullcontext
+        with skip_sync():
             with autocast(experiment, device):
                 objective, micro_nats, _, metrics = module(ids, targets)
             (objective * (world / count)).backward()  # data parallelism averages over the processes

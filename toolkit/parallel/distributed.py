@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -27,14 +28,16 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def devices_wanted(devices: int | str) -> int:
+def devices_wanted(devices: int | Literal["all"]) -> int:
     """Convert ``Experiment.devices`` to a number: "all" is the number of GPUs, or 1 without GPUs. Raises ValueError for
     more GPUs than the machine has."""
     available = torch.cuda.device_count()
     if devices == "all":
         return max(1, available)
     if available and devices > available:
-        raise ValueError(f"Experiment.devices = {devices}, but there are {available} GPUs; use at most that or 'all'")
+        raise ValueError(
+            f"Experiment.devices = {devices}, but there are {available} GPUs; use at most {available}, or 'all'"
+        )
     return devices
 
 
@@ -104,7 +107,12 @@ def agree(what: str, value: int, device: torch.device) -> None:
     values = total(value_of_rank).tolist()
     if len(set(values)) > 1:
         listing = ", ".join(f"{value} in rank {number}" for number, value in enumerate(values))
-        raise ValueError(f"the ranks disagree on {what}: {listing}; let --runs be a folder that all of them see")
+        raise ValueError(f"the ranks disagree on {what}: {listing}; give --runs a folder that all of them share")
+
+
+def any_of(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is set in any process; the same answer in all of them."""
+    return total(torch.tensor(float(flag), device=device)).item() > 0
 
 
 def total(tensor: torch.Tensor) -> torch.Tensor:

@@ -12,12 +12,36 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from typing import TypedDict
 
 import torch.distributed as dist
 
 INTERVAL = 1.0  # seconds between two signs of life
 GRACE = 5.0  # seconds to wait for signs that explain a failure, and for the main thread to notice a lost rank
 log = logging.getLogger("toolkit")
+
+
+class Failure(TypedDict):
+    """Why a rank has failed, and the ranks that can no longer report it."""
+
+    reason: str
+    mute: list[int]
+
+
+class Sign(TypedDict):
+    """A sign of life, which a rank writes into the store as JSON.
+
+    torchrun  the number of the machine's torchrun, or None     beat    the number of this sign
+    state     "trains"; "leaves" or "waits" at the end          failed  why the rank has failed, or None
+    """
+
+    host: str
+    pid: int
+    torchrun: str | None
+    beat: int
+    step: int
+    state: str
+    failed: Failure | None
 
 
 class RankLost(Exception):
@@ -41,13 +65,14 @@ class Heartbeat:
     is stopped does not count, so a job may be suspended."""
 
     def __init__(self, store: dist.Store, rank: int, world: int, timeout: int, report: Callable[[str], None]):
-        self.step, self.lost = 0, None
+        self.step = 0
+        self.lost: RankLost | None = None
         self._store, self._rank, self._timeout, self._report = store, rank, timeout, report
         self._others = [other for other in range(world) if other != rank]
-        self._torchrun = os.environ.get("GROUP_RANK")  # the number of this machine's torchrun
-        self._identity = {"host": socket.gethostname(), "pid": os.getpid(), "torchrun": self._torchrun}
-        self._count, self._state, self._failed = 0, "trains", None  # the state may become "leaves" or "waits"
-        self._signs: dict[int, dict] = {}
+        self._host, self._torchrun = socket.gethostname(), os.environ.get("GROUP_RANK")
+        self._count, self._state = 0, "trains"  # the state may become "leaves" or "waits"
+        self._failed: Failure | None = None
+        self._signs: dict[int, Sign] = {}
         self._silence = dict.fromkeys(self._others, 0.0)  # seconds without a new sign, by rank
         self._known, self._leave_called, self._over, self._wake = (threading.Event() for _ in range(4))
         self._write_sign()  # so that the others know this process from the start
@@ -66,12 +91,12 @@ class Heartbeat:
         if error is None:
             self._set_state("leaves")
             if not self._known.wait(patience):
-                self.lost = self.lost or self._find_late(f"for {patience:.0f} s")
+                self.lost = self.lost or self._find_late(f"{patience:.0f} s")
         elif isinstance(error, RuntimeError):  # a broken collective operation raises it, without naming a rank
             self._set_state("waits")
             if not self._known.wait(GRACE):
                 timed_out = "timed out" in str(error).lower()
-                self.lost = self.lost or self._find_silent() or (self._find_late(f"({error})") if timed_out else None)
+                self.lost = self.lost or self._find_silent() or (self._find_late(str(error)) if timed_out else None)
         self._over.set()
         self._wake.set()
         self._thread.join(GRACE)
@@ -88,7 +113,8 @@ class Heartbeat:
 
     # ---- the thread -----------------------------------------------------------------------------------------------
 
-    def _watch(self):
+    def _watch(self) -> None:
+        """Write this rank's sign and check the others, until ``leave`` is over or a rank is lost."""
         while not (self._over.is_set() or self.lost):
             interval = INTERVAL if self._state == "trains" else INTERVAL / 10
             self._wake.wait(interval)
@@ -99,17 +125,19 @@ class Heartbeat:
             except dist.DistNetworkError as error:
                 if self._state == "leaves":  # without torchrun, rank 0 holds the store and may leave first
                     break
-                self.lost = RankLost(f"the store that the ranks share is gone, with torchrun, which held it: {error}")
+                self.lost = RankLost(f"the store that the ranks share was lost, because torchrun has ended: {error}")
             except dist.DistStoreError:
-                continue  # torchrun is stopped, not gone: signs can't be read, so no rank counts as lost
-            leaving = [other for other in self._others if self._signs.get(other, {}).get("state") == "leaves"]
-            if self.lost or (written_state == "leaves" and leaving == self._others):
+                continue  # torchrun is stopped, but has not ended: signs can't be read, so no rank counts as lost
+            all_leave = written_state == "leaves" and all(self._leaves(other) for other in self._others)
+            if self.lost or all_leave:
                 self._known.set()
         self._known.set()
         if self.lost and not self._leave_called.wait(GRACE):
             try:
-                stack = traceback.format_stack(sys._current_frames()[threading.main_thread().ident])
-                log.error("%s\nThis rank, %d, stands at\n%s", self.lost, self._rank, "".join(stack))
+                main_thread = threading.main_thread().ident
+                assert main_thread is not None, "the main thread has been started"
+                stack = traceback.format_stack(sys._current_frames()[main_thread])
+                log.error("%s\nThis rank, %d, is at\n%s", self.lost, self._rank, "".join(stack))
                 self._announce(self.lost)
             finally:
                 os._exit(1)
@@ -117,7 +145,15 @@ class Heartbeat:
     def _write_sign(self) -> str:
         """Write this rank's sign. Returns the state in it."""
         self._count += 1
-        sign = self._identity | {"beat": self._count, "step": self.step, "state": self._state, "failed": self._failed}
+        sign: Sign = {
+            "host": self._host,
+            "pid": os.getpid(),
+            "torchrun": self._torchrun,
+            "beat": self._count,
+            "step": self.step,
+            "state": self._state,
+            "failed": self._failed,
+        }
         self._store.set(str(self._rank), json.dumps(sign))
         return sign["state"]
 
@@ -125,8 +161,8 @@ class Heartbeat:
         """Read the others' signs, ``waited`` seconds after the last time. Returns the first rank that is lost."""
         for other in self._others:
             before, now = self._signs.get(other), self._read_sign(other)
-            gone = now is not None and self._is_gone(now)
-            if gone:
+            has_ended = now is not None and self._has_ended(now)
+            if has_ended:
                 now = self._read_sign(other)  # it may have written a last sign in between
             self._silence[other] = self._silence[other] + waited if now == before else 0.0
             if now is not None:
@@ -135,23 +171,30 @@ class Heartbeat:
                 return RankLost(now["failed"]["reason"], set(now["failed"]["mute"]))
             if now is not None and now["state"] == "leaves":
                 continue
-            if gone:
-                return RankLost(f"{self._label(other)} is gone; last heard of at step {now['step']}", {other})
+            if has_ended and now is not None:
+                return RankLost(
+                    f"{self._label(other)} has ended; its last sign of life was at step {now['step']}", {other}
+                )
             if self._silence[other] >= self._timeout:
                 at = f" since step {now['step']}" if now else ""
                 return RankLost(
-                    f"{self._label(other)} has given no sign of life for {self._timeout} s{at}; a machine that is this "
-                    "slow needs a larger Experiment.rank_timeout",
+                    f"{self._label(other)} has given no sign of life for {self._timeout} s{at}; if the machine is only "
+                    "slow, raise Experiment.rank_timeout",
                     {other},
                 )
         return None
 
-    def _read_sign(self, other: int) -> dict | None:
+    def _read_sign(self, other: int) -> Sign | None:
         """The latest sign of a rank, or None before its first."""
         key = str(other)
         return json.loads(self._store.get(key)) if self._store.check([key]) else None
 
-    def _is_gone(self, sign: dict) -> bool:
+    def _leaves(self, other: int) -> bool:
+        """Whether a rank's latest sign says that it leaves."""
+        sign = self._signs.get(other)
+        return sign is not None and sign["state"] == "leaves"
+
+    def _has_ended(self, sign: Sign) -> bool:
         """Whether a process has ended. Known only under the same torchrun, since others may be on other machines."""
         if os.name != "posix" or sign["torchrun"] is None or sign["torchrun"] != self._torchrun:
             return False
@@ -161,9 +204,9 @@ class Heartbeat:
             return True
         return False
 
-    # ---- who it was -----------------------------------------------------------------------------------------------
+    # ---- the lost rank ---------------------------------------------------------------------------------------------
 
-    def _set_state(self, state: str):
+    def _set_state(self, state: str) -> None:
         """Set the state of this rank and have the thread write it at once."""
         self._state = state
         self._wake.set()
@@ -174,21 +217,24 @@ class Heartbeat:
         names = " and ".join(f"{self._label(other)} since step {step}" for other, step in silent.items())
         return RankLost(f"no sign of life from {names}", set(silent)) if silent else None
 
-    def _find_late(self, why: str) -> RankLost | None:
-        """Return the ranks that still train while the others waited for them."""
+    def _find_late(self, waited: str) -> RankLost | None:
+        """Return the ranks that still train while the others wait for them. ``waited`` says for how long, or which
+        error ended the waiting."""
         late = [
             f"{self._label(rank)} at step {sign['step']}"
             for rank, sign in self._signs.items()
             if sign["state"] == "trains"
         ]
-        return RankLost(f"the others waited in vain {why} for {' and '.join(late)}") if late else None
+        return RankLost(f"the other ranks waited too long ({waited}) for {' and '.join(late)}") if late else None
 
     def _label(self, rank: int) -> str:
         """A rank with its host and process id, for messages."""
-        sign = self._identity if rank == self._rank else self._signs.get(rank)
+        if rank == self._rank:
+            return f"rank {rank} ({self._host}, pid {os.getpid()})"
+        sign = self._signs.get(rank)
         return f"rank {rank} ({sign['host']}, pid {sign['pid']})" if sign else f"rank {rank}"
 
-    def _announce(self, lost: RankLost):
+    def _announce(self, lost: RankLost) -> None:
         """Call ``report`` in one rank only: the lowest that is neither lost nor unable to report."""
         if self._rank == min({self._rank, *self._others} - lost.mute):
             self._report(str(lost))
