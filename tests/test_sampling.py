@@ -42,7 +42,7 @@ def test_the_heads_logits_of_few_rows_are_those_of_many():
 def test_angles_of_other_positions_or_widths_are_not_taken_for_the_last_ones():
     part, q = RoPE(64, 4, 16, 32), torch.randn(1, 3, 4, 16)
     for positions, x in ((torch.tensor([[0, 1, 2]]), q), (torch.tensor([[5, 6, 7]]), q), (None, q[..., :8])):
-        positions = part.last[0] if positions is None else positions  # the same tensor, narrower heads
+        positions = part.angles.last_call[0] if positions is None else positions  # the same tensor, narrower heads
         for turned, fresh in zip(
             part.rotate(x, x, positions), RoPE(64, 4, 16, 32).rotate(x, x, positions), strict=True
         ):

@@ -31,7 +31,7 @@ class Neighbours:
     ``read`` returns (wall-clock seconds, CPU seconds of this process, CPU seconds of all processes, number of cores).
     On systems other than Linux it returns None, and nothing is done. ``alone`` is False for one of several processes
     that train together. Threads are not moved then, because two of these processes could choose the same cores. Nothing
-    is logged, because each of these processes would count the others as a disturbance."""
+    is logged, because each of these processes would count the others as other processes."""
 
     def __init__(
         self,

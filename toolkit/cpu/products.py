@@ -1,10 +1,10 @@
 """Products of float32 matrices on a CPU, computed with the faster of the two libraries that PyTorch contains.
 
 PyTorch multiplies float32 matrices with MKL, which has no AVX-512 kernel for AMD processors. oneDNN, which PyTorch
-contains for convolutions and fused layers, has such a kernel. MKL is kept on processors without AVX-512, where both are
-equally fast, and on Intel processors, where they have not been compared. With up to 8 rows, as in decoding, both
-libraries take two to four times as long for x weight^T as for weight x^T, and they use only one core for a single
-row."""
+contains for convolutions and fused layers, has such a kernel. MKL is kept on AMD processors with AVX2 but no AVX-512,
+where both are equally fast, and on Intel processors, where they have not been compared. With up to 8 rows, as in
+decoding, both libraries take two to four times as long for x weight^T as for weight x^T, and they use only one core for
+a single row."""
 
 import platform
 from pathlib import Path

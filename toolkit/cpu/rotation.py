@@ -52,13 +52,13 @@ def _empty_angles(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tenso
 
 
 def fits(x: Tensor) -> bool:
-    """Whether to use ``rotate``: on a CPU without torch.compile, whose code needs only one pass anyway."""
+    """Whether to use ``rotate``: on a CPU. Code of torch.compile does not need it, because it makes only one pass."""
     return switch.FAST and x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate x (B, T, H, R), float32, by ``cos`` and ``sin``, each (B|1, T, 1, R): x * cos + swapped * sin. Here
-    ``swapped`` is x with its two halves of R/2 channels swapped, which is never copied."""
+    ``swapped`` is x with its two halves of R/2 channels swapped. No copy of it is made."""
     if x.shape[1] > 1:  # repeated for each head, (B|1, T, H, R), because a CPU multiplies long rows faster
         cos, sin = (angle.expand(-1, -1, x.shape[2], -1).contiguous() for angle in (cos, sin))
     return (_Rotate.apply if torch.is_grad_enabled() else _rotated)(x, cos, sin)
