@@ -143,14 +143,14 @@ def test_a_long_banner_is_cut_where_nothing_more_is_asked_for(tmp_path):
 
 def test_ablate_ends_with_the_answer(many, capsys, monkeypatch, caplog):
     monkeypatch.setattr("toolkit.rundir.report.console", Terminal(width=100))
-    ablate._answer(many)
+    ablate._print_verdicts(many)
     out = capsys.readouterr().out
     assert "Of 39 arms: " in out and sum(line.startswith(("better", "worse")) for line in out.splitlines()) > 5
     assert "guards fired: config, parameters" in out
     (many / "plan.json").rename(many / "plan.kept")
     try:
         (many / "plan.json").write_text("{")
-        ablate._answer(many)
+        ablate._print_verdicts(many)
     finally:
         (many / "plan.kept").replace(many / "plan.json")
     assert "can't be compared: ValueError" in caplog.text

@@ -1,6 +1,6 @@
 """The frame: the kinds of part, the registry, checks of configs, the model, the training loop and the commands.
 
-No file of the frame names a single part of the shelf."""
+The frame does not depend on any single part in components/ (the shelf)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def load(run: str, imports: tuple[str, ...] = ()) -> tuple[nn.Module, Tokenizer]:
     """Load a run, or one checkpoint of a run, for use in a notebook. Returns (model, tokenizer), with the model in
-    evaluation mode. ``imports`` names modules or files with parts of which the run keeps no copy."""
+    evaluation mode. ``imports`` names modules or files with parts that the run needs but has no copy of."""
     from toolkit.compose import open_run
 
     opened = open_run(run, imports=imports)

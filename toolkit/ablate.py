@@ -52,20 +52,20 @@ def main(argv: list[str] | None = None) -> int:
         finally:
             launcher.close()
     if code in (0, 1):
-        _answer(folder)
+        _print_verdicts(folder)
     report.say(f"compare: python -m toolkit.compare {shlex.quote(str(folder))}")
     return code
 
 
-def _answer(folder: Path) -> None:
-    """Print the verdicts so far, one arm per line. An error only gives a warning, since the jobs have ended already."""
+def _print_verdicts(folder: Path) -> None:
+    """Print the verdicts so far, one arm per line. An error is only logged, because the jobs have ended already."""
     from toolkit.comparison import assemble, record, runs, screen
     from toolkit.rundir import report
 
     try:
         plan, found_runs = runs.find([str(folder)], None, None)
         results = record.record(assemble.compare(plan, found_runs, (), None))
-    except Exception as error:  # a folder that can't be compared, or a fault of the comparison
+    except Exception as error:  # the folder can't be compared, or the comparison has a bug
         log.warning("the runs can't be compared: %s: %s", type(error).__name__, error)
         return
     report.say("")
@@ -127,7 +127,7 @@ def _print_arms(plan: Plan, seconds: dict[str, float]) -> None:
     from toolkit.rundir import report
 
     matched, base = plan.ablation.match is not None, plan.baseline
-    drop_order = {"FLOPs/token": 3, "s/step": 2, "residual": 1}  # in a narrow terminal, the lowest number is first
+    drop_order = {"FLOPs/token": 3, "s/step": 2, "residual": 1}  # in a narrow terminal, 1 goes first
     titles = ["parameters", "FLOPs/token", "steps", "s/step", *(["width", "residual"] if matched else [])]
     columns = [Column("arm", name=True), *(Column(title, True, drop_order.get(title, 0)) for title in titles)]
     rows = []
@@ -178,11 +178,14 @@ def _devices_per_job(plan: Plan) -> int:
     import torch
 
     requested = [arm.config.flat["Experiment.devices"] for arm in plan.arms.values()]
-    return max(devices if isinstance(devices, int) else torch.cuda.device_count() for devices in requested)  # or "all"
+    return max(
+        devices if isinstance(devices, int) else torch.cuda.device_count() for devices in requested
+    )  # a string is "all"
 
 
 def _launcher(arguments: argparse.Namespace, folder: Path, threads: int, devices: int) -> Launcher:
-    """Build the launcher that ``--launcher`` names. Raises ValueError for options or GPU counts that do not fit."""
+    """Build the launcher that ``--launcher`` names. Raises ValueError for ``--option`` with a local launcher, and if
+    there are fewer GPUs than one job needs."""
     import torch
 
     from toolkit.ablation import launch

@@ -11,7 +11,7 @@ from toolkit.context import Context
 def empty_cache(linear: nn.Linear, *shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
     """Zeros of these shapes, in the dtype of the outputs of ``linear`` (bfloat16 under autocast) and on its device.
 
-    A cache of heads (B,S,G,D) is stored as (B,G,S,D): the positions of one head are next to each other in memory, since
+    A cache (B,S,G,D) is stored in memory as (B,G,S,D): the positions of one head are next to each other, because
     attention reads them together."""
     device = linear.weight.device
     autocast = torch.is_autocast_enabled(device.type)
@@ -24,8 +24,7 @@ def update_cache(context: Context, layer: int, *new: Tensor) -> tuple[Tensor, ..
     """Write tensors (B,T,...) into the cache of a layer, from position ``context.start`` on, and return the cache
     (B,S,...) in their dtypes.
 
-    If ``context.end`` is known, only the positions before it are returned, else all. Without a cache, ``new`` is
-    returned."""
+    If ``context.end`` is known, only the positions before it are returned. Without a cache, ``new`` is returned."""
     if context.cache is None:
         return new
     length, end = new[0].shape[1], context.end

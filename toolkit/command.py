@@ -22,24 +22,24 @@ OURS = ("toolkit", "components", "argparse")  # an error raised in these package
 def run_command(main: Callable[[], int]) -> None:
     """Run ``main`` and exit the process with its exit code, or with the code of the error that it raised.
 
-    0 is done, 2 bad config or input, 3 diverged, 4 storage, 130 interrupted. An error that the toolkit raised is
-    printed as its message alone. Any other error, for example one in a user's part, is printed with its traceback, and
-    the message names the part and its file. With TOOLKIT_DEBUG=1 every error has its traceback."""
+    Exit codes: 0 done, 2 bad config or input, 3 diverged, 4 storage, 130 interrupted. Of an error that the toolkit
+    raised, only the message is printed. Any other error, for example one in a user's part, is printed with its
+    traceback, and the message names the part and its file. TOOLKIT_DEBUG=1 prints the traceback of every error."""
     handler = logging.StreamHandler()
     handler.setFormatter(escape.LogFormatter("%(levelname)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     try:
         code = main()
     except Exception as error:
-        culprit = _culprit(error)
+        user_part = _user_part(error)
         if kind_of(error) == "OutOfMemoryError":
             error = OSError(f"out of memory: {clean(error)}\n{LESS_MEMORY}")
-        if culprit is None and not isinstance(error, ValueError | OSError):
+        if user_part is None and not isinstance(error, ValueError | OSError):
             raise
         if os.environ.get("TOOLKIT_DEBUG") or not _is_ours(error):
             print(escape.block(traceback.format_exc()), end="", file=sys.stderr)
         kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
-        message = f"error: {culprit + ': ' if culprit else ''}{kind}{clean(error)}"
+        message = f"error: {user_part + ': ' if user_part else ''}{kind}{clean(error)}"
         print(escape.block(message), file=sys.stderr)  # escaped, since it may quote a file
         code = STORAGE if isinstance(error, OSError) else BAD_INPUT
     except KeyboardInterrupt:
@@ -47,26 +47,26 @@ def run_command(main: Callable[[], int]) -> None:
         code = 130
     try:
         sys.stdout.flush()
-    except OSError:  # the reader has gone or the disk is full; otherwise Python would flush again at exit and fail
+    except OSError:  # the reader has ended or the disk is full: Python would flush again at exit, and fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 
-def take_imports(parser: argparse.ArgumentParser) -> None:
+def add_import_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of commands that read a run: --import (``arguments.imports``) and --no-code."""
-    help_text = "module or Python file with parts of which the run keeps no copy"
+    help_text = "module or Python file with parts that the run needs but has no copy of"
     parser.add_argument("--import", dest="imports", metavar="M|F.py", action="append", default=[], help=help_text)
-    refuse_code(parser)
+    add_no_code_flag(parser)
 
 
-def refuse_code(parser: argparse.ArgumentParser) -> None:
+def add_no_code_flag(parser: argparse.ArgumentParser) -> None:
     """Add the flag --no-code (``arguments.no_code``), which refuses to run the Python files in a run's ``code/``."""
     help_text = "refuse to run the Python files in a run's code/ folder"
     parser.add_argument("--no-code", action="store_true", help=help_text)
 
 
-def _culprit(error: BaseException) -> str | None:
-    """Name the user's part in whose code an error arose, with file and line. None if it arose in no such part."""
+def _user_part(error: BaseException) -> str | None:
+    """Name the user's part in whose code an error was raised, with file and line. None if there is no such part."""
     catalog = getattr(sys.modules.get("toolkit.registry"), "CATALOG", {})
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         for cls in type(frame.f_locals.get("self")).__mro__:

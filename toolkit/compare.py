@@ -1,4 +1,4 @@
-"""``python -m toolkit.compare RUN ...``: does an arm beat the baseline? Reads the folders of runs, and nothing else."""
+"""``python -m toolkit.compare RUN ...``: does an arm beat the baseline? The command reads only the folders of runs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m toolkit.compare",
         description="Compare runs with a baseline: differences, intervals, verdicts and warnings.",
-        epilog="Exit codes: 0 compared, 1 a guard fired and --strict was given, 2 bad input.",
+        epilog="A guard is a check whether the comparison is fair and valid; it fires if it finds a fault. Exit codes: "
+        "0 compared, 1 a guard fired and --strict was given, 2 bad input.",
     )
     add = parser.add_argument
     add(
@@ -74,7 +75,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--verbose", action="store_true", help="also print each arm's reason, pairing and costs")
     add("--strict", action="store_true", help="exit 1 when a guard fires")
     add("--exclude", metavar="RUN", action="append", default=[], help="leave out a run; every output mentions it")
-    add("--reason", metavar="TEXT", action="append", default=[], help="why; one for each --exclude, in the same order")
+    add("--reason", metavar="TEXT", action="append", default=[], help="why; give one for each --exclude, in order")
     arguments = parser.parse_args(argv)
     if len(arguments.exclude) != len(arguments.reason) or not all(map(str.strip, arguments.reason)):
         parser.error("each --exclude needs its own --reason: --exclude RUN --reason TEXT")
@@ -84,7 +85,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 def _positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: it must be above 0")
+        raise argparse.ArgumentTypeError(f"{text}: must be a finite number above 0")
     return value
 
 

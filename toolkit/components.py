@@ -29,7 +29,7 @@ class Description(TypedDict):
     summary  the first sentence of the docstring
     knobs    each knob's default as gin writes it, or None if it has no default
     paper    the first arXiv number in the docstring, or None
-    file     the file that defines the part, relative to the working directory if it lies in it
+    file     the file that defines the part; a relative path if the file is inside the working directory
     overlay  the file under gin/ that puts the part into its slot, or None
     """
 
@@ -121,7 +121,7 @@ def _print_tables(rows: list[Description]) -> None:
             table.add_column(column, min_width=width, no_wrap=width is not None)
         for row in (row for row in rows if row["kind"] == kind):
             knobs = ", ".join(knob if value is None else f"{knob}={value}" for knob, value in row["knobs"].items())
-            # The paper has its own column; a sentence in brackets keeps its closing bracket.
+            # Remove the paper, which has its own column. If it ended a sentence in brackets, keep the closing bracket.
             summary = re.sub(
                 r",? ?\(?arXiv:[\d.]+\)?|``", lambda match: ")" if match.group().startswith(",") else "", row["summary"]
             )
@@ -138,7 +138,7 @@ def _check(arguments: argparse.Namespace) -> int:
     from toolkit.registry import CATALOG
     from toolkit.rundir import report
 
-    torch.set_num_threads(1)  # the tensors are too small to be worth several threads
+    torch.set_num_threads(1)  # one thread is fastest for such small tensors
     module, _, name = arguments.name.rpartition(":")
     load_shelf([*arguments.imports, *([module] if module else [])])
     if name not in CATALOG:
@@ -214,7 +214,7 @@ def _default(parameter: inspect.Parameter) -> str | None:
 
 
 def _overlay(entry: Entry) -> str | None:
-    """The file under gin/ that puts the part into its slot, or None. A file that binds the part alone comes first."""
+    """The file under gin/ that puts the part into its slot, or None. A file with only this part in the slot is best."""
     from toolkit.config.layers import find
 
     root = find("gin/default.gin").parent
@@ -243,7 +243,7 @@ def _near(name: str) -> str:
 
 
 def _relative(file: str) -> str:
-    """A file's path, relative to the working directory if it lies in it."""
+    """A file's path, as a relative path if the file is inside the working directory."""
     path = Path(file)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 

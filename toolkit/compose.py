@@ -32,12 +32,12 @@ def compose(
     imports: Sequence[str] = (),
     code: bool = True,
 ) -> tuple[Config, list[Path]]:
-    """Load the shelf and ``imports``, combine the gin files and bindings (each overrides those before it), and check
-    the result. Returns the config and the Python files that a run copies into its folder: every imported module that
-    is a single file and not part of an installed package.
+    """Load all parts, combine the gin files and bindings (each overrides those before it), and check the result.
+    Returns the config and the Python files that a run copies into its folder: every imported module that is a single
+    file and not part of an installed package.
 
-    Every file is parsed before the first module that a file imports is loaded. With ``code=False``, the files in the
-    code/ folder of a run are refused. Raises ConfigError."""
+    All gin files are parsed before any module that they import is loaded. With ``code=False``, the files in the code/
+    folder of a run are refused. Raises ConfigError."""
     layers = [parse_file(base), *map(parse_file, overlays)]
     if bindings:
         layers.append(parse_bindings(bindings))
@@ -52,9 +52,9 @@ def compose(
 
 
 def load_shelf(imports: Sequence[str] = ()) -> list[str]:
-    """Register the parts of the shelf, of installed packages, and of the modules or files in ``imports``. Returns the
-    module names of ``imports``. Raises ConfigError."""
-    import components  # noqa: F401  registers the shelf; no other file of the frame imports it
+    """Register the parts in components/ (the shelf), in installed packages, and in the modules or files ``imports``.
+    Returns the module names of ``imports``. Raises ConfigError."""
+    import components  # noqa: F401  registers its parts; no other file in toolkit/ imports it
     import toolkit.model  # noqa: F401
 
     for failure in load_entry_points():
@@ -73,9 +73,8 @@ def load_shelf(imports: Sequence[str] = ()) -> list[str]:
 
 
 def try_build(config: Config) -> tuple[Experiment, Parts]:
-    """Build the experiment, and its parts on the meta device, to find errors before anything is read or written. If a
-    part computes with values in its constructor, all parts are built on the CPU instead. Raises ConfigError, with the
-    file and line of each binding that the error's message names."""
+    """Build the experiment and its parts, on the meta device if possible, to find errors before anything is read or
+    written. Raises ConfigError, with the file and line of each binding that the error is about."""
     try:
         experiment = config.build()
         return experiment, build_blank(experiment)
@@ -90,8 +89,8 @@ def try_build(config: Config) -> tuple[Experiment, Parts]:
 def _places_of_bindings(config: Config, error: ValueError) -> dict[str, str]:
     """Return {key: file and line} of the bindings that an error is about.
 
-    These are the keys that its message writes in full. If it writes none in full, they are the knobs that it mentions
-    of the part that raised it, and the slots that hold this part."""
+    If the message contains whole keys (GPT.dim), these are returned. Otherwise these are returned: the knobs of the
+    part that raised the error, if the message mentions them, and the slots that hold this part."""
     words = set(re.findall(r"(?:\w+/)*\w+(?:\.\w+)?", clean(error)))
     named = {key: place for key, place in config.places.items() if {key, keys.without_scope(key)} & words}
     if named:
@@ -107,7 +106,7 @@ def _places_of_bindings(config: Config, error: ValueError) -> dict[str, str]:
 
 @dataclass
 class Run:
-    """A trained run that was opened: its model is on ``device`` in evaluation mode."""
+    """An opened run, with its trained model on ``device`` in evaluation mode."""
 
     config: Config
     experiment: Experiment
@@ -142,7 +141,7 @@ def open_run(
 
 
 def _load_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Load the tokenizer files in a run's folder. Raises ValueError if they are not those that the run wrote."""
+    """Load the tokenizer from a run's folder. Raises ValueError if the files differ from those that the run wrote."""
     facts = factsfile.read(folder)
     files, fingerprint = facts.get("tokenizer_files"), facts.get("tokenizer")
     remedy = f"copy it from a backup, or from another run with the tokenizer {str(fingerprint)[:12]} in its facts.json"
@@ -151,7 +150,7 @@ def _load_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
             raise ValueError(f"{problem}; {remedy}")
         tokenizer.load(folder / "tokenizer")
         return
-    try:  # a run of an older version: its facts.json has no digests
+    try:  # the run is of an older version of the toolkit, and its facts.json has no digests of these files
         tokenizer.load(folder / "tokenizer")
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
@@ -161,7 +160,7 @@ def _load_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def add_code(folder: Path) -> None:
-    """Append a run's code/ folder, its copies of parts, to the import path."""
+    """Append a run's code/ folder, which holds copies of the user's parts, to the import path."""
     code = str((folder / "code").resolve())
     if Path(code).is_dir() and code not in sys.path:
         sys.path.append(code)

@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 
-from toolkit.command import run_command, take_imports
+from toolkit.command import add_import_flags, run_command
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,7 +51,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         description="Measure the loss of a trained model on a whole split, in nats per token and bits per byte.",
     )
     add = parser.add_argument
-    add("run", metavar="RUN|CHECKPOINT", help="folder of a run, whose best checkpoint is used, or of a checkpoint")
+    add("run", metavar="RUN|CHECKPOINT", help="folder of a checkpoint, or of a run (its best checkpoint is used)")
     add(
         "overlays",
         metavar="OVERLAY.gin",
@@ -67,8 +67,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         default=[],
         help="change one knob of the run's config: 'Experiment.batch_size = 4'",
     )
-    take_imports(parser)
-    add("--split", choices=("val", "train"), default="val", help="the split to read (default: val)")
+    add_import_flags(parser)
+    add("--split", choices=("val", "train"), default="val", help="the split to measure on (default: val)")
     add("--json", action="store_true", help="print one JSON object")
     return parser.parse_intermixed_args(argv)
 

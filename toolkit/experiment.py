@@ -20,26 +20,29 @@ Count = Annotated[int, Gt(0)]
 @register("experiment")
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """Which parts to train, and how: the whole config. Counts are in optimizer steps unless they say otherwise.
+    """The root of the config: which parts to train, and how. ``steps`` and the knobs ``..._every`` are in optimizer
+    steps.
 
     batch_size      sequences per optimizer step, over all devices; a multiple of devices x accumulate
     accumulate      micro-batches per step
-    seq_len         tokens per sequence, the model's context
-    clip            gradient norm above which gradients are scaled down to it; None never scales them
+    seq_len         tokens per sequence; the length of the model's context
+    clip            maximum norm of the gradient: a larger gradient is scaled down to it; None: no maximum
     seed            seed of initial weights, data order and dropout
     precision       "auto": bfloat16 autocast on GPUs that support it, else float32
-    threads         CPU threads; None is torch's choice. Rounding depends on it, so the toolkit never changes it
+    threads         number of CPU threads; None: torch's choice. Rounding depends on this number, so the toolkit never
+                    changes it by itself
     compile         "auto": only on CUDA; True: on a CPU as well, which needs a C++ compiler
     devices         processes that train together, each on its own GPU if there are GPUs; "all": one for each GPU
-    rank_timeout    seconds without a sign of life after which a process counts as hanging; all processes then end
+    rank_timeout    seconds: if a process gives no sign of life for so long, all processes end
     eval_windows    validation windows per evaluation, the same every time; the last evaluation adds the whole split
-    sample_prompt   text that the model continues every ``sample_every`` steps, by ``sample_tokens`` tokens drawn at
-                    ``sample_temperature``
+    sample_prompt   text that the model continues every ``sample_every`` steps, by ``sample_tokens`` tokens that are
+                    sampled at ``sample_temperature``
     keep_checkpoints  how many step checkpoints to keep besides the best one
     mask_documents  tokens attend only inside their document, and positions restart with each document
     spike_sigmas    skip and record a step whose loss or gradient norm exceeds the mean of the last 128 accepted steps
-                    by more than this many standard deviations; None skips none
-    profile_steps   steps to trace with torch.profiler, after the first ten, into the run's folder; None: no trace
+                    by more than this many standard deviations; None: skip no step
+    profile_steps   number of steps that torch.profiler traces, after the first ten steps; None: no trace. The trace
+                    goes into the run's folder
     """
 
     model: type
@@ -76,7 +79,7 @@ class Experiment:
 
 @dataclass
 class Parts:
-    """The parts of an experiment, built."""
+    """The built parts of an experiment."""
 
     tokenizer: Tokenizer
     data: Data
@@ -89,9 +92,10 @@ class Parts:
 def build(
     experiment: Experiment, device: torch.device, tokenizer: Tokenizer | None = None, data: Data | None = None
 ) -> Parts:
-    """Build every part, except a ``tokenizer`` or ``data`` that is given. Initial weights are drawn on the CPU in
-    float32 for every device, but not on the meta device, where building takes no memory and only finds errors. Raises
-    ValueError."""
+    """Build every part, except a ``tokenizer`` or ``data`` that is given. Raises ValueError.
+
+    Initial weights are drawn on the CPU in float32 and then moved to the device. On the meta device no weights are
+    drawn: building takes no memory there and only finds errors."""
     micro_batches = experiment.accumulate * distributed.world_size()
     if experiment.batch_size % micro_batches:
         raise ValueError(
@@ -133,8 +137,10 @@ def check_keeps_documents_apart(model: nn.Module) -> None:
 
 
 def build_blank(experiment: Experiment) -> Parts:
-    """Build every part on the meta device, to count parameters and to find errors. If a part computes with values in
-    its constructor, which the meta device can't do, every part is built on the CPU instead. Raises ValueError."""
+    """Build every part on the meta device, to count parameters and to find errors. Raises ValueError.
+
+    The meta device has no values. If a part computes with values in its constructor, every part is built on the CPU
+    instead."""
     try:
         return build(experiment, torch.device("meta"))
     except (NotImplementedError, RuntimeError):
@@ -147,7 +153,7 @@ def process_count(experiment: Experiment) -> int:
 
 
 def micro_batch_size(experiment: Experiment, processes: int) -> int:
-    """How many sequences one process takes in one forward pass."""
+    """How many sequences one process handles in one forward pass."""
     return max(1, experiment.batch_size // (experiment.accumulate * processes))
 
 
@@ -165,5 +171,5 @@ def dtype_of(experiment: Experiment, device: torch.device) -> torch.dtype:
 
 
 def is_compiled(experiment: Experiment, device: torch.device) -> bool:
-    """Whether the objective is compiled: what ``Experiment.compile`` means on this device."""
+    """Whether ``Experiment.compile`` means that the objective is compiled on this device."""
     return experiment.compile is True or (experiment.compile == "auto" and device.type == "cuda")

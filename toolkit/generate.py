@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from toolkit.command import run_command, take_imports
+from toolkit.command import add_import_flags, run_command
 from toolkit.output import escape
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _prompt(given: str) -> str:
-    """The prompt, or the text on standard input if the prompt is "-". Raises ValueError if it is not UTF-8."""
+    """The prompt, or the text on standard input if the prompt is "-". Raises ValueError if the text is not UTF-8."""
     try:
         data = sys.stdin.buffer.read() if given == "-" else given.encode("utf-8", "surrogateescape")
         text = data.decode("utf-8")
@@ -76,13 +76,13 @@ def _prompt(given: str) -> str:
 
 
 def _safe_for_output(text: str) -> str:
-    """Escape control characters in a model's text if it goes to a terminal, which would act on them."""
+    """Escape control characters in the text if standard output is a terminal, which would obey them."""
     return escape.block(text) if sys.stdout.isatty() else text
 
 
 def _print_while_sampling(tokens: Iterator[Tensor], ids: list[int], tokenizer: Tokenizer) -> None:
     """Print the text token by token; each of ``tokens`` is (1,). A character made of several tokens is printed after
-    its last token. The ids are appended to ``ids``, which hold the prompt."""
+    its last token. ``ids`` holds the prompt; the new ids are appended to it."""
     printed = tokenizer.decode(ids)
     print(_safe_for_output(printed), end="", flush=True)
     for chosen in tokens:
@@ -97,8 +97,8 @@ def _print_while_sampling(tokens: Iterator[Tensor], ids: list[int], tokenizer: T
 
 
 def _print_all(tokens: Iterator[Tensor], ids: list[int], tokenizer: Tokenizer, num: int) -> None:
-    """Print ``num`` samples when all have reached the end of their document or the maximum length. ``ids`` is the
-    prompt; each of ``tokens`` is (num,)."""
+    """Print ``num`` samples after all of them have ended, at the end of a document or at the maximum length. ``ids`` is
+    the prompt; each of ``tokens`` is (num,)."""
     samples = [list(ids) for _ in range(num)]
     unfinished = set(range(num))
     for chosen in tokens:
@@ -119,7 +119,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         description="Continue a text with a trained model, and print it while it is sampled.",
     )
     add = parser.add_argument
-    add("run", metavar="RUN|CHECKPOINT", help="folder of a run, whose best checkpoint is used, or of a checkpoint")
+    add("run", metavar="RUN|CHECKPOINT", help="folder of a checkpoint, or of a run (its best checkpoint is used)")
     add(
         "--prompt",
         metavar="TEXT",
@@ -132,7 +132,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="T",
         type=_temperature,
         default=0.8,
-        help="divides the logits; 0 takes the likeliest token each time (default: 0.8)",
+        help="the logits are divided by T; with 0, the likeliest token is taken each time (default: 0.8)",
     )
     add("--top-k", metavar="K", type=_count, help="sample from the K likeliest tokens only")
     add(
@@ -142,9 +142,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         help="sample from the fewest tokens whose probabilities sum to P",
     )
     add("--seed", metavar="N", type=_seed, default=0, help="seed of the random sampling (default: 0)")
-    take_imports(parser)
+    add_import_flags(parser)
     add("--num", metavar="N", type=_count, default=1, help="number of samples (default: 1)")
-    add("--compile", action="store_true", help="compile the model first, which pays for long texts on a GPU")
+    add("--compile", action="store_true", help="compile the model first: slow, but worth it for long texts on a GPU")
     return parser.parse_args(argv)
 
 
@@ -164,13 +164,13 @@ def _integer_between(text: str, least: int, most: int) -> int:
 
 def _temperature(text: str) -> float:
     if not 0 <= float(text) < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 on")
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
     return float(text)
 
 
 def _fraction(text: str) -> float:
     if not 0 < float(text) <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0 and at most 1")
     return float(text)
 
 

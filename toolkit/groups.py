@@ -18,14 +18,14 @@ def parameter_groups(
     """Split a model's parameters into groups for ``torch.optim``.
 
     Parameters of 2 or more dimensions (matrices, embeddings) have weight decay, unless their name matches a glob
-    pattern in ``no_decay``. Gains and biases have none. A parameter's ``lr_scale``, which an init may set, multiplies
-    its learning rate. Each group has a ``peak_lr``, which the schedule multiplies, and a ``name`` for the printed
-    table.
+    pattern in ``no_decay``. All others (gains, biases) have no weight decay. A parameter's ``lr_scale``, which an init
+    may set, multiplies its learning rate. Each group has a ``peak_lr``, which the loop multiplies by the schedule's
+    factor, and a ``name`` for the printed table.
 
     With ``matrices_lr`` the hidden matrices (weights of ``nn.Linear``, except the output matrix) form separate groups
-    with this learning rate, named "matrices"; those that match a pattern in ``no_matrix`` stay in the other groups.
-    These groups have a list "split" with an entry per parameter: the row counts of the matrices that it merges, or
-    None for a single matrix.
+    with this learning rate. Matrices that match a pattern in ``no_matrix`` stay in the other groups. The names of the
+    separate groups start with "matrices". They have a list "split" with an entry per parameter: the row counts of the
+    matrices that it merges, or None for a single matrix.
 
     Raises ValueError for a pattern that matches no parameter."""
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -55,9 +55,10 @@ def parameter_groups(
 
 
 def _hidden_matrices(model: nn.Module) -> dict[int, list[int] | None]:
-    """Map the id of each Linear's weight to the row counts of the matrices that it merges, or to None.
+    """Map id(weight) of each Linear to the row counts of the matrices that the weight merges, or to None.
 
-    Embedding tables and the output matrix are left out, even if a Linear shares the weight: their rows are tokens."""
+    Embedding tables and the output matrix are left out, even if a Linear shares the weight: each of their rows belongs
+    to a token."""
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     row_counts = {}
     for module in model.modules():

@@ -8,7 +8,7 @@ from toolkit.cpu import products
 class Linear(nn.Linear):
     """nn.Linear with a faster matrix product on some CPUs (toolkit.cpu.products): (..., I) -> (..., O)."""
 
-    residual: bool = False  # True for a projection back into the residual stream; most inits make it smaller
+    residual: bool = False  # True for a projection back into the residual stream: most inits draw smaller weights
 
     def forward(self, x: Tensor) -> Tensor:
         out = products.linear(x, self.weight, self.bias)
@@ -16,7 +16,7 @@ class Linear(nn.Linear):
 
 
 class Merged(Linear):
-    """Several matrices with the same input, stored as one weight, one below the other.
+    """Several matrices with the same input. One weight holds them, one below the other.
 
     ``dim`` is the number of inputs, and ``rows`` maps each matrix's name to its number of outputs. Inits and optimizers
     read the attribute ``merged`` (equal to ``rows``) and treat each matrix separately."""

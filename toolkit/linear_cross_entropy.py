@@ -23,15 +23,15 @@ def linear_cross_entropy(
     label_smoothing: float,
 ) -> tuple[Tensor, Tensor]:
     """hidden (N,C), weight (V plus padding, C), targets (N,) -> the objective and the nats, each summed over the
-    targets that are not -100. ``softcap`` bounds the logits, if it is given; ``rows`` is R.
+    targets that are not -100. ``softcap`` bounds the logits unless it is None. ``rows`` is R.
 
-    The gradients are computed in the forward pass, while the logits of a chunk are in memory; the backward pass only
+    The forward pass also computes the gradients, while the logits of a chunk are in memory. The backward pass only
     multiplies them by its incoming gradient. The formulas are those of CrossEntropy in components/loss.py."""
     device = hidden.device.type
     if not hidden.is_meta and torch.is_autocast_enabled(device):  # autocast does not know the meta device
         hidden = hidden.to(torch.get_autocast_dtype(device))
     arguments = (hidden, weight, targets, vocab_size, softcap, rows, z_loss, label_smoothing)
-    # Decided here: inside a Function gradients are always off, and the compiler must see which branch is taken.
+    # This can't be decided inside the Function: gradients are always off there, and the compiler must see the branch.
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         return _LinearCrossEntropy.apply(*arguments)
     return _sums(*arguments)
@@ -40,7 +40,7 @@ def linear_cross_entropy(
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-        # The compiler would give each chunk memory of its own, which slows a CPU down. There, this is one operation.
+        # On a CPU, the compiler calls this as one operation. Its own code would allocate memory for each chunk: slow.
         function = _operation if helps(hidden) else _gradients
         objective, nats, grad_hidden, grad_weight = function(hidden, weight, *settings)
         ctx.save_for_backward(grad_hidden, grad_weight)
@@ -51,7 +51,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        # In place, since another table can be another 100 MB. Autograd notices and refuses a second backward pass.
+        # In place, since a copy of the weight's gradient can take 100 MB. Autograd then refuses a second backward pass.
         grad_hidden, grad_weight = grad_hidden.mul_(grad), grad_weight.mul_(grad)
         return grad_hidden, grad_weight.to(ctx.weight_dtype), *[None] * ctx.setting_count
 
@@ -66,12 +66,12 @@ def _gradients(
     z_loss: float,
     label_smoothing: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the summed objective and nats, and the gradients of the objective: that of the hidden states in their
-    dtype, that of the weight in float32."""
+    """Return the summed objective and nats, and the gradients of the objective: for the hidden states in their dtype,
+    for the weight in float32."""
     objective = torch.zeros((), dtype=torch.float32, device=hidden.device)
     nats = torch.zeros_like(objective)
     table, grad_hidden = weight.to(hidden.dtype), torch.empty_like(hidden)
-    # Allocated before any logits: the logits, freed first, are then at the end of a CPU's heap and leave no gap.
+    # Allocated before the logits. These are freed first; at the end of a CPU's heap, they then leave no gap.
     grad_weight, grad_chunks = torch.empty_like(weight, dtype=torch.float32), grad_hidden.split(rows)
     buffer = tiles.buffer(hidden, table, rows)
     for i, (h, t) in enumerate(zip(hidden.split(rows), targets.split(rows), strict=True)):
@@ -80,14 +80,14 @@ def _gradients(
         grad_logits = _logit_gradient(chunk, vocab_size, z_loss, label_smoothing)[:, : len(table)].to(h.dtype)
         del chunk  # it holds a tensor of the size of the logits
         products.mm(grad_logits, table, out=grad_chunks[i]).mul_(counts)
-        h = h * counts  # rather than the larger grad_logits
+        h = h * counts  # multiplied instead of grad_logits, which is larger
         if len(grad_chunks) == 1 and products.fits(h.T, grad_logits.T):
-            grad_weight.copy_(products.product(h.T, grad_logits.T).T)  # faster than grad_logits.T @ h, with the copy
+            grad_weight.copy_(products.product(h.T, grad_logits.T).T)  # even so faster than grad_logits.T @ h
         elif grad_logits.dtype != grad_weight.dtype:
             chunk_grad = grad_logits.T @ h
             grad_weight.add_(chunk_grad) if i else grad_weight.copy_(chunk_grad)
         elif i:
-            grad_weight.addmm_(grad_logits.T, h)  # without a second table in memory
+            grad_weight.addmm_(grad_logits.T, h)  # needs no second tensor of this size
         else:
             torch.mm(grad_logits.T, h, out=grad_weight)
         del grad_logits  # so that the next chunk can use its memory
@@ -95,6 +95,7 @@ def _gradients(
 
 
 def _empty_gradients(hidden: Tensor, weight: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Empty outputs with the shapes and dtypes of those of ``_gradients``."""
     objective, nats = (hidden.new_empty((), dtype=torch.float32) for _ in range(2))
     return objective, nats, torch.empty_like(hidden), torch.empty_like(weight, dtype=torch.float32)
 
@@ -123,15 +124,15 @@ def _sums(
 
 
 class _Chunk(NamedTuple):
-    """One chunk of R positions: its two sums, and what the gradient of its logits is computed from."""
+    """One chunk of R positions: its two sums, and the tensors from which the gradient of its logits is computed."""
 
     objective: Tensor
     nats: Tensor
-    counts: Tensor  # (R,1), 1 for a target that counts and 0 for -100
-    target: Tensor  # (R,1), the target, 0 for -100
+    counts: Tensor  # (R,1), 0 for a target of -100, else 1
+    target: Tensor  # (R,1), with 0 in place of -100
     probabilities: Tensor  # (R,V)
     log_z: Tensor  # (R,1), the logarithm of the sum of exp(logits)
-    slope: Tensor | None  # (R,V), the derivative of the soft cap, if there is one
+    slope: Tensor | None  # (R,V), the derivative of the soft cap, or None without a cap
 
 
 def _chunk(
@@ -145,8 +146,8 @@ def _chunk(
     label_smoothing: float,
     gradients: bool,
 ) -> _Chunk:
-    """Compute one chunk: hidden (R,C), targets (R,). One (R,V) tensor holds the logits, then the probabilities, and at
-    last their gradient, because access to memory takes most of the time on a CPU."""
+    """Compute one chunk: hidden (R,C), targets (R,). One (R,V) tensor holds first the logits, then the probabilities,
+    and finally the gradient, because access to memory takes most of the time on a CPU."""
     slope = mean_logit = None
     logits = tiles.logits(hidden, table, buffer).float()  # (R,V)
     if softcap is not None:
@@ -170,8 +171,8 @@ def _chunk(
 
 
 def _logit_gradient(chunk: _Chunk, vocab_size: int, z_loss: float, label_smoothing: float) -> Tensor:
-    """d objective / d (logits before the cap), (R,V), computed in place of the probabilities. It is as if every target
-    counted."""
+    """The gradient of the objective for the logits before the soft cap, (R,V). It overwrites the probabilities. It
+    includes targets of -100: the caller multiplies by ``counts``."""
     grad = chunk.probabilities
     if z_loss:
         grad.mul_(1 + 2 * z_loss * chunk.log_z)

@@ -1,4 +1,4 @@
-"""GPT: embed -> position -> blocks -> norm -> tied head. Each layer slot takes a class, which gin binds.
+"""GPT: embedding -> position -> blocks -> norm -> head. Gin binds a class to each slot of a layer.
 
 Shapes: B batch, T tokens, C model dim, V vocabulary, D head dim."""
 
@@ -47,11 +47,13 @@ class GPT(nn.Module):
     n_head         query heads per layer
     n_kv_head      key/value heads per layer; None: as many as query heads
     dropout        probability of dropout on the embedded tokens and on the output of each mixer and ffn
+    tie_embeddings True: the embedding table is also the output matrix
     pad_vocab_to   the number of rows of the embedding table is rounded up to a multiple of this, for speed; the extra
                    rows give no logits
     logit_softcap  bounds the logits: softcap * tanh(logits / softcap); None: no bound
     recompute      store only the input of each block, and compute the block again for its gradients (Chen et al. 2016,
-                   arXiv:1604.06174): activations take the memory of about one layer, and a step a third more time
+                   arXiv:1604.06174). Activations then take about the memory of one layer, and a step takes a third
+                   longer
     """
 
     def __init__(
@@ -94,17 +96,17 @@ class GPT(nn.Module):
             self.embed = nn.Embedding(vocab_size, dim)
             self.embed.tied = tie_embeddings  # type: ignore[assignment]  # torch declares attributes as tensors
             self.unembed = None if tie_embeddings else Linear(dim, vocab_size, bias=False)
-        distinct = list(dict.fromkeys(layers["position"]))
+        position_classes = list(dict.fromkeys(layers["position"]))  # without repetitions
         self.positions = nn.ModuleList()
-        for i, cls in enumerate(distinct):
+        for i, cls in enumerate(position_classes):
             with seeded(seed, f"positions.{i}"):
                 self.positions.append(cls(dim, n_head, dim // n_head, max_len))
         self.blocks = nn.ModuleList()
-        self.mixers: list[Any] = []  # a plain list, since the blocks own them
+        self.mixers: list[Any] = []  # a plain list, since the blocks register them as modules
         self.drop = nn.Dropout(dropout) if dropout else nn.Identity()
         for i in range(n_layer):
             classes = {slot: of_layer[i] for slot, of_layer in layers.items()}
-            position_index = distinct.index(classes["position"])
+            position_index = position_classes.index(classes["position"])
             self._append_layer((i, n_layer), classes, (dim, n_head, n_kv_head), position_index, seed)
         with seeded(seed, "norm"):
             self.norm = (norm[-1] if isinstance(norm, list) else norm)(dim)
@@ -113,7 +115,7 @@ class GPT(nn.Module):
 
     def forward(self, ids: Tensor, context: Context | None = None) -> tuple[Tensor, Head]:
         """ids (B, T) -> hidden (B, T, C), head. With ``context.cache``, the first id of each row is at position
-        ``context.start``. Raises ValueError for more than ``max_len`` tokens."""
+        ``context.start``. Raises ValueError if the last id is past ``max_len``."""
         context = context or Context()
         length = ids.shape[1]
         if context.positions is None:
@@ -149,8 +151,10 @@ class GPT(nn.Module):
     def _append_layer(
         self, depth: tuple[int, int], classes: dict[str, type], widths: tuple[int, int, int], position: int, seed: int
     ) -> None:
-        """Build one layer from a class per slot, and append it. ``depth`` is (index, n_layer), ``widths`` is (dim,
-        n_head, n_kv_head), ``position`` is the index of the layer's position part. Raises ValueError."""
+        """Build one layer from one class per slot, and append it. Raises ValueError.
+
+        ``depth`` is (index, n_layer), ``widths`` is (dim, n_head, n_kv_head), ``position`` is the index of the layer's
+        position part."""
         index, dim = depth[0], widths[0]
         with seeded(seed, f"blocks.{index}.mixer"):
             mixer = classes["mixer"](*widths, position, classes["attention"], depth)
@@ -160,13 +164,13 @@ class GPT(nn.Module):
             self.blocks.append(classes["block"](dim, mixer, ffn, classes["norm"], depth))
         self._check_bias(mixer, self.positions[position])
         self.mixers.append(mixer)
-        # Dropout is a hook, so that blocks need no code for it and no parameter changes its name. The hook is a
-        # method, so that a copy of the model drops according to its own mode.
+        # Dropout is a hook, so that blocks need no code for it and no parameter changes its name. The hook is a bound
+        # method, so that a copy of the model obeys the copy's own training or evaluation mode.
         for part in (mixer, ffn) if isinstance(self.drop, nn.Dropout) else ():
             part.register_forward_hook(self._drop_output)
 
     def _append_padding_rows(self, rows: int) -> None:
-        """Append zero rows to the tables. The weights are drawn before, so they do not depend on the padding."""
+        """Append zero rows to the tables. The weights have been drawn already, so they do not depend on the padding."""
         for weight in [self.embed.weight] + ([] if self.unembed is None else [self.unembed.weight]):
             weight.data = F.pad(weight.data, (0, 0, 0, rows))
 
@@ -192,8 +196,8 @@ class GPT(nn.Module):
     @staticmethod
     def _check_bias(mixer: nn.Module, position: nn.Module) -> None:
         """Raise ValueError if the position part adds a score bias that the mixer does not support."""
-        uses = "position" not in getattr(mixer, "ignores", ())
-        if uses and hasattr(position, "score_bias") and "bias" not in getattr(mixer, "supports", set()):
+        uses_position = "position" not in getattr(mixer, "ignores", ())
+        if uses_position and hasattr(position, "score_bias") and "bias" not in getattr(mixer, "supports", set()):
             part = type(getattr(mixer, "attention", mixer)).__name__
             raise ValueError(
                 f"{type(position).__name__} adds a score bias, which {part} does not support; use GPT.attention = "

@@ -1,4 +1,4 @@
-"""Model and loss as one module, (ids, targets) -> scalars. It is compiled and wrapped as a whole."""
+"""One module with the model and its loss, so that both are compiled, and wrapped for data parallelism, together."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ class Objective(nn.Module):
     """ids, targets (B, T) -> (objective, nats, count, metrics).
 
     The first three are scalars, summed or counted over the targets that are not -100. Each auxiliary loss of a part is
-    multiplied by the count, so that accumulated micro-batches have the same objective as one batch. If ``eot`` is
+    multiplied by the count, so that the objectives of micro-batches add up to that of the whole batch. If ``eot`` is
     given, tokens attend only inside their document, and positions restart after each ``eot``."""
 
     def __init__(self, model: nn.Module, loss: nn.Module, eot: int | None = None):
@@ -27,8 +27,8 @@ class Objective(nn.Module):
 
 
 def documents(ids: Tensor, eot: int) -> tuple[Tensor, Tensor]:
-    """ids (B, T) -> positions, documents, both (B, T): the position of each token in its document, and the document's
-    number in the row. An ``eot`` belongs to the document that it ends."""
+    """ids (B, T) -> positions, documents, both (B, T): the position of each token in its document, and the number of
+    this document in the row. An ``eot`` belongs to the document that it ends."""
     is_end = (ids == eot).long()
     document = is_end.cumsum(1) - is_end
     column = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)

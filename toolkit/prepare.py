@@ -26,14 +26,20 @@ def main(argv: list[str] | None = None) -> int:
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m toolkit.prepare",
-        description="Download and tokenise the text of an experiment, for all runs with the same text and tokenizer.",
-        epilog="Token files are stored in $TOOLKIT_CACHE, or else in the user's cache folder.",
+        description="Download and tokenise the text of an experiment. All runs with the same text and tokenizer use "
+        "the same token files.",
+        epilog="Token files are stored in $TOOLKIT_CACHE if it is set, else in the user's cache folder.",
     )
     parser.add_argument(
-        "overlays", metavar="OVERLAY.gin", nargs="*", help="overrides gin/default.gin, and each file the ones before it"
+        "overlays",
+        metavar="OVERLAY.gin",
+        nargs="*",
+        help="gin files; each overrides gin/default.gin and the files before it",
     )
-    parser.add_argument("-p", "--gin_param", dest="bindings", metavar="BINDING", action="append", default=[])
-    parser.add_argument("--import", dest="imports", metavar="M|F.py", action="append", default=[])
+    parser.add_argument(
+        "-p", "--gin_param", dest="bindings", metavar="BINDING", action="append", default=[], help="set one knob"
+    )
+    parser.add_argument("--import", dest="imports", metavar="M|F.py", action="append", default=[], help="your parts")
     return parser.parse_intermixed_args(argv)
 
 

@@ -52,9 +52,9 @@ def supplied(kind: str) -> tuple[str, ...]:
     return tuple(inspect.signature(KINDS[kind]).parameters)
 
 
-def able(kind: str, what: str) -> str:
-    """Name up to three parts of a kind that support ``what``, for an error message: "@A or @B"."""
-    names = [f"@{e.name}" for e in CATALOG.values() if e.kind == kind and what in getattr(e.cls, "supports", ())]
+def able(kind: str, feature: str) -> str:
+    """Name up to three parts of a kind that support ``feature``, for an error message: "@A or @B"."""
+    names = [f"@{e.name}" for e in CATALOG.values() if e.kind == kind and feature in getattr(e.cls, "supports", ())]
     return " or ".join(names[:3])
 
 
@@ -83,9 +83,9 @@ def _label(cls: type) -> str:
 
 
 def entry_of(kind: str, cls: type) -> Entry:
-    """Return the catalogue entry for a class. Raises ValueError for a class that would fail later or without an error:
-    an unknown kind, ``*args`` or ``**kwargs`` (which accept misspelt knobs), too few leading arguments, a missing
-    method, or a slot with a default."""
+    """Return the catalogue entry for a class. Raises ValueError for a class that would otherwise fail later, or not
+    work without an error: an unknown kind, ``*args`` or ``**kwargs`` (which accept misspelt knobs), a constructor that
+    does not take the arguments of its kind first, a missing method, or a slot with a default."""
     if kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}; kinds are {', '.join(KINDS)}")
     name, required = cls.__name__, supplied(kind)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.command import refuse_code, run_command
+from toolkit.command import add_no_code_flag, run_command
 from toolkit.output import escape
 from toolkit.output.errors import DIVERGED, PREEMPTED, clean, kind_of
 
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     experiment, blank = try_build(config)
     if arguments.dry_run:
         return report.dry_run(config, experiment, blank, arguments.json)
-    _check_horizon(arguments, experiment.steps, run)
+    _check_steps_left(arguments, experiment.steps, run)
     processes = distributed.devices_wanted(experiment.devices)
     if processes > 1 and "RANK" not in os.environ:
         distributed.launch(processes, "toolkit.run", sys.argv[1:] if argv is None else argv)
@@ -51,12 +51,13 @@ def main(argv: list[str] | None = None) -> int:
     return _train(arguments, config, code, experiment, blank, run)
 
 
-def _check_horizon(arguments: argparse.Namespace, steps: int, run: RunDir) -> None:
-    """Raise ValueError if no step is left after the checkpoint's, before text or weights are read."""
+def _check_steps_left(arguments: argparse.Namespace, steps: int, run: RunDir) -> None:
+    """Raise ValueError if the checkpoint that the run starts from leaves no step to train. Call this before text or
+    weights are read, which takes long."""
     from toolkit.store import checkpoint
 
-    horizon = min(arguments.stop_at or steps, steps)
-    limit = f"--stop-at {horizon}" if horizon == arguments.stop_at else f"Experiment.steps = {horizon}"
+    end = min(arguments.stop_at or steps, steps)
+    limit = f"--stop-at {end}" if end == arguments.stop_at else f"Experiment.steps = {end}"
     if arguments.resume:
         source, step, min_steps_left = str(run.path), checkpoint.newest_step(run.path / "checkpoints") or 0, 0
     elif arguments.branch and not arguments.weights_only:
@@ -64,18 +65,18 @@ def _check_horizon(arguments: argparse.Namespace, steps: int, run: RunDir) -> No
         source, step, min_steps_left = f"--from {folder}", checkpoint.read_manifest(folder)["step"], 1
     else:
         return
-    if step > horizon - min_steps_left:
-        relation = "at" if step == horizon else "past"
+    if step > end - min_steps_left:
+        relation = "at" if step == end else "past"
         raise ValueError(
             f"{source}: the checkpoint is at step {step}, {relation} {limit}: no step is left; "
-            + ("give a later --stop-at, or leave it out" if horizon == arguments.stop_at else "raise Experiment.steps")
+            + ("give a later --stop-at, or leave it out" if end == arguments.stop_at else "raise Experiment.steps")
             + ("" if arguments.resume else "; or add --weights-only to start at step 0 with its weights")
         )
 
 
 def _list_effects(arguments: argparse.Namespace) -> int:
-    """Print what the config files would import and bind (--safe-config). Raises ConfigError for what is not allowed in
-    a file that is not trusted."""
+    """Print what the config files would import and bind (--safe-config). Raises ConfigError for statements that are
+    not allowed in an untrusted file."""
     from toolkit.config import safety
     from toolkit.config.layers import BASE, ConfigError
     from toolkit.rundir import report
@@ -113,7 +114,7 @@ def _train(
         try:
             if main_process:
                 run.write_config(config, code)
-            with signals.droppable(distributed.world_size() == 1):  # several processes agree to stop in ``train``
+            with signals.droppable(distributed.world_size() == 1):  # ``train`` stops several processes together
                 parts, progress, source = _prepare(arguments, config, experiment, blank, run, device)
             distributed.agree("the step to start from", progress["step"], device)
             if main_process:
@@ -126,7 +127,7 @@ def _train(
             if main_process:
                 newest = checkpoint.newest(run.path / "checkpoints")
                 run.write_end(outcome, facts.peak_memory(device), checkpoint.digest(newest) if newest else None)
-        except Interrupted:  # nothing is lost: a resumed run repeats what was interrupted
+        except Interrupted:  # nothing is lost: a resumed run repeats the interrupted work
             if main_process:
                 run.write_status("preempted")
                 report.say(
@@ -151,7 +152,7 @@ def _train(
 
 
 def _show_end(folder: Path, outcome: Mapping[str, Any], prompt: str) -> None:
-    """Draw the loss curve and print the results. An error only gives a warning, since the run has ended already."""
+    """Draw the loss curve and print the results. An error is only logged, because training has ended already."""
     from toolkit.rundir import curve, report
 
     outputs: dict[str, Callable[[], object]] = {
@@ -174,8 +175,8 @@ def _prepare(
     run: RunDir,
     device: torch.device,
 ) -> tuple[Parts, dict[str, Any], Path | None]:
-    """Prepare the data and build the parts, with the weights of a checkpoint if the run continues from one. Returns
-    (parts, progress, checkpoint folder or None); ``progress["step"]`` is the first step."""
+    """Prepare the data and build the parts. If the run continues from a checkpoint, load its weights. Returns (parts,
+    progress, checkpoint folder or None); ``progress["step"]`` is the first step."""
     from toolkit.experiment import build
     from toolkit.parallel import distributed
     from toolkit.rundir import report
@@ -199,7 +200,7 @@ def _prepare(
         progress = checkpoint.load(source, parts.model, parts.optimizer)
     if arguments.resume:
         run.check_sources(sources, progress)
-        if not (factsfile.read(run.path) or arguments.allow_change):  # it was lost: the checkpoint has the digest
+        if not (factsfile.read(run.path) or arguments.allow_change):  # facts.json is lost
             run.check_sources({"config": config.digest}, progress)
         progress["best"] = min(progress["best"], checkpoint.best_score(run.path / "checkpoints"))
     elif source is not None:
@@ -221,7 +222,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="OVERLAY.gin",
         action="append",
         default=[],
-        help="another overlay, in gin's own spelling",
+        help="another overlay; the same flag as in other programs that use gin",
     )
     add(
         "-p",
@@ -245,13 +246,13 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         default=[],
         help="module or Python file with your own parts",
     )
-    refuse_code(parser)
+    add_no_code_flag(parser)
     add("--name", help="name of the run's folder (default: the names of the overlays)")
     add("--runs", metavar="DIR", default="runs", help="folder that holds the runs (default: runs)")
     add(
         "--resume",
         action="store_true",
-        help="continue the run from its newest checkpoint; on a CPU, it then equals a run that was never stopped",
+        help="continue the run from its newest checkpoint; on a CPU, the result equals that of a run without a stop",
     )
     add(
         "--allow-change",
@@ -262,14 +263,14 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         "--from",
         dest="branch",
         metavar="CHECKPOINT",
-        help="start a new run at the step, with the weights and the optimizer state of another run's checkpoint",
+        help="start a new run from another run's checkpoint, with its step, weights and optimizer state",
     )
     add("--weights-only", action="store_true", help="with --from: take only the weights, and start at step 0")
     add(
         "--stop-at",
         metavar="STEP",
         type=int,
-        help="stop at this step, without a change of the learning-rate schedule; --resume continues",
+        help="stop at this step; the learning-rate schedule does not change, and --resume continues the run",
     )
     add(
         "--dry-run",
@@ -279,8 +280,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--safe-config",
         action="store_true",
-        help="list what the files would import and bind, run nothing, and stop; imports that --import does not name "
-        "are an error",
+        help="list what the files would import and bind, run nothing, and stop; an import in a file is an error "
+        "unless --import names it too",
     )
     add("--json", action="store_true", help="with --dry-run: print one JSON object")
     arguments = parser.parse_intermixed_args(argv)
@@ -294,7 +295,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         if getattr(arguments, flag) and not getattr(arguments, required):
             parser.error(f"--{flag.replace('_', '-')} can only be used with {required_flag}")
     if arguments.safe_config and arguments.resume:
-        parser.error("--safe-config needs the files to read; for those of a run, give --base runs/NAME/config.gin")
+        parser.error("--safe-config can't be used with --resume; to read a run's config, use --base RUN/config.gin")
     if arguments.resume and arguments.branch:
         parser.error("--resume continues a run, --from starts a new one: give only one of them")
     if arguments.stop_at is not None and arguments.stop_at < 1:

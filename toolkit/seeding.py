@@ -1,4 +1,4 @@
-"""Seeds derived from names: each draw has its own seed, so a changed part does not change the draws of other parts."""
+"""Seeds from names. Each random draw has its own seed, so a changed part does not change the draws of other parts."""
 
 import contextlib
 import hashlib
@@ -18,7 +18,7 @@ def named_seed(*names: object) -> int:
 def seeded(*names: object) -> Iterator[None]:
     """Seed torch's CPU generator with ``named_seed(*names)``, and restore its state on exit."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(named_seed(*names))  # torch.manual_seed would reseed CUDA for good
+        torch.default_generator.manual_seed(named_seed(*names))  # torch.manual_seed would also reseed CUDA for good
         yield
 
 

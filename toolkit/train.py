@@ -27,7 +27,7 @@ from toolkit.store.journal import Journal
 
 
 class Diverged(Exception):
-    """The loss or the gradient is not finite. The weights are still those before this step."""
+    """The loss or the gradient of a step is not finite. This step has not changed the weights."""
 
 
 def train(
@@ -43,12 +43,12 @@ def train(
     """Train from ``progress["step"]`` until ``Experiment.steps``, until ``stop_at``, or until a signal.
 
     ``stop_at`` does not change the learning rate schedule. Step s reports the loss before its update, so a row at step
-    s and a checkpoint at step s describe the same weights. If ``peak_tokens_per_s``, the peak speed of all devices, is
-    given, rows contain the fraction of it that was reached (MFU).
+    s and a checkpoint at step s describe the same weights. ``peak_tokens_per_s`` is the peak speed of all devices. If
+    it is given, rows contain the fraction of it that the run reached (MFU).
 
-    Returns {"state": "done" | "stopped" | "preempted", "step", final values}, and "not_saved" if the disk refused the
-    best checkpoint. Raises Diverged, Interrupted for a signal before there was anything to save, and OSError if the
-    disk refuses three saves in a row, or the last one."""
+    Returns {"state": "done" | "stopped" | "preempted", "step", "best"} with the latest metrics, and with "not_saved" if
+    the best checkpoint could not be written. Raises Diverged, Interrupted for a signal before there was anything to
+    save, and OSError if three saves in a row fail, or the last one."""
     data, model, optimizer = parts.data, parts.model, parts.optimizer
     world, rank, is_main = distributed.world_size(), distributed.rank(), distributed.rank() == 0
     micro_batch = micro_batch_size(experiment, world)
@@ -69,7 +69,7 @@ def train(
     neighbour_watch = watched(device, alone=world == 1)
     with contextlib.closing(batches), contextlib.closing(journal), tracing as trace_step, neighbour_watch:
         for step in range(start, last + 1):
-            # ---- once in a while: evaluate, sample, save ----------------------------------------------------------
+            # ---- at some steps: evaluate, sample, save ------------------------------------------------------------
             stopwatch.pause()
             distributed.beat(step)
             signalled = distributed.any_of(signals.caught is not None, device)  # a signal to one process stops all
@@ -92,7 +92,7 @@ def train(
                 signalled = True  # a resumed run repeats what was interrupted
             is_last_pass = signalled or step == last
             progress = progress | {"step": step, "best": best, "spikes": spikes.state}
-            # At ``start``, a resumed run repeats an interrupted evaluation, so its new best score must be saved.
+            # A resumed run repeats an interrupted evaluation at ``start``. If this gives a new best score, save it.
             has_new_state = step > start or 0 < step and best < best_at_start
             if is_main and has_new_state and (is_last_pass or step % experiment.checkpoint_every == 0):
                 journal.sync()
@@ -106,13 +106,13 @@ def train(
             # ---- one step -----------------------------------------------------------------------------------------
             one_step.set_learning_rate(optimizer, parts.schedule(step))
             micro_batches = [next(batches) for _ in range(experiment.accumulate)]
-            with signals.droppable(step == start and world == 1):  # the first step compiles, for up to a minute
+            with signals.droppable(step == start and world == 1):  # the first step may compile for a minute
                 gradient = one_step.gradient(experiment, module, micro_batches, step, device)
             if not gradient.finite:
                 if is_main and step > start:
                     journal.sync()
                     covered = journal.covered(step)
-                    keeper.save(f"step-{step:08d}", model, optimizer, progress, covered)  # older ones are not pruned
+                    keeper.save(f"step-{step:08d}", model, optimizer, progress, covered)  # prunes none
                 first = step * experiment.batch_size
                 raise Diverged(
                     f"step {step}: loss {gradient.loss}, gradient norm {gradient.norm}, in training samples {first} to "
@@ -157,7 +157,7 @@ def training_row(
 def validate(
     experiment: Experiment, parts: Parts, micro_batch: int, device: torch.device, whole: bool
 ) -> dict[str, float]:
-    """Evaluate on ``eval_windows`` validation samples and, if ``whole``, on the whole split too: a row of metrics."""
+    """Evaluate on ``eval_windows`` validation samples and, if ``whole``, also on the whole split. Returns metrics."""
     windows = {"val": experiment.eval_windows} | ({"val_full": parts.data.windows("val")} if whole else {})
     row: dict[str, float] = {}
     for name, count in windows.items():
@@ -169,8 +169,7 @@ def validate(
 def sample(experiment: Experiment, parts: Parts, step: int) -> str:
     """Generate text with the current weights; the same step always gives the same text.
 
-    If the weights are broken, return a note in place of the text. The loss of the next step then ends the run as
-    diverged."""
+    If the weights give no finite logits, return a note in place of the text. The next step then raises Diverged."""
     prompt, count, temperature = experiment.sample_prompt, experiment.sample_tokens, experiment.sample_temperature
     seed = named_seed(experiment.seed, "sample", step)
     try:
@@ -181,7 +180,7 @@ def sample(experiment: Experiment, parts: Parts, step: int) -> str:
 
 @contextlib.contextmanager
 def evaluation_mode(experiment: Experiment, parts: Parts, device: torch.device) -> Iterator[None]:
-    """Switch off dropout, and use the run's precision and the optimizer's evaluation weights, if it has any."""
+    """Switch off dropout, use the run's precision, and use the optimizer's averaged weights if it has such weights."""
     parts.model.eval()
     try:
         with checkpoint.evaluation_weights(parts.model, parts.optimizer), autocast(experiment, device):

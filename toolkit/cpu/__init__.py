@@ -1,1 +1,1 @@
-"""Code that exists only because a CPU is slow, or shared with other processes."""
+"""Code for CPUs only: faster versions of some computations, and care for cores that other processes use too."""

@@ -1,4 +1,4 @@
-"""Keeps memory that a training step frees, so that the next step can use it again."""
+"""Keeps the memory that a training step frees in the process, so that the next step can use it again."""
 
 import ctypes
 import sys
@@ -17,9 +17,9 @@ def keep_freed_memory() -> bool:
     """Make the C library keep the memory that this process frees from now on. Returns whether it does.
 
     By default glibc returns the memory of a large tensor to the system when the tensor is freed, so that the system
-    clears the same hundreds of megabytes again at every step. Call this when everything that lasts, such as weights and
-    optimizer state, is allocated. Before that, lasting tensors would be placed in the gaps that the first step left,
-    and the second step would need more memory."""
+    clears the same hundreds of megabytes again at every step. Call this after weights, optimizer state and all other
+    lasting tensors are allocated. Otherwise they would be placed into the memory that the first step freed, and the
+    second step would need more memory."""
     if not keeps_freed_memory():
         return False
     libc = ctypes.CDLL(None)

@@ -17,7 +17,7 @@ KEPT = 2**25  # maximum size in bytes of the probabilities that a layer keeps fo
 
 
 def fits(device: str, dtype: torch.dtype, batch: int, length: int, heads: int) -> bool:
-    """Whether ``attention`` is worth using: on a CPU, in float32 without autocast, with few enough probabilities."""
+    """Whether to use ``attention``: on a CPU, in float32 without autocast, with at most KEPT bytes of probabilities."""
     is_float32 = dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     return switch.FAST and device == "cpu" and is_float32 and 4 * batch * heads * sum(_pairs(length)) <= KEPT
 
@@ -71,7 +71,7 @@ def _backward(
     for start, end, weights in _blocks(queries, kept):
         dout_block = dout[:, start:end]
         dv[:, :end] += torch.bmm(weights.mT, dout_block)
-        dweights = torch.bmm(dout_block, values[:, :end].mT)  # gradient of the weights; then, in place, of the scores
+        dweights = torch.bmm(dout_block, values[:, :end].mT)  # gradient of the weights; below, of the scores
         torch.ops.aten._softmax_backward_data(dweights, weights, -1, dweights.dtype, grad_input=dweights)
         dk[:, :end] += torch.bmm(dweights.mT, queries[:, start:end])
         dq[:, start:end] = torch.bmm(dweights, keys[:, :end]).mul_(keys.shape[-1] ** -0.5)
@@ -79,8 +79,8 @@ def _backward(
 
 
 def _blocks(queries: Tensor, kept: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield (start, end, weights) per block: its queries are start to end - 1, its weights a view (B*H, size, end) of
-    ``kept``."""
+    """Yield (start, end, weights) for each block: it has the queries from start to end - 1, and its weights are a view
+    (B*H, end - start, end) of ``kept``."""
     heads, length, _ = queries.shape
     sizes = [heads * pairs for pairs in _pairs(length)]
     for start, weights in zip(range(0, length, QUERIES), kept.split(sizes), strict=True):
@@ -120,6 +120,6 @@ def _fake_backward(grad: Tensor, queries: Tensor, keys: Tensor, values: Tensor, 
     return tuple(_heads_last(torch.empty_like(x), grad) for x in (queries, keys, values))
 
 
-# Opaque to the compiler, which would store the scores in addition to the probabilities, and free memory in between.
+# The compiler calls these unchanged. Its own code would also store the scores, and free memory between the blocks.
 _operation = operation("blockwise", _forward, _fake)
 _operation_backward = operation("blockwise_backward", _backward, _fake_backward)

@@ -17,22 +17,22 @@ SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}  # the number of the system call
 
 
 class FewCores:
-    """While held, all threads of this process run on few of its cores, in short time slices.
+    """Between ``hold`` and ``release``, all threads of this process run on few of its cores, in short time slices.
 
     With threads on all cores, each step would wait for the thread on the busiest core. With slices of the default
     length, a thread that wakes up would wait some milliseconds until another process's slice ends. The share of time
     that each process gets stays the same, since shorter slices come more often.
 
-    Processes that are started meanwhile run on the same cores. This has no effect on systems other than Linux, and
-    before Linux 6.12 the slices keep their default length."""
+    Processes that are started meanwhile run on the same cores. The class has no effect on systems other than Linux.
+    Before Linux 6.12 the slices keep their default length."""
 
     def __init__(self) -> None:
         self.cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         self.held = False
 
     def hold(self, count: int) -> None:
-        """Hold ``count`` cores, unless cores are held already. They are drawn at random: two runs that hold cores at
-        the same time rarely hold the same ones. If the system refuses, all cores are allowed as before."""
+        """Put the threads on ``count`` cores, unless ``held`` is True already. The cores are drawn at random, so that
+        two runs rarely choose the same cores. If the system refuses, all cores are allowed as before."""
         if switch.FAST and not self.held:
             self.held = True
             if not _place_threads(random.SystemRandom().sample(self.cores, count), SLICE):
@@ -46,7 +46,7 @@ class FewCores:
 
 
 def _place_threads(cores: list[int], nanoseconds: int) -> bool:
-    """Put all threads on these cores, in slices of this length (0: the default). Returns whether the system agreed."""
+    """Put all threads on these cores, in slices of this length (0: the default). Returns whether this was allowed."""
     try:
         for task in Path("/proc/self/task").iterdir():
             with contextlib.suppress(ProcessLookupError):  # the thread has ended meanwhile
@@ -58,7 +58,8 @@ def _place_threads(cores: list[int], nanoseconds: int) -> bool:
 
 
 def _set_slice(thread: int, nanoseconds: int) -> None:
-    """Call sched_setattr(2) for a thread with default scheduling; others are left alone. Its nice value stays."""
+    """Set a thread's slice with sched_setattr(2), and keep its nice value. Threads without default scheduling are not
+    changed."""
     call = SCHED_SETATTR.get(platform.machine())
     if call and os.sched_getscheduler(thread) == os.SCHED_OTHER:
         nice = os.getpriority(os.PRIO_PROCESS, thread)

@@ -1,4 +1,4 @@
-"""Notices other processes on the cores of a command, warns once, and adapts without changing any computed number."""
+"""Detects other processes on the cores of this process, warns once, and adapts without changing any computed number."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from toolkit.cpu.cores import FewCores
 from toolkit.cpu.openmp import ShortSpin
 
 EVERY = 1.0  # seconds between two measurements
-LEAST = 3  # measurements in a row that find the machine full before the warning
+LEAST = 3  # the warning is logged when this many measurements in a row have found the machine full
 FULL = 0.9  # the machine counts as full if at least this fraction of all cores is in use
 OTHERS = 0.5  # other processes count only if they use at least this many cores
 ROUNDING = 0.25  # a core still counts as free while others use up to this fraction of it
@@ -29,9 +29,9 @@ class Neighbours:
     """Compares the CPU time of this process with that of all processes on the cores that it may use.
 
     ``read`` returns (wall-clock seconds, CPU seconds of this process, CPU seconds of all processes, number of cores).
-    On systems other than Linux it returns None; nothing is done then. ``alone`` is False for one of several processes
-    that train together: then threads are not moved, as two processes could choose the same cores, and nothing is
-    logged, as the others count as other processes."""
+    On systems other than Linux it returns None, and nothing is done. ``alone`` is False for one of several processes
+    that train together. Threads are not moved then, because two of these processes could choose the same cores. Nothing
+    is logged, because each of these processes would count the others as other processes."""
 
     def __init__(
         self,
@@ -44,14 +44,14 @@ class Neighbours:
         self._spin, self._few_cores = spin or ShortSpin(), few or FewCores()
         self._read = read or functools.partial(_seconds, self._few_cores.cores)
         self._before, self._has_warned = self._read(), False
-        # Measurements in a row that found the machine full, and how many of them it takes until threads are moved.
+        # Measurements in a row that found the machine full, and the number of them after which threads are moved.
         self._full_in_a_row, self._needed_in_a_row = 0, 1
 
     def look(self) -> None:
-        """Measure, and adapt to what other processes leave.
+        """Measure, and adapt to the cores that other processes leave free.
 
-        If they leave fewer cores than there are threads, make waiting threads sleep instead of spin, and warn once. If
-        they leave cores for half of the threads or fewer, put the threads on those cores only, equally many on each."""
+        If there are fewer free cores than threads, make waiting threads sleep instead of spin, and warn once. If there
+        are free cores for at most half of the threads, put the threads on these cores only, equally many on each."""
         reading, threads = self._read(), torch.get_num_threads()
         if threads == 1 or self._before is None or reading is None:
             return
@@ -115,7 +115,7 @@ def watched(device: torch.device, alone: bool = True) -> Iterator[None]:
 
 
 def _seconds(cores: list[int]) -> Reading | None:
-    """What ``Neighbours`` reads, from /proc/stat and this process's clocks; None if /proc/stat does not exist."""
+    """Read the times for ``Neighbours`` from /proc/stat and this process's clocks. None if /proc/stat can't be read."""
     try:
         lines = Path("/proc/stat").read_text(encoding="ascii").splitlines()
         own_cores = {f"cpu{core}" for core in cores}

@@ -1,9 +1,9 @@
 """The threads of torch's CPU kernels: how many there are, and how long a waiting thread spins before it sleeps.
 
-torch's OpenMP on Linux (libgomp) spins for milliseconds. If no other process runs, this is fast, because putting a
-thread to sleep and waking it takes longer than most kernels, above all in a virtual machine. Next to other processes it
-is very slow, because spinning threads occupy the cores that the awaited thread needs. ``ShortSpin`` makes threads spin
-only briefly. This changes neither the number of threads nor any computed number."""
+To spin is to wait in a busy loop. torch's OpenMP on Linux (libgomp) spins for milliseconds. This is fast if no other
+process runs, because putting a thread to sleep and waking it takes longer than most kernels, above all in a virtual
+machine. If other processes run, it is very slow, because spinning threads occupy the cores that the awaited thread
+needs. ``ShortSpin`` makes threads spin only briefly. It changes neither the number of threads nor any result."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def in_force() -> str:
 
 
 class ShortSpin:
-    """While held, libgomp's threads spin for microseconds only, then sleep.
+    """Between ``hold`` and ``release``, libgomp's threads spin for microseconds only, then sleep.
 
-    libgomp does this by itself if a process has more OpenMP threads than cores. A second, sleeping team of threads
-    makes the process exceed this number. A separate thread owns the team, which ends with it. This has no effect if
-    torch uses another OpenMP library."""
+    libgomp does this by itself if a process has more OpenMP threads than cores. ``hold`` starts a second, sleeping team
+    of threads, so that the process has more. A separate thread owns the team; both end together. The class has no
+    effect if torch uses another OpenMP library."""
 
     def __init__(self) -> None:
         self._release = threading.Event()
@@ -51,7 +51,7 @@ class ShortSpin:
         return self._keeper is not None
 
     def hold(self) -> None:
-        """Start the second team, unless it exists already, or the user has chosen how threads wait."""
+        """Start the second team, unless it exists already or an environment variable sets how threads wait."""
         parallel = _parallel()
         if not switch.FAST or self.held or parallel is None or any(name in os.environ for name in OWN):
             return
@@ -70,10 +70,11 @@ class ShortSpin:
 
 
 def _run_second_team(parallel: CFunction, started: threading.Event, release: threading.Event) -> None:
-    """Run a function without effect on a team of threads. They sleep until this thread ends.
+    """Run a function without effect on a team of threads. Its threads then sleep until this thread ends.
 
-    The team is as small as it can be: with torch's threads, it makes one thread more than there are cores. libgomp ends
-    the process if it can't start a thread, so a large team is a risk where threads are limited."""
+    The team has the smallest sufficient size: together with torch's threads, there is one thread more than cores. If
+    libgomp can't start a thread, it ends the process, so a larger team is a risk where the number of threads is
+    limited."""
     import torch
 
     size = max(2, (os.cpu_count() or 1) - torch.get_num_threads() + 2)  # this thread is one of the team

@@ -1,4 +1,4 @@
-"""Registers functions that torch.compile calls unchanged, because its own version of them would be slower or fail."""
+"""Registers functions that torch.compile calls unchanged, because the code that it generates is slower or fails."""
 
 from collections.abc import Callable
 
@@ -23,5 +23,5 @@ def operation(name: str, function: Callable, fake: Callable) -> Callable:
 
 
 def helps(x: Tensor) -> bool:
-    """Whether to call an operation for ``x`` instead of its function: while torch.compile traces code for a CPU."""
+    """Whether to call the registered operation for ``x``, not the function: while torch.compile traces for a CPU."""
     return switch.FAST and torch.compiler.is_compiling() and x.device.type == "cpu"

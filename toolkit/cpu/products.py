@@ -1,9 +1,10 @@
 """Products of float32 matrices on a CPU, computed with the faster of the two libraries that PyTorch contains.
 
 PyTorch multiplies float32 matrices with MKL, which has no AVX-512 kernel for AMD processors. oneDNN, which PyTorch
-contains for convolutions and fused layers, has one. MKL is kept on processors with AVX2 only, where both are equally
-fast, and on Intel processors, where they have not been compared. With up to 8 rows, as in decoding, both libraries take
-two to four times as long for x weight^T as for weight x^T, and they compute a single row on one core only."""
+contains for convolutions and fused layers, has such a kernel. MKL is kept on AMD processors with AVX2 but no AVX-512,
+where both are equally fast, and on Intel processors, where they have not been compared. With up to 8 rows, as in
+decoding, both libraries take two to four times as long for x weight^T as for weight x^T, and they use only one core for
+a single row."""
 
 import platform
 from pathlib import Path
@@ -16,9 +17,9 @@ from torch import Tensor
 from toolkit.cpu import switch
 from toolkit.cpu.operation import operation
 
-SMALLEST = 2**25  # multiplications; for smaller products, calling oneDNN costs more time than its kernel saves
-FEW = 8  # up to this many rows of x, weight x^T is faster than x weight^T, if weight has more than LIGHT elements
-LIGHT = 2**16
+SMALLEST = 2**25  # multiplications; for a smaller product, the call of oneDNN costs more time than its kernel saves
+FEW = 8  # rows of x: up to this number, weight x^T is faster than x weight^T
+LIGHT = 2**16  # elements of weight: FEW applies only to larger weights
 
 
 def _onednn_is_faster() -> bool:
@@ -39,8 +40,8 @@ ONEDNN = _onednn_is_faster()
 
 
 def implementation(device: str, dtype: torch.dtype) -> str | None:
-    """Describe what multiplies matrices of ``dtype`` on ``device``, for the run's facts. None unless this is float32 on
-    a CPU, since only then there is a choice."""
+    """Name the library that multiplies matrices of ``dtype`` on ``device``, for facts.json. None unless this is float32
+    on a CPU: otherwise there is no choice."""
     if device != "cpu" or dtype != torch.float32:
         return None
     default = "MKL" if torch.backends.mkl.is_available() else "PyTorch's BLAS"
@@ -48,7 +49,7 @@ def implementation(device: str, dtype: torch.dtype) -> str | None:
 
 
 def fits(a: Tensor, b: Tensor) -> bool:
-    """Whether to use ``product(a, b)``, that is oneDNN: float32 without autocast, on a CPU, and large enough."""
+    """Whether to use ``product(a, b)``, that is oneDNN: for large float32 matrices on a CPU, without autocast."""
     is_float32_on_cpu = a.dtype == b.dtype == torch.float32 and a.device.type == b.device.type == "cpu"
     if not is_float32_on_cpu or torch.is_autocast_enabled("cpu") or not (switch.FAST and ONEDNN):
         return False
@@ -94,7 +95,7 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         grad_x = _Product.apply(grad, weight.T) if ctx.needs_input_grad[0] else None
-        # with MKL: oneDNN is slower for two matrices that are stored column by column
+        # The second product uses MKL: oneDNN is slower for two matrices that are stored column by column.
         return grad_x, grad.T @ x if ctx.needs_input_grad[1] else None
 
 
@@ -103,7 +104,7 @@ def _multiply(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _dense(x: Tensor) -> Tensor:
-    """Copy x unless it is stored by rows or by columns without gaps: oneDNN is a thousand times slower with others."""
+    """Copy x unless it is stored by rows or by columns, without gaps. For others, oneDNN is a thousand times slower."""
     return x if x.is_contiguous() or x.T.is_contiguous() else x.contiguous()
 
 

@@ -18,7 +18,7 @@ class OncePerPass:
     """Calls ``function(positions, *arguments)`` once for all layers of a forward pass.
 
     The layers of a pass share one tensor of positions, so a call with the same tensor and the same arguments returns
-    the result of the call before. A compiled graph finds this out by itself."""
+    the result of the call before. In a compiled graph, the compiler itself removes repeated calls."""
 
     def __init__(self, function: Callable[..., tuple[Tensor, Tensor]]):
         self.function = function
@@ -52,20 +52,20 @@ def _empty_angles(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tenso
 
 
 def fits(x: Tensor) -> bool:
-    """Whether to use ``rotate``: on a CPU, unless torch.compile traces, which makes a single pass by itself."""
+    """Whether to use ``rotate``: on a CPU. Code of torch.compile does not need it, because it makes only one pass."""
     return switch.FAST and x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x (B, T, H, R), float32, by ``cos`` and ``sin``, each (B|1, T, 1, R): the products of
-    components/position.py, without a copy of x whose halves are swapped."""
+    """Rotate x (B, T, H, R), float32, by ``cos`` and ``sin``, each (B|1, T, 1, R): x * cos + swapped * sin. Here
+    ``swapped`` is x with its two halves of R/2 channels swapped. No copy of it is made."""
     if x.shape[1] > 1:  # repeated for each head, (B|1, T, H, R), because a CPU multiplies long rows faster
         cos, sin = (angle.expand(-1, -1, x.shape[2], -1).contiguous() for angle in (cos, sin))
     return (_Rotate.apply if torch.is_grad_enabled() else _rotated)(x, cos, sin)
 
 
 class _Rotate(torch.autograd.Function):
-    """The gradient of a rotation is rotated back: by the same angles, with the sines negated."""
+    """The gradient of a rotation is the rotation back: by the same angles, with the sines negated."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

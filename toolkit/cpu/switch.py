@@ -1,8 +1,8 @@
-"""The one switch for everything in this room: the environment variable TOOLKIT_CPU.
+"""The switch for all code in this folder: the environment variable TOOLKIT_CPU.
 
-"fast", the default, uses the room's own code on a CPU. "plain" turns all of it off: each part then computes its formula
+"fast", the default, uses this folder's code on a CPU. "plain" turns all of it off: each part then computes its formula
 with PyTorch's operations, as it does on a GPU, and threads and memory are left to PyTorch. Both give the same numbers
-up to rounding. A run's facts.json tells which it was."""
+up to rounding. facts.json contains the choice of a run."""
 
 import os
 
@@ -11,7 +11,7 @@ CHOICES = ("fast", "plain")
 
 
 def choice() -> str:
-    """What the environment chooses: "fast" or "plain". Raises ValueError for any other word."""
+    """The value of the variable, or "fast" if it is not set. Raises ValueError for any other word."""
     chosen = os.environ.get(VARIABLE) or CHOICES[0]
     if chosen not in CHOICES:
         raise ValueError(

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from toolkit.context import Caches, Context
 from toolkit.protocols import Model, Tokenizer
 
-HOTTEST = 1e30  # higher temperatures are lowered to this; infinity would give impossible tokens a probability
-COLDEST = 1e-30  # lower temperatures count as 0: the likeliest token is taken
+MAX_TEMPERATURE = 1e30  # higher temperatures are lowered to this; infinity would make impossible tokens possible
+MIN_TEMPERATURE = 1e-30  # lower temperatures count as 0: the likeliest token is taken
 
 
 class BrokenModel(ValueError):
@@ -36,11 +36,11 @@ def stream(
 ) -> Iterator[Tensor]:
     """Continue ``ids`` by ``count`` tokens, as ``num`` samples in parallel. Yields a (num,) int64 tensor per token.
 
-    If the model has caches, the keys and values of earlier tokens are kept in them; ``cache=False`` recomputes them and
-    gives the same tokens. When the context is full, the window moves by half its length; ``on_slide`` is called the
-    first time. ``temperature`` 0 takes the likeliest token. ``top_k`` draws from the k likeliest tokens only, ``top_p``
-    from the fewest tokens whose probabilities sum to p. ``compiled`` compiles the step of one token and replays it as
-    one CUDA graph. Compiling takes a minute, so it pays for many tokens on a GPU, and not on a CPU.
+    Caches, if the model has them, keep the keys and values of earlier tokens. ``cache=False`` recomputes all tokens and
+    gives the same text. When the context is full, the window moves by half its length; ``on_slide`` is called the first
+    time. ``temperature`` 0 takes the likeliest token. ``top_k`` draws from the k likeliest tokens only, ``top_p`` from
+    the fewest tokens whose probabilities sum to p. ``compiled`` compiles the step of one token and replays it as one
+    CUDA graph. Compiling takes a minute, so it saves time only for many tokens on a GPU.
 
     Raises ValueError for ``compiled`` with a model without caches, and BrokenModel for logits that are not finite."""
     device = next(model.parameters()).device
@@ -132,14 +132,14 @@ def _choose(
             "the model's logits are not finite: its weights are broken, or its training diverged; use an earlier "
             "checkpoint"
         )
-    if temperature < COLDEST:
+    if temperature < MIN_TEMPERATURE:
         return logits.argmax(-1)
     token_of_column = None  # the token of each column; None while column i is token i
     if top_k is not None:
         logits, token_of_column = logits.topk(min(top_k, logits.shape[-1]))
-    temperature = min(temperature, HOTTEST)
+    temperature = min(temperature, MAX_TEMPERATURE)
     scaled = logits / temperature
-    if temperature < 1:  # the quotient may overflow; that of the differences from the largest logit does not
+    if temperature < 1:  # logits / temperature may overflow; without the largest logit it does not
         shifted = (logits - largest) / temperature
         scaled = torch.where(scaled.abs().amax(-1, keepdim=True).isfinite(), scaled, shifted)
     probabilities = scaled.softmax(-1)
@@ -147,16 +147,16 @@ def _choose(
         probabilities, order = _nucleus(probabilities, top_p)
         token_of_column = order if token_of_column is None else token_of_column.gather(-1, order)
     cumulative = probabilities.cumsum(-1)
-    # The threshold is above 0, so that a token of probability 0 is never drawn, and at most the last sum, even rounded.
+    # The threshold is above 0, so no token of probability 0 is drawn. Rounded, it is still at most the last sum.
     threshold = cumulative[:, -1:] * (1 - torch.rand(len(logits), 1, generator=generator, device=logits.device))
     drawn = torch.searchsorted(cumulative, threshold).clamp_(max=cumulative.shape[-1] - 1)
     return (drawn if token_of_column is None else token_of_column.gather(-1, drawn))[:, 0]
 
 
 def _nucleus(probabilities: Tensor, p: float) -> tuple[Tensor, Tensor]:
-    """Sort by probability, keep the fewest tokens that together reach ``p``, and set all later ones to 0. Returns
-    probabilities and indices, both (num, K). Sorting a large vocabulary would cost more than the model, so a small K is
-    tried first."""
+    """Sort by probability, keep the fewest tokens that together reach ``p``, and set the others to 0. Returns
+    probabilities and indices, both (num, K). Sorting a large vocabulary would take longer than the forward pass, so a
+    small K is tried first."""
     for k in (256, 4096, probabilities.shape[-1]):
         kept, order = probabilities.topk(min(k, probabilities.shape[-1]))
         is_surplus = kept.cumsum(-1) - kept >= p  # the sum before this token already reaches p

@@ -1,4 +1,4 @@
-"""Scores a model: plain cross-entropy on a split, independent of the loss that it was trained with."""
+"""Scores a model by its plain cross-entropy on a split, whatever loss the model was trained with."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def evaluate(
     """Compute the plain cross-entropy on the first ``windows`` samples of a split: {"loss_nats", "bits_per_byte"}.
 
     ``loss_nats`` is the mean per token. Bytes are the UTF-8 bytes of the predicted tokens; special tokens have none.
-    The processes of a data-parallel run share the samples. The last batch may hold more samples than are left; the
-    targets of these extra samples are ignored."""
+    The processes of a data-parallel run divide the samples among them. The last batch may hold more samples than
+    ``windows`` asks for; the targets of these extra samples are ignored."""
     windows = min(windows, data.windows(split))
     lengths = torch.as_tensor(tokenizer.byte_lengths, device=device)
     rank, world = distributed.rank(), distributed.world_size()

@@ -12,13 +12,13 @@ from types import FrameType
 LISTENED = (signal.SIGTERM, signal.SIGINT)
 ALARM = getattr(signal, "SIGALRM", None)  # Windows has no such signal
 AGAIN = 1.0  # seconds between two attempts to interrupt a droppable block
-ECHO = 0.5  # seconds in which further signals count as the same: a launcher and the scheduler may both send one
+ECHO = 0.5  # seconds in which more signals count as one: a launcher and the scheduler may both send a signal
 Handler = Callable[[int, FrameType | None], object] | int | None  # what signal.signal takes and returns
 
 
 class Interrupted(BaseException):
-    """A signal came during work that can be repeated. It does not inherit from Exception, so that an interrupted
-    compiler or tokenizer does not handle it as one of its own errors."""
+    """A signal came during work that can be repeated. This is not an Exception, so that an interrupted compiler or
+    tokenizer does not handle it like an error of its own."""
 
 
 class Signals:
@@ -33,7 +33,7 @@ class Signals:
         self._old_handlers: dict[int, Handler] = {}
 
     def __enter__(self) -> Signals:
-        with contextlib.suppress(ValueError):  # outside the main thread, for example in a notebook's worker
+        with contextlib.suppress(ValueError):  # not in the main thread: signals are not caught
             self._old_handlers = {number: signal.signal(number, self._on_signal) for number in LISTENED}
             if ALARM is not None:
                 self._old_handlers[ALARM] = signal.signal(ALARM, self._on_alarm)
@@ -44,16 +44,16 @@ class Signals:
             signal.signal(number, handler)
 
     @contextlib.contextmanager
-    def droppable(self, yes: bool = True) -> Iterator[None]:
+    def droppable(self, enabled: bool = True) -> Iterator[None]:
         """Mark a block whose work can be repeated: a signal interrupts it at once. Raises Interrupted, also for a
-        signal that came before the block. With ``yes`` False, the block is not interrupted.
+        signal that came before the block. With ``enabled`` False, the block is not interrupted.
 
-        Python swallows an exception that is raised during garbage collection, and a compiler swallows exceptions of
-        code that it only tries. Therefore Interrupted is raised again every second until the block ends, but not while
-        Interrupted is being handled inside."""
-        if yes and self.caught is not None:
+        Python ignores an exception that is raised during garbage collection, and a compiler ignores exceptions of code
+        that it only tries. Therefore Interrupted is raised again every second until the block ends, except while the
+        block handles Interrupted."""
+        if enabled and self.caught is not None:
             raise Interrupted
-        self._droppable = yes
+        self._droppable = enabled
         try:
             yield
         finally:
@@ -65,7 +65,7 @@ class Signals:
         self.caught = number
         self._set_handlers(signal.SIG_IGN)
         time.sleep(ECHO)
-        self._set_handlers(signal.SIG_DFL)  # not a Python handler, which would wait for the main thread
+        self._set_handlers(signal.SIG_DFL)  # ends the process at once; a Python handler would wait
         if self._droppable:
             self._set_alarm(AGAIN)
             raise Interrupted

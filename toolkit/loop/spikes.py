@@ -9,7 +9,7 @@ WINDOW = 128  # number of accepted steps with which a new step is compared
 
 
 class SpikeState(TypedDict):
-    """What checkpoints save: [loss, norm] of the last accepted steps, and how many spikes there were so far."""
+    """The state that checkpoints save: [loss, norm] of the last accepted steps, and the number of spikes so far."""
 
     history: list[list[float]]
     count: int
@@ -17,9 +17,7 @@ class SpikeState(TypedDict):
 
 class Spikes:
     """The rule of OLMo-core's SkipStepOptimizer: a step is a spike if its loss or gradient norm exceeds the mean of the
-    last 128 accepted steps by more than ``sigmas`` standard deviations. With ``sigmas`` None no step is a spike.
-
-    ``state`` is saved in checkpoints."""
+    last 128 accepted steps by more than ``sigmas`` standard deviations. With ``sigmas`` None no step is a spike."""
 
     def __init__(self, sigmas: float | None, state: SpikeState | None = None):
         self.sigmas = sigmas

@@ -36,7 +36,8 @@ class Gradient:
 
 
 def training_module(experiment: Experiment, objective: nn.Module, device: torch.device) -> nn.Module:
-    """Compile the objective if the experiment asks for it, and wrap it if several processes train together."""
+    """Compile the objective if the experiment asks for this. If several processes train together, wrap it in
+    DistributedDataParallel."""
     if is_compiled(experiment, device):
         objective.compile(fullgraph=True, dynamic=False)
     if distributed.world_size() == 1:
@@ -44,10 +45,10 @@ def training_module(experiment: Experiment, objective: nn.Module, device: torch.
     return DistributedDataParallel(objective, device_ids=[device.index] if device.type == "cuda" else None)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, multiple: float) -> None:
-    """Set each group's learning rate to ``multiple`` times its peak."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set each group's learning rate to ``factor`` times its peak."""
     for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * multiple
+        group["lr"] = group["peak_lr"] * factor
 
 
 def gradient(
@@ -59,9 +60,9 @@ def gradient(
 ) -> Gradient:
     """Compute the gradient of a batch, clip it, and leave it in the parameters' ``grad``.
 
-    ``module`` is the ``training_module``; with several processes it averages gradients over them, after the last
-    micro-batch only. A micro-batch is (ids, targets), both (B, T). Dropout depends only on seed, step, micro-batch and
-    rank."""
+    ``module`` is the result of ``training_module``. With several processes, the gradients are averaged over them once,
+    after the last micro-batch. A micro-batch is (ids, targets), both (B, T). Dropout depends only on seed, step,
+    micro-batch and rank."""
     world, rank, last = distributed.world_size(), distributed.rank(), len(micro_batches) - 1
     count = distributed.total(torch.stack([(targets != -100).sum() for _, targets in micro_batches]).sum())
     nats = torch.zeros((), device=device)
@@ -71,7 +72,7 @@ def gradient(
         with skip_sync():
             with autocast(experiment, device):
                 objective, micro_nats, _, metrics = module(ids, targets)
-            (objective * (world / count)).backward()  # data parallelism averages over the processes
+            (objective * (world / count)).backward()  # times world, since DDP takes the mean over processes
         nats += micro_nats
     norm = nn.utils.clip_grad_norm_(module.parameters(), experiment.clip or math.inf).item()
     return Gradient((distributed.total(nats) / count).item(), norm, metrics)

@@ -4,7 +4,7 @@ import time
 
 
 class Stopwatch:
-    """Runs from the start of step ``step``. The time between ``pause`` and ``resume`` does not count."""
+    """Measures time from the start of ``step``. The time between ``pause`` and ``resume`` does not count."""
 
     def __init__(self, step: int) -> None:
         self._step, self._start = step, time.perf_counter()
@@ -19,7 +19,7 @@ class Stopwatch:
         self._start += time.perf_counter() - self._pause_start
 
     def seconds_per_step(self, next_step: int) -> float:
-        """Return the mean time of the steps before ``next_step`` since the last call, and start anew."""
+        """Return the mean time of the steps before ``next_step``, since the last call. Then start a new measurement."""
         now = time.perf_counter()
         seconds = (now - self._start) / (next_step - self._step)
         self._step, self._start = next_step, now
