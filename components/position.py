@@ -93,7 +93,7 @@ class NTKRoPE(nn.Module):
 
 @register("position")
 class YaRN(nn.Module):
-    """RoPE whose slow pairs rotate ``scale`` times slower, while its fast pairs stay (Peng et al. 2023,
+    """RoPE whose slow pairs rotate ``scale`` times slower, with unchanged fast pairs (Peng et al. 2023,
     arXiv:2309.00071).
 
     A pair that makes more than ``beta_fast`` rotations within ``original_len`` positions keeps its frequency. The

@@ -1149,7 +1149,7 @@ def story(seed: int, index: int) -> str:
 @register("data")
 @reads_token_files
 class SyntheticStories:
-    """The stories of this file: nothing to download. Stories 0 to ``stories`` - 1 are for training, the next
+    """Built-in stories, which need no download. Stories 0 to ``stories`` - 1 are for training, the next
     ``val_stories`` for validation. Which stories there are depends on ``corpus_seed``, never on the run's seed."""
 
     def __init__(

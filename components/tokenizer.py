@@ -140,7 +140,7 @@ class Bytes:
 
 @register("tokenizer")
 class Characters:
-    """One id per character of the training text; ``size`` = vocab_size counts the unknown id 0 and the eot 1 too.
+    """One id per character of the training text. ``size`` is vocab_size; it includes id 0 (unknown) and id 1 (eot).
 
     Lossy: a character that training did not see becomes the unknown id, which decodes to U+FFFD and stands for 0
     bytes. ValueError when the text has more characters than fit.

@@ -97,7 +97,8 @@ def _metric_and_effect(plan: PlanRecord, judged: list[Run], effect: float | None
         )
     if not plan.declared:
         notes.append(
-            f"no plan: nothing was declared before these runs; the smallest effect of interest is {smallest_effect:g}"
+            "no plan: nothing was declared before these runs started; the smallest effect of interest is "
+            f"{smallest_effect:g}"
         )
     return metric, smallest_effect, notes
 

@@ -162,13 +162,13 @@ def meanings(record: Record) -> list[tuple[str, str]]:
         (
             "verdict",
             f"equivalent: two one-sided t tests show that the difference lies inside ±{effect} (Holm-adjusted p below "
-            f"{record['alpha']:g}); better or worse: a t test shows that it is not zero (Holm-adjusted p below "
-            f"{record['alpha']:g}), and it is not equivalent; inconclusive: neither was shown",
+            f"{record['alpha']:g}); better or worse: a t test shows that the difference is not zero (Holm-adjusted p "
+            f"below {record['alpha']:g}), and the arm is not equivalent; inconclusive: no test shows either",
         ),
         (
             "needs n",
-            "seeds per arm that would detect the smallest effect of interest with 80 % power (half of this effect if "
-            "there are that many seeds already)",
+            "number of seeds per arm that would detect the smallest effect of interest with 80 % power; if the arm has "
+            "that many seeds already, the number that would detect half of this effect",
         ),
         ("n", "number of runs that finished, one per seed"),
         ("mean ± sd", f"mean and standard deviation of {record['metric']} over the seeds, at the end of the budget"),
@@ -190,8 +190,8 @@ def meanings(record: Record) -> list[tuple[str, str]]:
         ("in noise sd", "the difference divided by the noise between seeds"),
         (
             "detects",
-            "true difference that these seeds detect with 80 % power, at alpha divided by the number of arms (Holm's "
-            "strictest step)",
+            "true difference that this number of seeds detects with 80 % power, at alpha divided by the number of arms "
+            "(the strictest step of Holm's method)",
         ),
         (
             "correlation of the pairs",

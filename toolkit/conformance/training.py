@@ -39,7 +39,7 @@ def gradients(bench: Bench) -> Gauge:
             "it with requires_grad_(False)"
         )
     last_step = max(first_step.values(), default=0)
-    gauge = Gauge(note=f"{len(first_step)} of {len(first_step)} parameters, the last at step {last_step}")
+    gauge = Gauge(note=f"{len(first_step)} of {len(first_step)} parameters have one by step {last_step}")
     gauge.record(0, "B=4, T=32, 5 steps")
     return gauge
 
