@@ -95,9 +95,10 @@ def _dry_run(plan: Plan, folder: Path, arguments: argparse.Namespace) -> None:
     job_seconds = {arm.name: arm.steps * seconds[arm.name] * (1 + _evaluation_share(arm)) for arm in plan.arms.values()}
     progress = {job.run: read_progress(folder / job.run, plan.ablation.metric) for job in plan.jobs}
     total = sum(job_seconds[job.arm] for job in plan.jobs if progress[job.run].state not in ENDED)
+    each = f"{threads} thread{'s' if threads > 1 else ''} each"
     say(f"\n{line(plan.name)}: {line(plan.ablation.question)}")
     say(
-        f"{len(plan.jobs)} jobs, about {duration(total / jobs)} with {jobs} at once and {threads} threads each, "
+        f"{len(plan.jobs)} jobs, about {duration(total / jobs)} with {jobs} at once and {each}, "
         f"measured on this machine; start-up and the full validation at the end are not included"
     )
     say(

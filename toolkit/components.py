@@ -102,6 +102,11 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _without_paper(match: re.Match[str]) -> str:
+    """What replaces ", arXiv:NUMBER)": the closing bracket. Nothing replaces "(arXiv:NUMBER)" and ", arXiv:NUMBER"."""
+    return ")" if match[0].startswith(",") and match[0].endswith(")") else ""
+
+
 def _print_tables(rows: list[Description]) -> None:
     """Print the parts as one table for each kind."""
     from rich.table import Table
@@ -122,9 +127,7 @@ def _print_tables(rows: list[Description]) -> None:
         for row in (row for row in rows if row["kind"] == kind):
             knobs = ", ".join(knob if value is None else f"{knob}={value}" for knob, value in row["knobs"].items())
             # Remove the paper, which has its own column. If it ended a sentence in brackets, keep the closing bracket.
-            summary = re.sub(
-                r",? ?\(?arXiv:[\d.]+\)?|``", lambda match: ")" if match.group().startswith(",") else "", row["summary"]
-            )
+            summary = re.sub(r",? ?\(?arXiv:[\d.]*\d\)?|``", _without_paper, row["summary"])
             table.add_row(row["name"], summary, knobs, row["paper"] or "")
         report.console.print(table)
         report.say("")

@@ -131,7 +131,7 @@ def _train(
             if main_process:
                 run.write_status("preempted")
                 report.say(
-                    f"preempted before there was anything to save; continue with --name {run.path.name} --resume"
+                    f"preempted before there was anything to save; continue with {report.resume_flags(run.path)}"
                 )
             return PREEMPTED
         except Diverged as error:

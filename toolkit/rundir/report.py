@@ -26,6 +26,12 @@ def say(text: str) -> None:
     console.print(text, soft_wrap=True)
 
 
+def resume_flags(run: Path) -> str:
+    """The flags that continue a run."""
+    runs = "" if run.parent == Path("runs") else f"--runs {shlex.quote(str(run.parent))} "
+    return f"{runs}--name {shlex.quote(run.name)} --resume"
+
+
 def header(run: Path, info: Facts, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Print architecture, parameters, the optimizer's parameter groups, the device, and the size of the data."""
     count = info["parameters"]
@@ -35,7 +41,7 @@ def header(run: Path, info: Facts, model: torch.nn.Module, optimizer: torch.opti
         size = sum(parameter.numel() for parameter in group["params"])
         tensors = f"{len(group['params'])} tensors, {size:,} parameters"
         console.print(f"{type(optimizer).__name__}, {group['name']}: {tensors}, weight decay {group['weight_decay']:g}")
-    threads = f", {info['threads']} threads" if info["device"] == "cpu" else ""
+    threads = f", {info['threads']} thread{'s' if info['threads'] > 1 else ''}" if info["device"] == "cpu" else ""
     processes = f", {info['processes']} processes" if info["processes"] > 1 else ""
     compiled = "compiled" if info["compiled"] else "not compiled"
     console.print(f"{info['device_name']} ({info['device']}{threads}{processes}), {info['precision']}, {compiled}")
@@ -56,7 +62,7 @@ def footer(run: Path, outcome: Mapping[str, Any], prompt: str) -> None:
         console.print(f"sample at step {int(last[0]):,}:\n", style="dim")
         console.print(last[1].strip() + "\n")
     if outcome["state"] != "done":
-        say(f"{outcome['state']} at step {outcome['step']:,}; continue with --name {run.name} --resume")
+        say(f"{outcome['state']} at step {outcome['step']:,}; continue with {resume_flags(run)}")
     say(f"curve: {run / 'curve.png'}\nnext:")
     for command in (
         f"python -m toolkit.generate {shlex.quote(str(run))} --prompt {shlex.quote(prompt)}",
