@@ -27,9 +27,7 @@ class CrossEntropy(nn.Module):
         super().__init__()
         self.z_loss, self.label_smoothing = z_loss, label_smoothing
 
-    def forward(
-        self, hidden: Tensor, head: Head, targets: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:  # (N,C), head, (N,)
+    def forward(self, hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits, counts = head.logits(hidden).float(), targets != -100  # (N,V), (N,)
         objective = nats = F.cross_entropy(logits, targets, ignore_index=-100, reduction="sum")
         if self.label_smoothing:  # a fraction of the nats is replaced by the mean of -log p over the vocabulary
@@ -58,9 +56,7 @@ class ChunkedCrossEntropy(nn.Module):
         super().__init__()
         self.rows, self.z_loss, self.label_smoothing = rows, z_loss, label_smoothing
 
-    def forward(
-        self, hidden: Tensor, head: Head, targets: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:  # (N,C), head, (N,)
+    def forward(self, hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         largest = max(320, (2**30 if hidden.is_cuda else 2**26) // (4 * len(head.weight)))
         rows = self.rows or _equal_rows(len(hidden), largest)
         objective, nats = linear_cross_entropy(
