@@ -200,7 +200,7 @@ def _prepare(
     if arguments.resume:
         run.check_sources(sources, progress)
         if not (factsfile.read(run.path) or arguments.allow_change):  # it was lost: the checkpoint has the digest
-            run.check_sources({"config": config.digest}, progress)
+            run.check_config_digest(config, progress)
         progress["best"] = min(progress["best"], checkpoint.best_score(run.path / "checkpoints"))
     elif source is not None:
         progress["best"] = float("inf")  # a new run has no best score yet
