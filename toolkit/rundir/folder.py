@@ -18,6 +18,7 @@ import filelock
 
 from toolkit.config import changes
 from toolkit.config.layers import Config, statements
+from toolkit.cpu import switch
 from toolkit.output.errors import BAD_INPUT, DIVERGED, PREEMPTED, STORAGE
 from toolkit.parallel import distributed
 from toolkit.protocols import Tokenizer
@@ -136,6 +137,8 @@ class RunDir:
                 "are not bit for bit those of an uninterrupted run; for equal results, bind Experiment.threads = %s",
                 *(self.path, previous["threads"], facts["threads"], previous["threads"]),
             )
+        if facts["device"] == "cpu" and previous.get("device") == "cpu":
+            facts = facts | {"cpu": self._cpu_so_far(previous.get("cpu", switch.CHOICES[0]), facts["cpu"], step)}
         files = previous.get("tokenizer_files") or {}
         if not files or seal.compare(self.path / "tokenizer", files):
             (self.path / "tokenizer").mkdir(exist_ok=True)
@@ -144,6 +147,18 @@ class RunDir:
         seconds = previous.get("seconds", previous.get("seconds_before", 0.0))  # a killed process wrote only the latter
         facts = facts | {"tokenizer_files": files, "resumed": resumed, "seconds_before": seconds}
         write_json(self.path / "facts.json", dict(facts))
+
+    def _cpu_so_far(self, before: str, now: str, step: int) -> str:
+        """What TOOLKIT_CPU was so far, such as "fast" or, with a warning, "plain, fast from step 5"."""
+        latest = before.rpartition(", ")[2].partition(" ")[0]
+        if now == latest:
+            return before
+        log.warning(
+            "%s was trained with %s=%s and continues with %s: sums are rounded differently, so its results are not bit "
+            "for bit those of an uninterrupted run; for equal results, set %s=%s",
+            *(self.path, switch.VARIABLE, latest, now, switch.VARIABLE, latest),
+        )
+        return f"{before}, {now} from step {step}"
 
     def check_journal(self, source: Path | None) -> None:
         """Check the rows and samples before the checkpoint ``source``. Damage gives a warning, and an entry in
