@@ -773,9 +773,6 @@ class WithoutLayers(nn.Module):
         hidden = hidden + hidden.cumsum(1) / tokens_so_far
         return hidden, Head(self.table.weight, self.vocab_size, None)
 
-    def init_cache(self, batch: int) -> None:
-        return None
-
 
 @sound("schedule")
 class WarmRestarts:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import arguments, command, facts
+from runs import arguments, command, facts, small_run
 
 from toolkit.compose import compose
 from toolkit.context import Context
@@ -130,6 +130,15 @@ def test_the_facts_of_a_run_tell_which_it_was(chosen, tmp_path):
     assert facts(tmp_path / "run")["cpu"] == (chosen or "fast")
     if chosen == "plain":
         assert facts(tmp_path / "run")["attention"].startswith("FlashAttention: PyTorch")
+
+
+def test_a_run_that_resumes_under_another_choice_says_so(tmp_path, monkeypatch, caplog):
+    for chosen, stop in (("plain", "4"), ("fast", "6"), ("fast", "8"), ("plain", "10")):
+        monkeypatch.setenv(switch.VARIABLE, chosen)
+        small_run(tmp_path, "run", "--stop-at", stop, *([] if stop == "4" else ["--resume"]))
+    assert facts(tmp_path / "run")["cpu"] == "plain, fast from step 4, plain from step 8"
+    warnings = [message for message in caplog.messages if switch.VARIABLE in message]
+    assert len(warnings) == 2 and "was trained with TOOLKIT_CPU=plain and continues with fast" in warnings[0]
 
 
 def test_another_word_is_refused_in_one_line(tmp_path):

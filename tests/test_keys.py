@@ -143,3 +143,10 @@ def test_a_plan_sees_its_own_settings_under_every_spelling(tmp_path):
     arms = {"rope": [], "other": ["toolkit.experiment.Experiment.seed = 3"]}
     with pytest.raises(ConfigError, match="Experiment.seed is set by the seeds of the plan"):
         plans.read(write_plan(tmp_path, arms=arms))
+
+
+def test_arms_that_differ_in_an_overlaid_seed_alone_are_the_same(tmp_path):
+    overlay = tmp_path / "seeded.gin"
+    overlay.write_text("Experiment.seed = 7\n")
+    with pytest.raises(ConfigError, match="arm 'other' does not differ from the baseline 'rope' at all"):
+        plans.read(write_plan(tmp_path, arms={"rope": [], "other": [str(overlay)]}))

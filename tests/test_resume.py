@@ -1,5 +1,6 @@
 """What a resumed run accepts, what it refuses, and what a save that fails leaves behind."""
 
+import hashlib
 import json
 import math
 from dataclasses import fields
@@ -9,10 +10,12 @@ from plans import write_plan
 from runs import rows, small_run
 
 from toolkit.ablation import plan
+from toolkit.comparison import runs
 from toolkit.config import changes
 from toolkit.config.layers import ConfigError
 from toolkit.experiment import Experiment
 from toolkit.loop.spikes import WINDOW, Spikes
+from toolkit.registry import CATALOG
 from toolkit.rundir.folder import RunDir
 from toolkit.store import checkpoint
 from toolkit.store.disk import read_json, write_json
@@ -41,6 +44,26 @@ def test_a_config_that_nobody_can_compare_is_not_taken_on_trust(tmp_path):
     with pytest.raises(ValueError, match="another config"):
         small_run(tmp_path, "a", "--resume", bindings=("AdamW.lr = 1e-2",))
     assert small_run(tmp_path, "a", "--resume", "--stop-at", "5") == 0
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_reworded_docstring_does_not_change_a_config(tmp_path, monkeypatch, older):
+    """config.gin repeats the docstrings in comments; older versions took the digest of the comments too."""
+    if older:
+        digest = property(lambda config: hashlib.sha256(config.text.encode()).hexdigest())
+        monkeypatch.setattr("toolkit.config.layers.Config.digest", digest)
+    small_run(tmp_path, "a", "--stop-at", "4")
+    monkeypatch.undo()
+    monkeypatch.setattr(CATALOG["LayerNorm"].cls, "__doc__", "Reworded.")
+    with monkeypatch.context() as patch:
+        patch.setattr("toolkit.text.tokens.TokenFiles.prepare", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            small_run(tmp_path, "a", "--resume")
+    assert not runs.find([str(tmp_path / "a")], None, None)[1][0].edits
+    (tmp_path / "a" / "facts.json").unlink()
+    assert small_run(tmp_path, "a", "--resume", "--stop-at", "5") == 0
+    assert small_run(tmp_path, "a", "--resume", "--stop-at", "6") == 0
+    assert not runs.find([str(tmp_path / "a")], None, None)[1][0].edits
 
 
 def test_a_spike_is_left_out_once_there_is_a_past_to_compare_with():

@@ -200,8 +200,10 @@ def _prepare(
         progress = checkpoint.load(source, parts.model, parts.optimizer)
     if arguments.resume:
         run.check_sources(sources, progress)
-        if not (factsfile.read(run.path) or arguments.allow_change):  # facts.json is lost
-            run.check_sources({"config": config.digest}, progress)
+        if not (
+            factsfile.read(run.path) or arguments.allow_change
+        ):  # facts.json is lost: the checkpoint has the digest
+            run.check_config_digest(config, progress)
         progress["best"] = min(progress["best"], checkpoint.best_score(run.path / "checkpoints"))
     elif source is not None:
         progress["best"] = float("inf")  # a new run has no best score yet

@@ -216,7 +216,9 @@ def _find_confounds(plan: Plan, where: dict[str, str], problems: list[str]) -> l
     allowed = [*plan.factor, *knobs.listed(plan.ablation.lr_knob), *knobs.listed(plan.ablation.match_knob)]
     for arm in plan.arms.values():
         flat = arm.config.flat
-        same = next((name for name, other in configs.items() if not keys.differences(other, flat)), None)
+        same = next(
+            (name for name, other in configs.items() if keys.differences(other, flat).keys() <= {keys.SEED}), None
+        )
         configs[arm.name] = flat
         if same:
             role = "the baseline" if same == plan.baseline.name else "arm"

@@ -74,8 +74,10 @@ def implementations(plan: PlanRecord, runs: list[Run]) -> Iterable[Banner]:
         return
     with_products = [run for run in runs if "products" in run.facts]
     yield from report_differences(with_products, "products", lambda run: str(run.facts["products"]))
-    with_cpu = [run for run in runs if run.facts.get("device") == "cpu" and "cpu" in run.facts]
-    yield from report_differences(with_cpu, "TOOLKIT_CPU", lambda run: run.facts["cpu"])
+    on_cpu = [run for run in runs if run.facts.get("device") == "cpu"]
+    yield from report_differences(
+        on_cpu, "TOOLKIT_CPU", lambda run: str(run.facts.get("cpu", "fast"))
+    )  # once no choice
     kernels = {run.path: _attention_kernels(run) for run in runs}
     for name in dict.fromkeys(name for by_name in kernels.values() for name in by_name):
         users = [run for run in runs if name in kernels[run.path]]

@@ -15,6 +15,7 @@ import numpy as np
 
 from toolkit.comparison import schema
 from toolkit.config import keys
+from toolkit.config.layers import statements
 from toolkit.store import journal, seal
 from toolkit.store.disk import read_json
 from toolkit.store.factsfile import Facts
@@ -305,7 +306,8 @@ def _contradictions(folder: Path, facts: Facts, status: dict[str, Any]) -> list[
     except (OSError, UnicodeDecodeError):
         config = seal.SealedText("")
     expected = facts.get("config_sha256")
-    if config.problem or (expected and hashlib.sha256(config.text.encode()).hexdigest() != expected):
+    texts = (statements(config.text), config.text)  # older versions took the digest of all the text
+    if config.problem or (expected and expected not in {hashlib.sha256(text.encode()).hexdigest() for text in texts}):
         contradictions.append("config.gin is not the config that the run was started with")
     last_rows = [row for row in journal.read(folder / "metrics.jsonl") if row["step"] == status.get("step")]
     for metric, value in facts.get("final", {}).items():

@@ -135,8 +135,8 @@ class Config:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the text, hex."""
-        return hashlib.sha256(self.text.encode()).hexdigest()
+        """SHA-256 of the statements, hex. Comments don't count: they repeat docstrings, which may be reworded."""
+        return hashlib.sha256(statements(self.text).encode()).hexdigest()
 
     def knobs_of(self, name: str, words: Iterable[str]) -> list[str]:
         """The flat keys of the knobs of part ``name`` whose names are in ``words``."""
@@ -161,6 +161,11 @@ class Config:
         gin.config.clear_config()
         gin.config.parse_config(self.text)
         return gin.config.get_configurable("Experiment")()
+
+
+def statements(text: str) -> str:
+    """The text of a ``config.gin`` without its comments and blank lines."""
+    return "".join(line for line in text.splitlines(keepends=True) if line.strip() and not line.startswith("#"))
 
 
 def show(value: object) -> str:

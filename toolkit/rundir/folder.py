@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -16,7 +17,8 @@ from typing import Any
 import filelock
 
 from toolkit.config import changes
-from toolkit.config.layers import Config
+from toolkit.config.layers import Config, statements
+from toolkit.cpu import switch
 from toolkit.output.errors import BAD_INPUT, DIVERGED, PREEMPTED, STORAGE
 from toolkit.parallel import distributed
 from toolkit.protocols import Tokenizer
@@ -54,6 +56,7 @@ class RunDir:
                 f"{self.path} is a link that leads out of {root}: choose another --name, or another folder with --runs"
             )
         self.opened_at = time.time()
+        self.config_before = self._read_config() if resume else ""
         if self.begun() and not resume and distributed.rank() == 0:
             others = (root / f"{name}-{i}" for i in range(2, 1000))
             free = next(path.name for path in others if not path.exists())
@@ -104,7 +107,9 @@ class RunDir:
                 shutil.rmtree(self.path, ignore_errors=True)
 
     def write_config(self, config: Config, code: list[Path]) -> None:
-        """Write the config, the bindings, and copies of the files in ``code``. From then on the run can be resumed."""
+        """Write the config, the bindings, and copies of the files in ``code``. From then on the run can be resumed.
+
+        A resumed run with the same statements keeps the text of its config.gin, whose digest older files have."""
         digests = {}
         for file in code:
             (self.path / "code").mkdir(exist_ok=True)
@@ -115,7 +120,8 @@ class RunDir:
         written = [f"import {module}" for module in config.imports] + [str(binding) for binding in config.written]
         write_text(self.path / "bindings.gin", "".join(line + "\n" for line in written))
         digests["bindings.gin"] = sha256(self.path / "bindings.gin")
-        write_text(self.path / "config.gin", seal.seal_text(config.text, digests))  # last: it makes the folder a run
+        text = self.config_before if self._has_statements_of(config) else config.text
+        write_text(self.path / "config.gin", seal.seal_text(text, digests))  # last: it makes the folder a run
         self.write_status("preparing", 0)
 
     def write_start(self, tokenizer: Tokenizer, facts: factsfile.Facts, step: int) -> None:
@@ -131,6 +137,8 @@ class RunDir:
                 "are not bit for bit those of an uninterrupted run; for equal results, bind Experiment.threads = %s",
                 *(self.path, previous["threads"], facts["threads"], previous["threads"]),
             )
+        if facts["device"] == "cpu" and previous.get("device") == "cpu":
+            facts = facts | {"cpu": self._cpu_so_far(previous.get("cpu", switch.CHOICES[0]), facts["cpu"], step)}
         files = previous.get("tokenizer_files") or {}
         if not files or seal.compare(self.path / "tokenizer", files):
             (self.path / "tokenizer").mkdir(exist_ok=True)
@@ -139,6 +147,18 @@ class RunDir:
         seconds = previous.get("seconds", previous.get("seconds_before", 0.0))  # a killed process wrote only the latter
         facts = facts | {"tokenizer_files": files, "resumed": resumed, "seconds_before": seconds}
         write_json(self.path / "facts.json", dict(facts))
+
+    def _cpu_so_far(self, before: str, now: str, step: int) -> str:
+        """What TOOLKIT_CPU was so far, such as "fast" or, with a warning, "plain, fast from step 5"."""
+        latest = before.rpartition(", ")[2].partition(" ")[0]
+        if now == latest:
+            return before
+        log.warning(
+            "%s was trained with %s=%s and continues with %s: sums are rounded differently, so its results are not bit "
+            "for bit those of an uninterrupted run; for equal results, set %s=%s",
+            *(self.path, switch.VARIABLE, latest, now, switch.VARIABLE, latest),
+        )
+        return f"{before}, {now} from step {step}"
 
     def check_journal(self, source: Path | None) -> None:
         """Check the rows and samples before the checkpoint ``source``. Damage gives a warning, and an entry in
@@ -160,6 +180,25 @@ class RunDir:
                     f"{self.path} was trained {other[key]}: the fingerprint was {str(before[key])[:12]}, is now "
                     f"{fingerprint[:12]}; restore the former {key}, or start a new run with --from {self.path}"
                 )
+
+    def check_config_digest(self, config: Config, before: Mapping[str, object]) -> None:
+        """Raise ValueError if the checkpoint with the entries ``before`` was trained under another config. Older
+        versions took the digest of all text in config.gin, with the comments."""
+        text_digest = hashlib.sha256(self.config_before.encode()).hexdigest()
+        if not (self._has_statements_of(config) and before.get("config") == text_digest):
+            self.check_sources({"config": config.digest}, before)
+
+    def _read_config(self) -> str:
+        """The text of the run's config.gin without its seal; "" if it is missing or damaged."""
+        try:
+            config = seal.unseal_text((self.path / "config.gin").read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError):
+            return ""
+        return "" if config.problem else config.text
+
+    def _has_statements_of(self, config: Config) -> bool:
+        """Whether the config.gin that this object found differs from a config in comments at most."""
+        return statements(self.config_before) == statements(config.text)
 
     def write_status(self, state: str, step: int | None = None, **more: object) -> None:
         """Write the run's state to status.json; does nothing if the folder holds no run. ``step`` defaults to the step

@@ -110,7 +110,8 @@ class Facts(_From, total=False):
     threads: int
     """CPU threads of each process."""
     cpu: str
-    """"fast" if the toolkit's own code for CPUs was on, "plain" if TOOLKIT_CPU turned it off. Older runs lack it."""
+    """"fast" if the toolkit's own code for CPUs was on, "plain" if TOOLKIT_CPU turned it off; "plain, fast from step
+    100" if a resumed run changed it. Runs older than the switch lack it: they were "fast"."""
     spin: str
     """How CPU threads wait for each other, in words. Older runs lack it."""
     keeps_freed_memory: bool
