@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from runs import SMALL, facts, rows
 
 ROOT = Path(__file__).parent.parent
@@ -230,3 +231,36 @@ def test_register_can_be_imported_from_the_top_and_costs_nothing_until_then():
 
     with pytest.raises(AttributeError, match="no attribute 'registre'"):
         toolkit.registre  # noqa: B018
+
+
+def test_what_a_part_lacks_is_named_with_the_remedy():
+    from toolkit.compose import compose, try_build
+    from toolkit.experiment import Experiment, build
+    from toolkit.groups import parameter_groups
+
+    class NoLength(torch.nn.Module):
+        def __init__(self, vocab_size, max_len):
+            super().__init__()
+            self.table = torch.nn.Embedding(vocab_size, 4)
+
+    class NoCache(torch.nn.Module):
+        def __init__(self, *arguments):
+            super().__init__()
+
+    class NoGroups(torch.optim.SGD):
+        def __init__(self, model):
+            super().__init__(model.parameters(), lr=0.1)
+
+    config, _ = compose(["gin/model/tiny.gin"])
+    experiment, parts = try_build(config)
+    for changes, told in (
+        ({"model": NoLength}, "NoLength has no attribute max_len.*set self.max_len = max_len"),
+        ({"optimizer": NoGroups}, "NoGroups has groups of parameters without a name.*parameter_groups"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            build(Experiment(**vars(experiment) | changes), torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"NoCache has no method init_cache.*cache = False"):
+        experiment.model(257, 8, mixer=NoCache)
+    parts.model.blocks[0].ffn.down.merged = {"a": 3}
+    with pytest.raises(ValueError, match="merged = {'a': 3}, whose rows must add up to the 64 rows"):
+        parameter_groups(parts.model, lr=0.1, weight_decay=0.0, matrices_lr=0.1)

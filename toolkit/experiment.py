@@ -107,12 +107,23 @@ def build(
     torch.manual_seed(experiment.seed)
     with torch.device("meta" if device.type == "meta" else "cpu"):
         model = experiment.model(tokenizer.vocab_size, experiment.seq_len)
+    if not isinstance(getattr(model, "max_len", None), int):
+        raise ValueError(
+            f"{type(model).__name__} has no attribute max_len, the length of its context; set self.max_len = max_len "
+            "in its constructor"
+        )
     if next(model.parameters()).device.type != device.type:
         model.to(device)
     if experiment.mask_documents:
         check_keeps_documents_apart(model)
     objective = Objective(model, experiment.loss(), tokenizer.eot if experiment.mask_documents else None)
-    return Parts(tokenizer, data, model, objective, experiment.optimizer(model), experiment.schedule(experiment.steps))
+    optimizer = experiment.optimizer(model)
+    if any(not {"name", "peak_lr"} <= group.keys() for group in optimizer.param_groups):
+        raise ValueError(
+            f"{type(optimizer).__name__} has groups of parameters without a name and peak_lr, which the loop reads; "
+            "pass it toolkit.groups.parameter_groups(model, ...) instead of model.parameters()"
+        )
+    return Parts(tokenizer, data, model, objective, optimizer, experiment.schedule(experiment.steps))
 
 
 def check_keeps_documents_apart(model: nn.Module) -> None:

@@ -65,6 +65,10 @@ def _hidden_matrices(model: nn.Module) -> dict[int, list[int] | None]:
         if isinstance(module, nn.Linear) and module is not getattr(model, "unembed", None):
             if id(module.weight) not in tables:
                 merged = getattr(module, "merged", None)
-                assert merged is None or sum(merged.values()) == len(module.weight), f"{merged}: rows don't add up"
+                if merged is not None and sum(merged.values()) != len(module.weight):
+                    raise ValueError(
+                        f"a {type(module).__name__} has merged = {merged}, whose rows must add up to the "
+                        f"{len(module.weight)} rows of its weight"
+                    )
                 row_counts[id(module.weight)] = None if merged is None else list(merged.values())
     return row_counts

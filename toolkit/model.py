@@ -158,6 +158,11 @@ class GPT(nn.Module):
         index, dim = depth[0], widths[0]
         with seeded(seed, f"blocks.{index}.mixer"):
             mixer = classes["mixer"](*widths, position, classes["attention"], depth)
+        if getattr(mixer, "cache", True) is not False and not hasattr(mixer, "init_cache"):
+            raise ValueError(
+                f"{type(mixer).__name__} has no method init_cache(batch, max_len) for decoding; if it keeps no cache, "
+                "set its class attribute cache = False"
+            )
         with seeded(seed, f"blocks.{index}.ffn"):
             ffn = classes["ffn"](dim)
         with seeded(seed, f"blocks.{index}"):
