@@ -4,6 +4,7 @@ from components import (  # noqa: F401
     attention,
     block,
     data,
+    evaluator,
     ffn,
     init,
     logger,

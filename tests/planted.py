@@ -2,9 +2,13 @@
 
 ``@plant(kind, line)`` names the line of the report that must fail. None of these parts is registered."""
 
+import hashlib
+import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -18,9 +22,11 @@ from components.optimizer import AdamW
 from components.stories import SyntheticStories
 from components.tokenizer import Bytes
 from toolkit.context import Context, Mask
+from toolkit.evaluation.items import Item, fingerprint, read_items, text_of
 from toolkit.groups import parameter_groups
+from toolkit.measures import Score, mean
 from toolkit.model import Head
-from toolkit.protocols import Tokenizer
+from toolkit.protocols import Reader, Tokenizer
 from toolkit.registry import Entry, entry_of
 
 FAULTS: list[tuple[Entry, str]] = []
@@ -668,6 +674,271 @@ class LeavesTheProcess:
         pass
 
 
+# --- evaluators
+
+
+class _Pairs:
+    """The share of pairs whose good sentence is likelier than the bad one, and bits per byte of the good ones: the
+    sound evaluator that those below break in one place each."""
+
+    higher_is_better = True
+
+    def __init__(self, paths: list[str]) -> None:
+        self.paths = paths
+
+    def prepare(self) -> None:
+        self.items = read_items("paths", self.paths, ("sentence_good", "sentence_bad", "context", "choices", "answer"))
+        for item in self.items:
+            text_of(item, "sentence_good"), text_of(item, "sentence_bad"), text_of(item, "context")
+
+    def fingerprint(self) -> str:
+        return fingerprint(self.items)
+
+    def evaluate(self, reader: Reader) -> dict[str, Score]:
+        good, bad = (
+            [self.nats(reader, text_of(i, f"sentence_{which}")) for i in self.items] for which in ("good", "bad")
+        )
+        right = {item.id: float(g < b) for item, g, b in zip(self.items, good, bad, strict=True)}
+        total = sum(len(text_of(item, "sentence_good").encode()) for item in self.items)
+        return {
+            "accuracy": mean(right, "fraction"),
+            "bits_per_byte": Score(sum(good) / total / math.log(2), "bits per byte"),
+        }
+
+    def nats(self, reader: Reader, text: str) -> float:
+        """The nats of a text."""
+        return float(reader.nats([text])[0].nats.sum())
+
+
+@plant("evaluator", "scores do not depend on the batch size")
+class MeanOfMeans(_Pairs):
+    """The mean of the means of batches, of which the last one is shorter."""
+
+    def __init__(self, paths: list[str]) -> None:
+        super().__init__(paths)
+
+    def evaluate(self, reader: Reader) -> dict[str, Score]:
+        texts = sorted(text_of(item, "sentence_good") for item in self.items)
+        nats = [self.nats(reader, text) for text in texts]
+        size = max(1, min(len(nats) - 1, getattr(reader, "batch_tokens", 4096) // 50))
+        means = [np.mean(nats[start : start + size]) for start in range(0, len(nats), size)]
+        return {"nats": Score(float(np.mean(means)), "nats")}
+
+
+@plant("evaluator", "scores do not depend on the item order")
+class NumbersItsItems(_Pairs):
+    """The id of an item is its place in the file."""
+
+    def __init__(self, paths: list[str]) -> None:
+        super().__init__(paths)
+
+    def evaluate(self, reader: Reader) -> dict[str, Score]:
+        nats = [self.nats(reader, text_of(item, "sentence_good")) for item in self.items]
+        return {"nats": mean({str(number): each for number, each in enumerate(nats)}, "nats")}
+
+
+@plant("evaluator", "scores do not depend on earlier calls")
+class KeepsTheFirst(_Pairs):
+    """Keeps the nats of a text for the next call, which may be for another model."""
+
+    def __init__(self, paths: list[str]) -> None:
+        super().__init__(paths)
+        self.kept: dict[str, float] = {}
+
+    def nats(self, reader: Reader, text: str) -> float:
+        if text not in self.kept:
+            self.kept[text] = super().nats(reader, text)
+        return self.kept[text]
+
+
+@plant("evaluator", "measuring does not change the model")
+class LeavesTrainingMode(_Pairs):
+    """Puts the model into training mode at the end, whatever it was in before."""
+
+    def __init__(self, paths: list[str]) -> None:
+        super().__init__(paths)
+
+    def evaluate(self, reader: Reader) -> dict[str, Score]:
+        scores = super().evaluate(reader)
+        if isinstance(model := getattr(reader, "model", None), nn.Module):
+            model.train()
+        return scores
+
+
+@plant("evaluator", "measuring does not change the model")
+class LeavesAHook(_Pairs):
+    """Records activations with a hook that it does not remove."""
+
+    def __init__(self, paths: list[str]) -> None:
+        super().__init__(paths)
+
+    def evaluate(self, reader: Reader) -> dict[str, Score]:
+        if isinstance(model := getattr(reader, "model", None), nn.Module):
+            next(model.children()).register_forward_hook(lambda *_: None)
+        return super().evaluate(reader)
+
+
+@plant("evaluator", "uses no global random generator")
+class ShufflesGlobally(_Pairs):
+    """Shuffles its items, which changes no score, with torch's own generator."""
+
+    def __init__(self, paths: list[str]) -> None:
+        super().__init__(paths)
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.items = [self.items[place] for place in torch.randperm(len(self.items))]
+
+
+@plant("evaluator", "scores are finite numbers with a unit")
+class NameWithSpaces(_Pairs):
+    """The name of its metric can't be typed without quotes."""
+
+    def __init__(self, paths: list[str]) -> None:
+        super().__init__(paths)
+
+    def evaluate(self, reader: Reader) -> dict[str, Score]:
+        return {"accuracy of pairs": super().evaluate(reader)["accuracy"]}
+
+
+@plant("evaluator", "each byte of a text is counted once")
+class CountsLetters(_Pairs):
+    """Divides by characters, of which a letter with an accent is one and has two bytes."""
+
+    def __init__(self, paths: list[str]) -> None:
+        super().__init__(paths)
+
+    def evaluate(self, reader: Reader) -> dict[str, Score]:
+        texts = [text_of(item, "sentence_good") for item in self.items]
+        nats = sum(self.nats(reader, text) for text in texts)
+        return {"bits_per_byte": Score(nats / math.log(2) / sum(map(len, texts)), "bits per byte")}
+
+
+@plant("evaluator", "each byte of a text is counted once")
+class CountsContextTwice(_Pairs):
+    """The bytes of the context are counted, and its nats are not."""
+
+    def __init__(self, paths: list[str]) -> None:
+        super().__init__(paths)
+
+    def evaluate(self, reader: Reader) -> dict[str, Score]:
+        pairs = [(text_of(item, "context"), " " + text_of(item, "sentence_good")) for item in self.items]
+        nats = sum(each.nats for each in reader.continuations(pairs))
+        total = sum(len((context + text).encode()) for context, text in pairs)
+        return {"bits_per_byte": Score(nats / math.log(2) / total, "bits per byte")}
+
+
+@plant("evaluator", "scores depend on the model")
+class AsksForNothing(_Pairs):
+    """Compares the good sentence with itself."""
+
+    def __init__(self, paths: list[str]) -> None:
+        super().__init__(paths)
+
+    def evaluate(self, reader: Reader) -> dict[str, Score]:
+        good = {item.id: self.nats(reader, text_of(item, "sentence_good")) for item in self.items}
+        return {"accuracy": mean({item: float(nats <= good[item]) for item, nats in good.items()}, "fraction")}
+
+
+class _Choices(_Pairs):
+    """The share of items whose likeliest choice is the answer; a subclass says what stands before the choices."""
+
+    def evaluate(self, reader: Reader) -> dict[str, Score]:
+        right = {}
+        for item in self.items:
+            choices = [str(choice) for choice in cast(list, item.row["choices"])]
+            replies = reader.continuations([(self.context(item), f" {choice}") for choice in choices])
+            right[item.id] = float(int(np.argmin([reply.nats for reply in replies])) == item.row["answer"])
+        return {"accuracy": mean(right, "fraction")}
+
+    def context(self, item: Item) -> str:
+        """The context of an item."""
+        return text_of(item, "context")
+
+
+@plant("evaluator", "the model is not shown the answer")
+class ReadsTheLastWord(_Pairs):
+    """Predicts the last word of a text after the whole text."""
+
+    def __init__(self, paths: list[str]) -> None:
+        super().__init__(paths)
+
+    def evaluate(self, reader: Reader) -> dict[str, Score]:
+        texts = [text_of(item, "context") for item in self.items]
+        replies = reader.continuations([(text, " " + text.split()[-1]) for text in texts])
+        return {"nats": mean({item.id: r.nats for item, r in zip(self.items, replies, strict=True)}, "nats")}
+
+
+@plant("evaluator", "the model is not shown the answer")
+class NamesTheAnswer(_Choices):
+    """Writes the number of the right choice before the choices."""
+
+    def __init__(self, paths: list[str]) -> None:
+        super().__init__(paths)
+
+    def context(self, item: Item) -> str:
+        return f"{text_of(item, 'context')} ({item.row['answer']})"
+
+
+@plant("evaluator", "the model is not shown the answer")
+class PromptsWithTheAnswer(_Pairs):
+    """Generates an answer to a prompt that already has it."""
+
+    def __init__(self, paths: list[str]) -> None:
+        super().__init__(paths)
+
+    def evaluate(self, reader: Reader) -> dict[str, Score]:
+        right = {}
+        for item in self.items:
+            said = reader.generate([f"{text_of(item, 'context')} {item.row['answer']}"], 4)[0]
+            right[item.id] = float(str(item.row["answer"]) in said)
+        return {"accuracy": mean(right, "fraction")}
+
+
+@plant("evaluator", "a broken item is refused by file:line")
+class SkipsWhatItCanNotRead(_Pairs):
+    """Leaves out the lines that it can't read, without an error."""
+
+    def __init__(self, paths: list[str]) -> None:
+        super().__init__(paths)
+
+    def prepare(self) -> None:
+        self.items = []
+        for path in self.paths:
+            if not Path(path).is_file():
+                raise ValueError(f"paths: no file matches {path!r}")
+            for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+                try:
+                    row = json.loads(line)
+                    assert isinstance(row["sentence_good"], str) and isinstance(row["sentence_bad"], str)
+                except (ValueError, KeyError, TypeError, AssertionError):
+                    continue
+                self.items.append(Item(hashlib.sha256(line.encode()).hexdigest(), f"{path}:{number}", row))
+
+
+@plant("evaluator", "a broken item is refused by file:line")
+class ReadsInItsConstructor(_Pairs):
+    """Reads its files when it is built."""
+
+    def __init__(self, paths: list[str]) -> None:
+        super().__init__(paths)
+        super().prepare()
+
+    def prepare(self) -> None:
+        pass
+
+
+@plant("evaluator", "the fingerprint covers the items")
+class FingerprintOfNames(_Pairs):
+    """Its fingerprint covers the names of its files."""
+
+    def __init__(self, paths: list[str]) -> None:
+        super().__init__(paths)
+
+    def fingerprint(self) -> str:
+        return " ".join(Path(path).name for path in self.paths)
+
+
 # --- odd, but correct
 
 
@@ -795,3 +1066,58 @@ class Focal(nn.Module):
     def forward(self, hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         each = F.cross_entropy(head.logits(hidden).float(), targets, ignore_index=-100, reduction="none")
         return ((1 - torch.exp(-each)) ** 2 * each).sum(), each.sum().detach(), (targets != -100).sum()
+
+
+@sound("evaluator")
+class RandomTexts:
+    """Measures random texts of its own: no files, no items, and a lower value is better."""
+
+    higher_is_better = False
+
+    def __init__(self, count: int = 5) -> None:
+        self.count = count
+
+    def prepare(self) -> None:
+        draw = np.random.default_rng(7)
+        self.texts = ["".join(map(chr, draw.integers(97, 123, 40))) for _ in range(self.count)]
+
+    def fingerprint(self) -> str:
+        return f"7 {self.count}"
+
+    def evaluate(self, reader: Reader) -> dict[str, Score]:
+        return {"nats": Score(float(np.mean([read.nats.sum() for read in reader.nats(self.texts)])), "nats")}
+
+
+@sound("evaluator")
+class DrawsItsPrompts:
+    """Draws prompts with a generator of its own at each call, and counts distinct words of what the model writes."""
+
+    higher_is_better = True
+
+    def __init__(self) -> None:
+        pass
+
+    def prepare(self) -> None:
+        pass
+
+    def fingerprint(self) -> str:
+        return "the same prompts every time"
+
+    def evaluate(self, reader: Reader) -> dict[str, Score]:
+        draw = np.random.default_rng(3)
+        prompts = [" ".join(draw.choice(["the", "old", "fox"], 4)) for _ in range(3)]
+        texts = reader.generate(prompts, 20, temperature=1.0)
+        counts = {prompt: float(len(set(text))) for prompt, text in zip(prompts, texts, strict=True)}
+        return {"distinct/letters": mean(counts, "letters")}
+
+
+@sound("evaluator")
+class ListsTheChoices(_Choices):
+    """All choices are in the context, as in an exam: the model reads each, but not which one is right."""
+
+    def __init__(self, paths: list[str]) -> None:
+        super().__init__(paths)
+
+    def context(self, item: Item) -> str:
+        listed = "; ".join(str(choice) for choice in cast(list, item.row["choices"]))
+        return f"{text_of(item, 'context')} ({listed})"

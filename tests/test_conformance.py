@@ -17,17 +17,46 @@ ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "components" / "README.md").read_text(encoding="utf-8")  # "Add a part"
 
 
+ITEMS = [  # of the planted evaluators
+    ("The hens are red.", "The hens is red.", "A fox ran by the old mill", ["home", "mill", "seven"], 0),
+    ("The old foxes sleep.", "The old foxes sleeps.", "She fed the red hen", ["corn", "stone"], 0),
+    ("A mill turns by the water.", "A mill turn by the water.", "The water ran cold", ["fast", "blue", "nine"], 1),
+    ("They went home.", "They goes home.", "He slept", ["well", "table"], 1),
+    ("Her hen was found.", "Her hen were found.", "The gate stood open", ["all night", "never egg"], 0),
+]
+FIELDS = ("sentence_good", "sentence_bad", "context", "choices", "answer")
+
+
+@pytest.fixture
+def bench_for(tmp_path):
+    """The bench of a planted part; one with a knob ``paths`` gets a small file of items."""
+
+    def build(entry):
+        if "paths" not in entry.knobs:
+            return Bench(entry)
+        file = tmp_path / "items.jsonl"
+        file.write_text("".join(json.dumps(dict(zip(FIELDS, item, strict=True))) + "\n" for item in ITEMS))
+        return Bench(entry, {"paths": [str(file)]})
+
+    return build
+
+
 @pytest.mark.parametrize("entry, line", [pytest.param(*fault, id=fault[0].name) for fault in FAULTS])
-def test_a_planted_fault_fails_its_own_line(entry, line):
-    (found,) = run_checks(Bench(entry), only=line)
+def test_a_planted_fault_fails_its_own_line(entry, line, bench_for):
+    (found,) = run_checks(bench_for(entry), only=line)
     assert found.verdict == "fail", found
     error, _, remedy = found.why.partition("; ")
     assert error and (remedy or "/tests/planted.py:" in error), found
 
 
 @pytest.mark.parametrize("entry", [pytest.param(entry, id=entry.name) for entry in SOUND])
-def test_a_sound_part_is_not_accused(entry):
-    assert [line for line in run_checks(Bench(entry), slow=False) if line.verdict == "fail"] == []
+def test_a_sound_part_is_not_accused(entry, bench_for):
+    assert [line for line in run_checks(bench_for(entry), slow=False) if line.verdict == "fail"] == []
+
+
+@pytest.mark.parametrize("entry, line", [pytest.param(*f, id=f[0].name) for f in FAULTS if f[0].kind == "evaluator"])
+def test_a_planted_evaluator_fails_no_other_line(entry, line, bench_for):
+    assert {found.check for found in run_checks(bench_for(entry)) if found.verdict == "fail"} == {line}
 
 
 def test_every_line_has_a_part_that_fails_it_or_needs_none():

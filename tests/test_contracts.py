@@ -2,6 +2,7 @@
 here without a change to this file."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -51,7 +52,21 @@ def knobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     learnt.train_from_iterator(stories, trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet))
     learnt.save(str(folder / "tokenizer.json"))
+    pairs = [{"sentence_good": f"the {w} ran home", "sentence_bad": f"the {w} slept by mill"} for w in words]
+    choices = [
+        {"context": f"the {w} ran", "choices": ["home", "by", "red"], "answer": i % 3} for i, w in enumerate(words)
+    ]
+    items = {
+        "MinimalPairs": pairs,
+        "MultipleChoice": choices,
+        "LastWord": [{"text": story[:50].strip()} for story in stories],
+    }
+    for name, rows in items.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {
+        **{name: [f"{name}.paths = ['{folder}/{name}.jsonl']"] for name in items},
+        **{name: [f"{name}.paths = ['{folder}/stories.txt']"] for name in ("TextLoss", "PositionLoss")},
+        "Completion": ["Completion.prompts = ['the red hen', 'the old mill']", "Completion.pattern = '[aeiou]'"],
         "TextFiles": [f"TextFiles.paths = ['{folder}/stories.txt']", "TextFiles.val_fraction = 0.2"],
         "TokenizerFile": [f"TokenizerFile.path = '{folder}/tokenizer.json'"],
         "CompactVocabulary": ["CompactVocabulary.tokenizer = @Tiktoken"],

@@ -48,6 +48,15 @@ def knobs(overlay, tmp_path):
         learnt.train_from_iterator(["the old hen ran home"] * 9, trainers.BpeTrainer(initial_alphabet=alphabet))
         learnt.save(str(tmp_path / "tokenizer.json"))
         return [f"TokenizerFile.path = '{tmp_path}/tokenizer.json'"]
+    if overlay.startswith("gin/evaluator/"):
+        (tmp_path / "pairs.jsonl").write_text('{"sentence_good": "The hen runs.", "sentence_bad": "The hen run."}\n')
+        (tmp_path / "choices.jsonl").write_text('{"context": "The hen", "choices": ["runs.", "run."], "answer": 0}\n')
+        (tmp_path / "words.jsonl").write_text('{"text": "The old hen ran home."}\n')
+        (tmp_path / "text.txt").write_text("The old hen ran home, and slept.\n")
+        files = {"MinimalPairs": "pairs.jsonl", "MultipleChoice": "choices.jsonl", "LastWord": "words.jsonl"}
+        files |= {"TextLoss": "text.txt", "PositionLoss": "text.txt"}
+        named = re.search(r"@(\w+)", (ROOT / overlay).read_text(encoding="utf-8"))[1]
+        return [f"{named}.paths = ['{tmp_path / files[named]}']"] if named in files else []
     if overlay.startswith("gin/data/") and "synthetic" not in overlay:
         pytest.skip("needs data that tests don't fetch; tests/test_data.py reads local files the same way")
     if overlay.endswith("wandb.gin"):

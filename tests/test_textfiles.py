@@ -258,6 +258,7 @@ BAD = {
     "comma.json": (b'[{"text": "a"}\n{"text": "b"}]', ":2: not valid JSON .a comma or . is missing"),
     "more.json": (b'[{"text": "a"}]\n[]', ":2: not valid JSON .more text follows"),
     "last.json": (b'[{"text": "a"},\n]', ":2: not valid JSON"),
+    "end.json": (b'{"text": "a"}\n{"text": "b"}\nnot JSON\n', ":3: not valid JSON .Expecting value"),
     "break.json": (b'{"text": "a\nb"}' + b" " * 100, ":1: not valid JSON .Invalid control character"),
     "word.json": (b"no json", ":1: not valid JSON"),
     "latin.json": ('[{"text": "caf\u00e9"}]'.encode("latin-1"), " is not UTF-8: byte 0xe9 at offset 14"),

@@ -16,6 +16,7 @@ from toolkit.config import keys, safety
 from toolkit.config.guard import resolve
 from toolkit.config.imports import load_entry_points, load_file, load_module, own_file
 from toolkit.config.layers import BASE, Config, ConfigError, Import, check_statements, parse_bindings, parse_file
+from toolkit.evaluation import evaluators
 from toolkit.experiment import Experiment, Parts, build_blank
 from toolkit.output.errors import clean
 from toolkit.protocols import Tokenizer
@@ -73,11 +74,14 @@ def load_shelf(imports: Sequence[str] = ()) -> list[str]:
 
 
 def try_build(config: Config) -> tuple[Experiment, Parts]:
-    """Build the experiment and its parts, on the meta device if possible, to find errors before anything is read or
-    written. Raises ConfigError, with the file and line of each binding that the error is about."""
+    """Build the experiment, its evaluators, and its other parts, on the meta device if possible, to find errors before
+    anything is read or written. Raises ConfigError, with the file and line of each binding that the error is about."""
     try:
         experiment = config.build()
-        return experiment, build_blank(experiment)
+        parts = build_blank(experiment)
+        parts.evaluators = evaluators.build(config, "evaluators", experiment.evaluators)
+        parts.final_evaluators = evaluators.build(config, "final_evaluators", experiment.final_evaluators)
+        return experiment, parts
     except ValueError as error:
         places = _places_of_bindings(config, error)
         if not places:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 
 from toolkit.objective import Objective
 from toolkit.parallel import distributed
-from toolkit.protocols import Data, Schedule, Tokenizer
+from toolkit.protocols import Data, Evaluator, Schedule, Tokenizer
 from toolkit.registry import able, register
 
 Count = Annotated[int, Gt(0)]
@@ -34,6 +34,7 @@ class Experiment:
     compile         "auto": only on CUDA; True: on a CPU as well, which needs a C++ compiler
     devices         processes that train together, each on its own GPU if there are GPUs; "all": one for each GPU
     rank_timeout    seconds: if a process gives no sign of life for so long, all processes end
+    evaluators      what else to measure at every evaluation; final_evaluators: only at the last evaluation
     eval_windows    validation windows per evaluation, the same every time; the last evaluation adds the whole split
     sample_prompt   text that the model continues every ``sample_every`` steps, by ``sample_tokens`` tokens that are
                     sampled at ``sample_temperature``
@@ -52,6 +53,8 @@ class Experiment:
     schedule: type
     loss: type
     loggers: list[type]
+    evaluators: list[type] | tuple[type, ...] = ()
+    final_evaluators: list[type] | tuple[type, ...] = ()
     steps: Annotated[int, Gt(0), Le(99_999_999)] = 100_000  # a checkpoint's name has eight digits
     batch_size: Count = 8
     accumulate: Count = 1
@@ -87,6 +90,8 @@ class Parts:
     objective: Objective
     optimizer: torch.optim.Optimizer
     schedule: Schedule
+    evaluators: dict[str, Evaluator] = field(default_factory=dict)  # by name; at every evaluation
+    final_evaluators: dict[str, Evaluator] = field(default_factory=dict)  # only at the last evaluation
 
 
 def build(

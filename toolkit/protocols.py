@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from toolkit.context import Context, Mask
+    from toolkit.measures import Continuation, Score, TokenNats
 
 
 class Attention(Protocol):
@@ -295,6 +296,52 @@ class Logger(Protocol):
     def close(self, summary: dict[str, float]) -> None: ...
 
 
+class Reader(Protocol):
+    """The trained model that an evaluator gets. ``max_len`` is the model's context in tokens. Texts may have any
+    length; results do not depend on the order of the texts, nor, but for rounding, on how they are batched.
+
+    ``nats`` gives the nats of each token of each text, read as a document: after the token ``eot``.
+    ``token_nats`` gives the same for sequences of ids: (T,) float64 for T ids.
+    ``continuations`` gives the nats of the second text of each pair, after the first.
+    ``generate`` continues each prompt by up to ``max_tokens`` tokens, up to the end of the document or the first of the
+    texts ``stop``; the result has neither the prompt nor ``stop``. ``temperature`` 0 takes the likeliest token."""
+
+    tokenizer: Tokenizer
+    max_len: int
+
+    def nats(self, texts: Sequence[str]) -> list[TokenNats]: ...
+
+    def token_nats(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]: ...
+
+    def continuations(self, pairs: Sequence[tuple[str, str]]) -> list[Continuation]: ...
+
+    def generate(
+        self, prompts: Sequence[str], max_tokens: int, stop: Sequence[str] = (), temperature: float = 0.0
+    ) -> list[str]: ...
+
+
+class Evaluator(Protocol):
+    """Measures a trained model: reader -> {metric: Score}.
+
+    ``higher_is_better`` says for all its metrics which direction is better. The constructor does no I/O;
+    ``prepare()`` reads the items, and raises ValueError with file and line for an item that is not valid.
+    ``fingerprint()`` covers the items and the knobs: two runs with the same fingerprint were measured alike.
+
+    ``evaluate`` gets a Reader, with which it reads and continues texts. Its scores depend on nothing but the model's
+    weights, the items and the knobs: it draws no random numbers from torch, and does not change the model. Each Score
+    (toolkit/measures.py) has a value, a unit and, if the metric is measured item by item, the value of each item."""
+
+    higher_is_better: bool
+
+    def __init__(self) -> None: ...
+
+    def prepare(self) -> None: ...
+
+    def fingerprint(self) -> str: ...
+
+    def evaluate(self, reader: Reader) -> dict[str, Score]: ...
+
+
 class Experiment(Protocol):
     """The root of the config. The toolkit has one class of this kind, in ``toolkit/experiment.py``."""
 
@@ -316,5 +363,6 @@ KINDS: dict[str, type] = {
     "tokenizer": Tokenizer,
     "data": Data,
     "logger": Logger,
+    "evaluator": Evaluator,
     "experiment": Experiment,
 }

@@ -182,8 +182,11 @@ def _prepare(
     from toolkit.rundir import report
     from toolkit.store import checkpoint, factsfile
 
+    for evaluator in (blank.evaluators | blank.final_evaluators).values():
+        evaluator.prepare()  # a wrong item is found before any text is encoded
     blank.data.prepare()
     parts = build(experiment, device, blank.tokenizer, blank.data)
+    parts.evaluators, parts.final_evaluators = blank.evaluators, blank.final_evaluators
     sources = {"data": parts.data.fingerprint(), "tokenizer": parts.tokenizer.fingerprint()}
     progress, source = {"step": 0, "best": float("inf")}, None
     if arguments.resume:

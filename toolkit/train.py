@@ -11,6 +11,8 @@ import torch
 
 from toolkit.cpu.allocator import keep_freed_memory
 from toolkit.cpu.neighbours import watched
+from toolkit.evaluation import evaluators, itemfile
+from toolkit.evaluation.reader import reader_of
 from toolkit.experiment import Experiment, Parts, autocast, micro_batch_size
 from toolkit.loop import step as one_step
 from toolkit.loop.prefetch import prefetch
@@ -24,6 +26,8 @@ from toolkit.parallel import distributed
 from toolkit.seeding import named_seed
 from toolkit.store import checkpoint
 from toolkit.store.journal import Journal
+
+EVALUATIONS = "evaluations"  # the folder in a run's folder with the items of its evaluators
 
 
 class Diverged(Exception):
@@ -59,6 +63,7 @@ def train(
     keeper = checkpoint.Keeper(run_dir / "checkpoints", experiment.keep_checkpoints)
     if is_main:
         keeper.prune()  # a process that was killed while pruning may have left old checkpoints
+        itemfile.remove_from(run_dir / EVALUATIONS, start)
     journal = Journal(run_dir, experiment.loggers, start, writing=is_main)
 
     module = one_step.training_module(experiment, parts.objective, device)
@@ -78,6 +83,7 @@ def train(
                 if not signalled and (is_final_step or step % experiment.eval_every == 0):
                     with evaluation_mode(experiment, parts, device), signals.droppable(world == 1):
                         row = validate(experiment, parts, micro_batch, device, whole=is_final_step)
+                        row |= measure(experiment, parts, run_dir, step) if is_main else {}
                     journal.row(step, row)
                     progress = progress | {"step": step, "best": min(best, row["val/loss_nats"])}
                     if row["val/loss_nats"] < best and (
@@ -164,6 +170,16 @@ def validate(
         score = evaluate(parts.objective, parts.data, parts.tokenizer, micro_batch, count, device)
         row |= {f"{name}/{metric}": value for metric, value in score.items()}
     return row
+
+
+def measure(experiment: Experiment, parts: Parts, run_dir: Path, step: int) -> dict[str, float]:
+    """Measure with the experiment's evaluators, at the last step also with its final ones: a row of metrics."""
+    chosen = parts.evaluators | (parts.final_evaluators if step == experiment.steps else {})
+    if not chosen:
+        return {}
+    measured = evaluators.measure(chosen, reader_of(experiment, parts.model, parts.tokenizer))
+    itemfile.write(run_dir / EVALUATIONS, step, measured)
+    return evaluators.row(measured)
 
 
 def sample(experiment: Experiment, parts: Parts, step: int) -> str:

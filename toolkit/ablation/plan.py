@@ -26,6 +26,7 @@ from toolkit.config.guard import resolve
 from toolkit.config.layers import BASE, ConfigError, Layer, find, raise_problems, show
 from toolkit.config.safety import read_bindings, read_file
 from toolkit.config.spelling import suggest
+from toolkit.evaluation import evaluators
 from toolkit.experiment import build_blank
 from toolkit.output.errors import clean
 from toolkit.registry import CATALOG
@@ -182,7 +183,10 @@ def _compose_arms(
         try:
             own_layers = [_layer(f"arm {arm.name!r}", arm.bindings, where["arms"])] if arm.bindings else []
             config = resolve([*base_layers, *map(read_file, arm.overlays), *own_layers])
-            build_blank(config.build())
+            experiment = config.build()
+            build_blank(experiment)
+            for evaluator in evaluators.of(config, experiment).values():
+                evaluator.prepare()
             arms[arm.name] = Arm(arm.name, arm.overlays, arm.bindings, config)
         except ValueError as error:
             for line in clean(error).splitlines():

@@ -95,6 +95,14 @@ def _attention_kernels(run: Run) -> dict[str, str]:
     return {name: implementation for name, _, implementation in entries}
 
 
+def evaluators(runs: list[Run]) -> Iterable[Banner]:
+    """An evaluator of the same name that had other items or knobs in different runs."""
+    for name in sorted({name for run in runs for name in run.facts.get("evaluators", {})}):
+        users = [run for run in runs if name in run.facts.get("evaluators", {})]
+        fingerprint = _entry(name, lambda run: run.facts["evaluators"])
+        yield from report_differences(users, f"evaluator {name}", fingerprint, short)
+
+
 def own_code(runs: list[Run]) -> Iterable[Banner]:
     """A user's own part whose code differs between the runs that use it."""
     names = {name for run in runs for name in run.facts.get("code", {})}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from toolkit.comparison.banner import Banner, list_names, report_differences, show
-from toolkit.comparison.environment import environment, implementations, own_code
+from toolkit.comparison.environment import environment, evaluators, implementations, own_code
 from toolkit.comparison.integrity import copies, damaged, edited, resumed
 from toolkit.comparison.runs import PlanRecord, Run
 from toolkit.comparison.spikes import spiked
@@ -33,6 +33,7 @@ def check(plan: PlanRecord, judged: list[Run], selection: list[Run]) -> list[Ban
         *tokens(plan, started),
         *environment(started_and_selection),
         *implementations(plan, started_and_selection),
+        *evaluators(started_and_selection),
         *own_code(started_and_selection),
         *untuned(plan, started_and_selection),
         *overlapping(plan, started),

@@ -53,6 +53,7 @@ Facts = TypedDict(
         "tokens": Required[Integer],
         "final": dict[str, Any],
         "code": dict[str, str],
+        "evaluators": dict[str, str],
         "init": dict[str, str],
         "started": Number,
         "ended": Number,

@@ -4,13 +4,14 @@ harmless."""
 from __future__ import annotations
 
 from toolkit.config import keys
+from toolkit.config.layers import plain
 from toolkit.registry import CATALOG
 
 SHAPES = {
     "model": ("model", "attention", "position", "mixer", "norm", "ffn", "block", "init"),
     "data": ("data", "tokenizer"),
     "training": ("loss", "optimizer", "schedule"),
-    "harmless": ("logger",),
+    "harmless": ("logger", "evaluator"),
 }
 EXPERIMENT = {
     "model": ("model",),
@@ -22,7 +23,7 @@ EXPERIMENT = {
     "harmless": (  # the mathematics stays the same; float sums may round differently on other devices or compiled
         *("loggers", "log_every", "sample_every", "sample_prompt", "sample_tokens", "sample_temperature"),
         *("checkpoint_every", "keep_checkpoints", "devices", "rank_timeout", "compile", "profile_steps"),
-        "threads",
+        *("threads", "evaluators", "final_evaluators"),
     ),
 }
 
@@ -50,7 +51,7 @@ def _is_new(key: str, value: object, before: dict[str, object]) -> bool:
     name, knob, _ = keys.split(key)
     part = CATALOG.get(name)
     part_is_in_before = any(keys.owner(other) == keys.owner(key) for other in before)
-    return part_is_in_before and part is not None and knob in part.knobs and part.knobs[knob].default == value
+    return part_is_in_before and part is not None and knob in part.knobs and plain(part.knobs[knob].default) == value
 
 
 def describe(changes: dict[str, list[object]]) -> list[str]:

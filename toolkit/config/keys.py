@@ -93,15 +93,15 @@ def independent_differences(
     before: Mapping[str, object], now: Mapping[str, object]
 ) -> dict[str, tuple[object, object]]:
     """The differences that may confound a comparison of two arms. Three kinds are left out: knobs of a part that only
-    one side builds, since they follow from a slot that differs too; a knob that is None on one side and missing on the
-    other, since one toolkit lacks it; and the seed."""
+    one side builds, since they follow from a slot that differs too; a knob that is None or an empty list on one side
+    and missing on the other, since one toolkit lacks it; and the seed."""
     built_before, built_now = ({owner(key) for key in flat} for flat in (before, now))
     return {
         key: pair
         for key, pair in differences(before, now).items()
         if owner(key) in built_before & built_now
         and key != SEED
-        and not (before.get(key) is None and now.get(key) is None)
+        and not (before.get(key) in (None, []) and now.get(key) in (None, []))
     }
 
 

@@ -156,6 +156,11 @@ class Config:
             if any(keys.bare(reference.name) == name for reference in references(value))
         ]
 
+    def names(self, slot: str) -> list[str]:
+        """The parts in a list of Experiment, by name: ``scope-Part``, or ``Part`` without a scope."""
+        value = self.parts["", "Experiment"][slot]
+        return [keys.scoped(keys.bare(r.name), r.scope).replace("/", "-") for r in references(value)]
+
     def build(self) -> Any:  # an Experiment, whose module lies above this one
         """Replace gin's config by this one, and return the Experiment that gin builds from it."""
         gin.config.clear_config()

@@ -45,7 +45,13 @@ def kind_held(entry: Entry, knob: str) -> str | None:
         if name in KINDS:
             return name
     kind = knob.rpartition("_")[2]
-    return kind if kind in KINDS and type in typing.get_args(entry.hints.get(knob)) else None
+    kind = kind if kind in KINDS else kind.removesuffix("s")
+    return kind if kind in KINDS and _has_classes(entry.hints.get(knob)) else None
+
+
+def _has_classes(annotation: object) -> bool:
+    """Whether an annotation, or one of its parts, is ``type``."""
+    return annotation is type or any(map(_has_classes, typing.get_args(annotation)))
 
 
 def check_value(entry: Entry, knob: str, value: object) -> Iterator[str]:
@@ -69,14 +75,14 @@ def _slot_problem(entry: Entry, slot: str, kind: str, value: object) -> str | No
     """What is wrong with a slot's value: no reference, another kind, an empty list, or a list where the slot holds one
     part; None if it is right."""
     name = keys.spell(entry.name, slot)
-    for item in value if isinstance(value, list) else [value]:
+    for item in value if isinstance(value, list | tuple) else [value]:
         if not isinstance(item, Reference):
             example = next(iter(names_of(kind)), "Name")
             return f"{name} takes a reference to a {kind}, such as @{example}, not {show(item)}"
         if (other := known_part(item.name).kind) != kind:
             listed = ", ".join(names_of(kind))
             return f"{name} = {item}: {item} is of kind {other}; parts of kind {kind} are {listed}"
-    if value == []:
+    if value == [] and entry.knobs[slot].default != ():
         return f"{name} = [] is empty; it needs at least one {kind}"
     if type_errors(entry, slot, value):
         expected = f"one {kind}, not a list" if isinstance(value, list) else f"a list: write [{show(value)}]"
@@ -123,4 +129,4 @@ def _classes(value: object) -> object:
     """The value with references, alone or in a list, replaced by their classes."""
     if isinstance(value, Reference):
         return known_part(value.name).cls
-    return [_classes(item) for item in value] if isinstance(value, list) else value
+    return type(value)(map(_classes, value)) if isinstance(value, list | tuple) else value

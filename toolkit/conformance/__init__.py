@@ -7,6 +7,7 @@ failure, so a broken part never stops the report."""
 from toolkit.conformance import (
     alone,
     decoding,
+    evaluators,
     inits,
     kernels,
     layers,
@@ -24,5 +25,5 @@ from toolkit.conformance.lines import CHECKS, Line, run_checks
 
 __all__ = ["CHECKS", "Bench", "Line", "bench_of", "run_checks"]
 _LAYERS = (layers, alone, training, positions, mixers, decoding, kernels)
-_ORDER = [file.__name__ for file in (*_LAYERS, inits, losses, optimizers, schedules, texts, loggers)]
+_ORDER = [file.__name__ for file in (*_LAYERS, inits, losses, optimizers, schedules, texts, loggers, evaluators)]
 CHECKS.sort(key=lambda check: _ORDER.index(check.run.__module__))  # the order of the report

@@ -24,6 +24,7 @@ MODELS = (*LAYERS, "model")
 VOCAB, LONGEST, HEADS, HEAD_DIM = 50, 64, 4, 8
 DIM = HEADS * HEAD_DIM
 LENGTHS = (1, 2, 13, 33, 64)
+LISTS = {"logger": "loggers", "evaluator": "final_evaluators"}  # kinds whose slot in Experiment holds a list
 
 
 class Bench:
@@ -42,9 +43,18 @@ class Bench:
         windowed = with_knobs(self.entry.cls, self.knobs | {"window": 5})
         return [("", self.cls), (", window 5", windowed)] if "window" in self.entry.knobs else [("", self.cls)]
 
-    def model(self, cls: type | None = None, *, seed: int = 0, plain_init: bool = False, **changes: Any) -> nn.Module:
+    def model(
+        self,
+        cls: type | None = None,
+        *,
+        seed: int = 0,
+        plain_init: bool = False,
+        size: tuple[int, int] = (VOCAB, LONGEST),
+        **changes: Any,
+    ) -> nn.Module:
         """A GPT with the part in its slot. ``changes`` replace other slots and knobs. ``plain_init`` draws the weights
-        as for training; without it, check.gin draws them wider, which most checks need."""
+        as for training; without it, check.gin draws them wider, which most checks need. ``size`` is (vocabulary,
+        longest sequence)."""
         base = _constructor("GPT")
         slots = dict(base.keywords)
         if plain_init:
@@ -57,7 +67,7 @@ class Bench:
         slots = ({} if self.kind == "model" else slots) | changes
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return build(VOCAB, LONGEST, **slots)
+            return build(*size, **slots)
 
     def gpt(self, **changes: Any) -> GPT:
         """``model(**changes)`` for a part of any kind but "model": the model is then the toolkit's own."""
@@ -97,7 +107,7 @@ def bench_of(name: str, bindings: Sequence[str] = ()) -> Bench:
     if entry.kind == "experiment":
         raise ValueError(f"{name} is the experiment itself; check the parts that it names")
     owner = "GPT" if entry.kind in CATALOG["GPT"].knobs else "Experiment"
-    slot, value = ("loggers", f"[@{name}]") if entry.kind == "logger" else (entry.kind, f"@{name}")
+    slot, value = LISTS.get(entry.kind, entry.kind), f"[@{name}]" if entry.kind in LISTS else f"@{name}"
     key = keys.spell(owner, slot)
     slot_binding = [f"{key} = {value}"] if key not in map(keys.bound_by, bindings) else []
     config, _ = compose([OVERLAY], [*slot_binding, *bindings])

@@ -154,8 +154,9 @@ def _run(check: Check, bench: Bench) -> Line:
 
 @contextlib.contextmanager
 def _isolated() -> Iterator[None]:
-    """Run a check with seed 0 and without warnings; restore the caller's random generator on exit."""
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    """Run a check with seed 0, with gradients and without warnings; restore the caller's random generator and grad mode
+    on exit."""
+    with torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
         yield

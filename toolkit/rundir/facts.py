@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from toolkit.cpu import openmp, products, switch
 from toolkit.cpu.allocator import keeps_freed_memory
+from toolkit.evaluation import evaluators
 from toolkit.experiment import Experiment, Parts, dtype_of, is_compiled, micro_batch_size
 from toolkit.objective import Objective
 from toolkit.parallel import distributed
@@ -93,6 +94,7 @@ def at_start(
         "data": parts.data.fingerprint(),
         "tokenizer": parts.tokenizer.fingerprint(),
         "encoded_by": getattr(parts.data, "encoded_by", None),
+        "evaluators": evaluators.fingerprints(parts.evaluators | parts.final_evaluators),
         "windows": {"train": parts.data.windows("train"), "val": parts.data.windows("val")},
         "from": str(source) if source else None,
         "config": config.flat,

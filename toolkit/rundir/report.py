@@ -56,6 +56,9 @@ def footer(run: Path, outcome: Mapping[str, Any], prompt: str) -> None:
     if loss is not None:
         bits = outcome["val_full/bits_per_byte"]
         console.print(f"\nvalidation, whole split: {loss:.4f} nats per token, {bits:.4f} bits per byte", style="bold")
+    for name, value in outcome.items():
+        if name.startswith("eval/"):
+            say(f"{name}: {value:.4f}")
     samples = run / "samples.md"
     if samples.exists():
         last = re.split(r"(?m)^## step (\d+)$", samples.read_text(encoding="utf-8"))[-2:]

@@ -86,6 +86,8 @@ class Facts(_From, total=False):
     encoded_by: str | None
     """What encoded the text: "encode", or "encode_batch: " and a library; None if the data does not say. Older runs
     lack it."""
+    evaluators: dict[str, str]
+    """{name: fingerprint of its items and knobs} of the evaluators. Older runs lack it."""
     windows: Windows
     """Numbers of training and validation samples."""
 

@@ -79,8 +79,8 @@ class _Source:
                 value, end = self.decoder.raw_decode(self.text, self.at)
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated string") or error.pos > len(self.text) - LONGEST_WORD
+                line = self.line + self.text.count("\n", self.at, error.pos)  # before _refill() moves the text
                 if not (cut and self._refill()):
-                    line = self.line + self.text.count("\n", self.at, error.pos)
                     raise JSONError(line, error.msg) from error
             except (ValueError, RecursionError) as error:
                 raise JSONError(self.line, reason_of(error)) from None

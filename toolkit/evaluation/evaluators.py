@@ -1,0 +1,82 @@
+"""The evaluators of an experiment: builds them by name, and measures a model with them."""
+
+from __future__ import annotations
+
+import logging
+import math
+import numbers
+from collections.abc import Iterable, Mapping
+
+from toolkit.config.layers import Config
+from toolkit.experiment import Experiment
+from toolkit.loop.sampling import BrokenModel
+from toolkit.measures import Score
+from toolkit.protocols import Evaluator, Reader
+
+log = logging.getLogger("toolkit")
+
+
+def build(config: Config, slot: str, classes: Iterable[type]) -> dict[str, Evaluator]:
+    """Build the evaluators in a slot of Experiment: {name: evaluator}. Raises ValueError for a name that occurs
+    twice."""
+    evaluators: dict[str, Evaluator] = {}
+    for name, cls in zip(config.names(slot), classes, strict=True):
+        if name in evaluators:
+            raise ValueError(
+                f"Experiment.{slot} has {name} twice, so their metrics would have the same names; give one of them a "
+                f"scope, as in @second/{name}"
+            )
+        evaluators[name] = cls()
+    return evaluators
+
+
+def of(config: Config, experiment: Experiment) -> dict[str, Evaluator]:
+    """All evaluators of an experiment: {name: evaluator}. An evaluator in both slots is there once. Raises
+    ValueError."""
+    during = build(config, "evaluators", experiment.evaluators)
+    return during | build(config, "final_evaluators", experiment.final_evaluators)
+
+
+def fingerprints(evaluators: Mapping[str, Evaluator]) -> dict[str, str]:
+    """{name: fingerprint}."""
+    return {name: evaluator.fingerprint() for name, evaluator in evaluators.items()}
+
+
+def measure(evaluators: Mapping[str, Evaluator], reader: Reader) -> dict[str, dict[str, Score]]:
+    """Measure a model with each evaluator: {name: {metric: Score}}. An evaluator that generates text is left out, with
+    a warning, if the model's logits are not finite. Raises ValueError for scores that are not of the form that
+    toolkit/protocols.py asks for."""
+    measured: dict[str, dict[str, Score]] = {}
+    for name, evaluator in evaluators.items():
+        try:
+            measured[name] = evaluator.evaluate(reader)
+        except BrokenModel as error:
+            log.warning("%s is not measured: %s", name, error)
+            continue
+        _check(name, measured[name])
+    return measured
+
+
+def row(measured: Mapping[str, Mapping[str, Score]]) -> dict[str, float]:
+    """The scores as a row of metrics ``eval/NAME/METRIC``."""
+    return {
+        f"eval/{name}/{metric}": float(score.value)
+        for name, scores in measured.items()
+        for metric, score in scores.items()
+    }
+
+
+def _check(name: str, scores: object) -> None:
+    """Raise ValueError unless an evaluator returned {metric: Score}, with numbers."""
+    if not isinstance(scores, dict) or not all(isinstance(score, Score) for score in scores.values()):
+        raise ValueError(
+            f"{name}.evaluate returned {scores!r:.80}; it must return {{metric: Score}} (toolkit.measures)"
+        )
+    for metric, score in scores.items():
+        if not isinstance(metric, str) or not metric or any(character.isspace() for character in metric):
+            raise ValueError(f"{name}.evaluate: {metric!r} is not the name of a metric; use text without white space")
+        for value in (score.value, *score.items.values()):
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):
+                raise ValueError(f"{name}.evaluate: the value of {metric} must be a number, not {value!r:.40}")
+        if any(math.isinf(value) for value in score.items.values()):
+            raise ValueError(f"{name}.evaluate: an item of {metric} is infinite")
