@@ -57,6 +57,7 @@ class ChunkedCrossEntropy(nn.Module):
         self.rows, self.z_loss, self.label_smoothing = rows, z_loss, label_smoothing
 
     def forward(self, hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # hidden (N,C), targets (N,)
         largest = max(320, (2**30 if hidden.is_cuda else 2**26) // (4 * len(head.weight)))
         rows = self.rows or _equal_rows(len(hidden), largest)
         objective, nats = linear_cross_entropy(

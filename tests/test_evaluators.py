@@ -1,5 +1,6 @@
 """Evaluators: what a reader reads, what a run records of them, and that they change nothing in training."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -17,8 +18,10 @@ from components.mixer import GatedLinearRecurrence, SelfAttention
 from components.position import T5Bias
 from components.tokenizer import Bytes
 from toolkit import compare, run
+from toolkit.ablation.plan import read
 from toolkit.compose import compose
 from toolkit.config.keys import independent_differences
+from toolkit.config.layers import ConfigError
 from toolkit.context import Context
 from toolkit.evaluation import evaluators, itemfile, windows
 from toolkit.evaluation.items import read_items, text_of
@@ -363,6 +366,31 @@ def test_a_comparison_reports_other_items(own, tmp_path, capsys, monkeypatch):
     assert "evaluator Greeting" not in capsys.readouterr().out
     compare.main([f"one={tmp_path}/a", f"two={tmp_path}/c", "--baseline", "one"])
     assert "evaluator Greeting" in capsys.readouterr().out
+
+
+PLAN = """Ablation.question = 'Which norm?'
+Ablation.effect = 0.1
+Ablation.steps = 5
+Ablation.metric = {metric!r}
+Ablation.higher_is_better = False
+Ablation.common = ['gin/model/tiny.gin', 'Experiment.final_evaluators = [@Induction]', 'Induction.length = {length}']
+Ablation.arms = {{'layernorm': [], 'rmsnorm': ['gin/norm/rmsnorm.gin']}}
+"""
+
+
+@pytest.mark.parametrize(
+    "metric, length, told",
+    [
+        ("eval/Inductoin/nats", 8, r"plan.gin:4: .*no evaluator is called 'Inductoin'; did you mean 'Induction'\?"),
+        ("val_full/los_nats", 8, r"plan.gin:4: .*is not measured; did you mean 'val_full/loss_nats'\?"),
+        ("eval/Induction/nats", 0, "Induction.length = 0"),
+        ("eval/Induction/nats", 8, None),
+    ],
+)
+def test_a_plan_is_refused_for_a_metric_that_nothing_measures(metric, length, told, tmp_path):
+    (tmp_path / "plan.gin").write_text(PLAN.format(metric=metric, length=length))
+    with contextlib.nullcontext() if told is None else pytest.raises(ConfigError, match=told):
+        assert read(tmp_path / "plan.gin").ablation.metric == metric
 
 
 def test_the_config_of_a_run_names_its_evaluators(own):

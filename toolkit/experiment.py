@@ -163,11 +163,6 @@ def build_blank(experiment: Experiment) -> Parts:
         return build(experiment, torch.device("cpu"))
 
 
-def process_count(experiment: Experiment) -> int:
-    """How many processes ``Experiment.devices`` asks for on this machine."""
-    return max(1, torch.cuda.device_count()) if experiment.devices == "all" else experiment.devices
-
-
 def micro_batch_size(experiment: Experiment, processes: int) -> int:
     """How many sequences one process handles in one forward pass."""
     return max(1, experiment.batch_size // (experiment.accumulate * processes))

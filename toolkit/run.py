@@ -44,7 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.dry_run:
         return report.dry_run(config, experiment, blank, arguments.json)
     _check_steps_left(arguments, experiment.steps, run)
-    processes = distributed.devices_wanted(experiment.devices)
+    processes = distributed.process_count(experiment.devices)
+    distributed.check_devices(processes)
     if processes > 1 and "RANK" not in os.environ:
         distributed.launch(processes, "toolkit.run", sys.argv[1:] if argv is None else argv)
         return run.exit_code()

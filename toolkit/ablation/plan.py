@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,6 +29,7 @@ from toolkit.config.spelling import suggest
 from toolkit.evaluation import evaluators
 from toolkit.experiment import build_blank
 from toolkit.output.errors import clean
+from toolkit.protocols import Evaluator
 from toolkit.registry import CATALOG
 from toolkit.rundir import facts
 
@@ -133,7 +134,7 @@ def read(path: str | Path) -> Plan:
     check_bindings(bindings, where["common"], problems)
     raise_problems(problems)
     common = dataclasses.replace(_layer("Ablation.common", bindings, where["common"]), imports=layer.imports)
-    arms = _compose_arms(entries, overlays, common, where)
+    arms = _compose_arms(entries, overlays, common, where, ablation.metric)
     file = Path(find(path))
     plan = Plan(
         path=file,
@@ -173,7 +174,7 @@ def _base_layers(overlays: Sequence[str], common: Layer) -> list[Layer]:
 
 
 def _compose_arms(
-    entries: dict[str, ArmEntries], overlays: list[str], common: Layer, where: dict[str, str]
+    entries: dict[str, ArmEntries], overlays: list[str], common: Layer, where: dict[str, str], metric: str
 ) -> dict[str, Arm]:
     """Compose and build each arm's config. Raises ConfigError; a problem that all arms share is reported once."""
     arms: dict[str, Arm] = {}
@@ -185,8 +186,10 @@ def _compose_arms(
             config = resolve([*base_layers, *map(read_file, arm.overlays), *own_layers])
             experiment = config.build()
             build_blank(experiment)
-            for evaluator in evaluators.of(config, experiment).values():
+            chosen = evaluators.of(config, experiment)
+            for evaluator in chosen.values():
                 evaluator.prepare()
+            _check_measured(metric, chosen, where["metric"])
             arms[arm.name] = Arm(arm.name, arm.overlays, arm.bindings, config)
         except ValueError as error:
             for line in clean(error).splitlines():
@@ -198,6 +201,17 @@ def _compose_arms(
         ]
     )
     return arms
+
+
+def _check_measured(metric: str, chosen: Mapping[str, Evaluator], where: str) -> None:
+    """Raise ConfigError if the metric is that of an evaluator that an arm does not have."""
+    family, _, rest = metric.partition("/")
+    name = rest.partition("/")[0]
+    if family == "eval" and name not in chosen:
+        raise ConfigError(
+            f"{where}: Ablation.metric = {metric!r}, but no evaluator is called {name!r}{suggest(name, chosen)}; "
+            "add it to Experiment.final_evaluators in Ablation.common"
+        )
 
 
 def _check_factor(plan: Plan, place: str, problems: list[str]) -> None:

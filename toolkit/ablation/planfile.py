@@ -22,6 +22,7 @@ from toolkit.config.values import STRICT, TOO_LARGE, too_large
 
 Seeds = list[Annotated[int, Ge(0)]]
 Rates = Annotated[list[Annotated[float, Gt(0)]], Len(min_length=1)]
+WRITTEN = ("val_full/loss_nats", "val_full/bits_per_byte", "val/loss_nats", "val/bits_per_byte", "train/loss_nats")
 BUDGETS = ("steps", "tokens", "flops", "seconds")
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.+=,@-]{0,79}"
 SETTLED = {"Experiment.steps": "the budget (Ablation.steps, tokens, flops or seconds)", "Experiment.seed": "the seeds"}
@@ -214,6 +215,10 @@ def _contradictions(ablation: Ablation, where: dict[str, str], arms: dict[str, A
         require_lower_is_better(ablation.metric, ablation.higher_is_better)
     except ValueError as error:
         problems.append(f"{where['metric']}: {error}")
+    families = {metric.partition("/")[0] for metric in WRITTEN}
+    if ablation.metric not in WRITTEN and ablation.metric.partition("/")[0] in families:
+        hint = suggest(ablation.metric, WRITTEN) or f"; a run measures {', '.join(WRITTEN)}"
+        problems.append(f"{where['metric']}: Ablation.metric = {ablation.metric!r} is not measured{hint}")
     for field_name in ("seeds", "selection_seeds"):
         seeds = getattr(ablation, field_name)
         repeated = sorted({seed for seed in seeds if seeds.count(seed) > 1})

@@ -166,13 +166,14 @@ def _seconds_per_step(experiment: Experiment, device: torch.device) -> float:
     """The median seconds of a training step on random tokens."""
     import torch
 
-    from toolkit.experiment import build, is_compiled, micro_batch_size, process_count
+    from toolkit.experiment import build, is_compiled, micro_batch_size
     from toolkit.loop import step as training_step
+    from toolkit.parallel.distributed import process_count
 
     parts = build(experiment, device)
     if is_compiled(experiment, device):
         parts.objective.compile(fullgraph=True, dynamic=False)
-    shape = (micro_batch_size(experiment, process_count(experiment)), experiment.seq_len)
+    shape = (micro_batch_size(experiment, process_count(experiment.devices)), experiment.seq_len)
     ids = torch.randint(parts.tokenizer.vocab_size, shape, device=device)
     times: list[float] = []
     while len(times) < 7 or (sum(times[2:]) < 0.5 and len(times) < 100):  # the first two allocate and compile

@@ -28,17 +28,18 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def devices_wanted(devices: int | Literal["all"]) -> int:
-    """Convert ``Experiment.devices`` to a number: "all" is the number of GPUs, or 1 without GPUs. Raises ValueError for
-    more GPUs than the machine has."""
+def process_count(devices: int | Literal["all"]) -> int:
+    """Convert ``Experiment.devices`` to a number: "all" is the number of GPUs, or 1 without GPUs."""
+    return max(1, torch.cuda.device_count()) if devices == "all" else devices
+
+
+def check_devices(processes: int) -> None:
+    """Raise ValueError for more processes than the machine has GPUs, if it has any."""
     available = torch.cuda.device_count()
-    if devices == "all":
-        return max(1, available)
-    if available and devices > available:
+    if available and processes > available:
         raise ValueError(
-            f"Experiment.devices = {devices}, but there are {available} GPUs; use at most {available}, or 'all'"
+            f"Experiment.devices = {processes}, but there are {available} GPUs; use at most {available}, or 'all'"
         )
-    return devices
 
 
 def launch(processes: int, module: str, arguments: list[str]) -> int:

@@ -13,8 +13,9 @@ import torch
 from rich.table import Table
 
 from toolkit.config.layers import Config
-from toolkit.experiment import Experiment, Parts, dtype_of, micro_batch_size, process_count
+from toolkit.experiment import Experiment, Parts, dtype_of, micro_batch_size
 from toolkit.output.terminal import Terminal, styled
+from toolkit.parallel.distributed import process_count
 from toolkit.rundir import facts
 from toolkit.store.factsfile import Facts, Parameters
 
@@ -82,7 +83,7 @@ def dry_run(config: Config, experiment: Experiment, blank: Parts, as_json: bool)
     flops = facts.on_meta(facts.flops_per_token, blank.model, experiment.seq_len)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     half = dtype_of(experiment, device) == torch.bfloat16
-    micro_batch = micro_batch_size(experiment, process_count(experiment))
+    micro_batch = micro_batch_size(experiment, process_count(experiment.devices))
     shape = (micro_batch, experiment.seq_len)
     size = facts.on_meta(facts.memory, blank.objective, blank.optimizer, *shape, half)
     if as_json:
