@@ -3,7 +3,19 @@
 import pytest
 from conftest import PARITY, parts
 
-NUMERIC = ("attention", "position", "mixer", "norm", "ffn", "block", "init", "loss", "optimizer", "schedule")
+NUMERIC = (
+    "attention",
+    "position",
+    "mixer",
+    "norm",
+    "ffn",
+    "block",
+    "init",
+    "loss",
+    "optimizer",
+    "schedule",
+    "evaluator",
+)
 
 
 def test_every_part_was_compared_with_something_that_is_not_ours(request):
