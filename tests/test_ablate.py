@@ -163,6 +163,8 @@ def test_a_rate_at_which_runs_diverge_is_not_the_best():
     assert choose({0.1: [done(1.0), JobProgress("diverged")], 0.01: [done(3.0), done(3.0)]}) == 0.01
     assert choose({0.1: [done(2.0), done(2.2)], 0.01: [done(1.0), done(3.0)]}) == 0.01
     assert choose({0.1: [JobProgress("diverged")], 0.01: [JobProgress("diverged")]}) == 0.01
+    assert choose({0.1: [done(2.0)], 0.01: [done(1.0)]}, higher_is_better=True) == 0.1
+    assert choose({0.1: [JobProgress("diverged")], 0.01: [done(1.0)]}, higher_is_better=True) == 0.01
 
 
 def test_a_finished_run_without_steps_gives_no_pace():

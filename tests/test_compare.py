@@ -143,6 +143,26 @@ def fired(said):
     return {banner["guard"] for banner in said["banners"]}
 
 
+def test_a_metric_whose_higher_values_are_better_is_the_mirror_image(tmp_path, capsys):
+    shifts = {"NoPE": 0.3, "ALiBi": -0.1, "Other": 0.0}
+    loss = compared(write_plan(tmp_path, shifts))
+    folder = write_plan(tmp_path / "up", shifts, metric="eval/Own/accuracy", higher_is_better=True)
+    for path in folder.glob("*/metrics.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = [row | ({"eval/Own/accuracy": 5 - row[METRIC]} if METRIC in row else {}) for row in rows]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    capsys.readouterr()
+    up = compared(folder)
+    assert "eval/Own/accuracy in eval/Own/accuracy, higher is better" in capsys.readouterr().out
+    assert not up["lower_is_better"] and loss["lower_is_better"]
+    for one, other in zip(loss["arms"], up["arms"], strict=True):
+        assert one["verdict"] == other["verdict"]
+        if one["difference"] is not None:
+            mirrored = [-other["difference"], -other["high"], -other["low"], other["p_holm"], other["p_equivalence"]]
+            assert [one[k] for k in ("difference", "low", "high", "p_holm", "p_equivalence")] == pytest.approx(mirrored)
+    assert {one["verdict"] for one in up["arms"]} == {"baseline", "worse", "better", "equivalent"}
+
+
 def test_a_clean_plan_gets_its_verdicts_and_fires_no_guard(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     folder = write_plan(tmp_path, {"NoPE": 0.3, "ALiBi": -0.1, "Other": 0.0})

@@ -388,9 +388,21 @@ Ablation.arms = {{'layernorm': [], 'rmsnorm': ['gin/norm/rmsnorm.gin']}}
     ],
 )
 def test_a_plan_is_refused_for_a_metric_that_nothing_measures(metric, length, told, tmp_path):
-    (tmp_path / "plan.gin").write_text(PLAN.format(metric=metric, length=length))
+    text = PLAN.format(metric=metric, length=length).replace("Ablation.higher_is_better = False\n", "")
+    (tmp_path / "plan.gin").write_text(text)
     with contextlib.nullcontext() if told is None else pytest.raises(ConfigError, match=told):
         assert read(tmp_path / "plan.gin").ablation.metric == metric
+
+
+def test_a_plan_takes_the_direction_of_its_evaluator(tmp_path):
+    plan = tmp_path / "plan.gin"
+    text = PLAN.format(metric="eval/Completion/match", length=8).replace("[@Induction]", "[@Completion]")
+    text = text.replace("'Induction.length = 8'", "'Completion.prompts = [\\'The\\']', 'Completion.pattern = \\'a\\''")
+    plan.write_text(text.replace("Ablation.higher_is_better = False\n", ""))
+    assert read(plan).ablation.higher_is_better is True
+    plan.write_text(text)
+    with pytest.raises(ConfigError, match="plan.gin:5: .*Completion says higher_is_better = True; leave it out"):
+        read(plan)
 
 
 def test_the_config_of_a_run_names_its_evaluators(own):

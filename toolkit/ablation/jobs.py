@@ -152,7 +152,8 @@ class JobQueue:
             return False
         rates = self.plan.rates[job.arm]
         rate = choose(
-            {rate: [self.progress[other.run] for other in selection_jobs if other.lr == rate] for rate in rates}
+            {rate: [self.progress[other.run] for other in selection_jobs if other.lr == rate] for rate in rates},
+            higher_is_better=bool(self.record.get("higher_is_better")),
         )
         self.record["lr"]["chosen"][job.arm] = rate
         write_json(self.folder / "plan.json", self.record)

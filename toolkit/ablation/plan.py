@@ -134,7 +134,8 @@ def read(path: str | Path) -> Plan:
     check_bindings(bindings, where["common"], problems)
     raise_problems(problems)
     common = dataclasses.replace(_layer("Ablation.common", bindings, where["common"]), imports=layer.imports)
-    arms = _compose_arms(entries, overlays, common, where, ablation.metric)
+    arms, higher_is_better = _compose_arms(entries, overlays, common, where, ablation)
+    ablation = dataclasses.replace(ablation, higher_is_better=higher_is_better)
     file = Path(find(path))
     plan = Plan(
         path=file,
@@ -174,10 +175,12 @@ def _base_layers(overlays: Sequence[str], common: Layer) -> list[Layer]:
 
 
 def _compose_arms(
-    entries: dict[str, ArmEntries], overlays: list[str], common: Layer, where: dict[str, str], metric: str
-) -> dict[str, Arm]:
-    """Compose and build each arm's config. Raises ConfigError; a problem that all arms share is reported once."""
+    entries: dict[str, ArmEntries], overlays: list[str], common: Layer, where: dict[str, str], ablation: Ablation
+) -> tuple[dict[str, Arm], bool | None]:
+    """Compose and build each arm's config. Returns the arms, and whether a higher metric is better (None: unknown).
+    Raises ConfigError; a problem that all arms share is reported once."""
     arms: dict[str, Arm] = {}
+    higher_is_better = ablation.higher_is_better
     arms_by_problem: dict[str, list[str]] = {}
     base_layers = _base_layers(overlays, common)
     for arm in entries.values():
@@ -189,7 +192,7 @@ def _compose_arms(
             chosen = evaluators.of(config, experiment)
             for evaluator in chosen.values():
                 evaluator.prepare()
-            _check_measured(metric, chosen, where["metric"])
+            higher_is_better = _direction(ablation, chosen, where)
             arms[arm.name] = Arm(arm.name, arm.overlays, arm.bindings, config)
         except ValueError as error:
             for line in clean(error).splitlines():
@@ -200,18 +203,28 @@ def _compose_arms(
             for line, names in arms_by_problem.items()
         ]
     )
-    return arms
+    return arms, higher_is_better
 
 
-def _check_measured(metric: str, chosen: Mapping[str, Evaluator], where: str) -> None:
-    """Raise ConfigError if the metric is that of an evaluator that an arm does not have."""
-    family, _, rest = metric.partition("/")
+def _direction(ablation: Ablation, chosen: Mapping[str, Evaluator], where: dict[str, str]) -> bool | None:
+    """Whether a higher metric is better: what the metric's evaluator says, or what the plan says of another metric.
+    Raises ConfigError if an arm does not have the evaluator, or if the plan says the opposite."""
+    family, _, rest = ablation.metric.partition("/")
+    if family != "eval":
+        return ablation.higher_is_better
     name = rest.partition("/")[0]
-    if family == "eval" and name not in chosen:
+    if name not in chosen:
         raise ConfigError(
-            f"{where}: Ablation.metric = {metric!r}, but no evaluator is called {name!r}{suggest(name, chosen)}; "
-            "add it to Experiment.final_evaluators in Ablation.common"
+            f"{where['metric']}: Ablation.metric = {ablation.metric!r}, but no evaluator is called {name!r}"
+            f"{suggest(name, chosen)}; add it to Experiment.final_evaluators in Ablation.common"
         )
+    direction = chosen[name].higher_is_better
+    if ablation.higher_is_better not in (None, direction):
+        raise ConfigError(
+            f"{where['higher_is_better']}: Ablation.higher_is_better = {ablation.higher_is_better}, but {name} says "
+            f"higher_is_better = {direction}; leave it out"
+        )
+    return direction
 
 
 def _check_factor(plan: Plan, place: str, problems: list[str]) -> None:

@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt, Le, Len
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from toolkit.comparison.runs import require_lower_is_better
+from toolkit.comparison.runs import higher_is_better
 from toolkit.config import keys
 from toolkit.config.layers import Config, Layer, Reference, raise_problems, show
 from toolkit.config.spelling import suggest
@@ -40,7 +40,7 @@ class Ablation:
     common           entries that every arm has; an arm's own entries override them
     factor           patterns of the config keys in which arms may differ; the keys of ``grid`` are added
     metric           a column of metrics.jsonl; its last row counts
-    higher_is_better  needed for a metric that the toolkit does not write itself; False if lower is better
+    higher_is_better  needed for a metric that neither the toolkit nor an evaluator writes; False if lower is better
     effect           the smallest difference of the metric that matters to you
     steps            the training budget of each arm; give one of steps, tokens, flops and seconds
     lr_grid          learning rates to try on ``selection_seeds``, for all arms or {arm: rates}
@@ -211,14 +211,15 @@ def unfold(ablation: Ablation, where: dict[str, str]) -> tuple[list[str], dict[s
 def _contradictions(ablation: Ablation, where: dict[str, str], arms: dict[str, ArmEntries]) -> list[str]:
     """Problems with fields that contradict each other or name an unknown arm."""
     problems = []
-    try:
-        require_lower_is_better(ablation.metric, ablation.higher_is_better)
-    except ValueError as error:
-        problems.append(f"{where['metric']}: {error}")
-    families = {metric.partition("/")[0] for metric in WRITTEN}
-    if ablation.metric not in WRITTEN and ablation.metric.partition("/")[0] in families:
+    family, families = ablation.metric.partition("/")[0], {metric.partition("/")[0] for metric in WRITTEN}
+    if ablation.higher_is_better is None and family in families and ablation.metric not in WRITTEN:
         hint = suggest(ablation.metric, WRITTEN) or f"; a run measures {', '.join(WRITTEN)}"
         problems.append(f"{where['metric']}: Ablation.metric = {ablation.metric!r} is not measured{hint}")
+    elif family != "eval":  # an evaluator says which direction is better
+        try:
+            higher_is_better(ablation.metric, ablation.higher_is_better)
+        except ValueError as error:
+            problems.append(f"{where['metric']}: {error}")
     for field_name in ("seeds", "selection_seeds"):
         seeds = getattr(ablation, field_name)
         repeated = sorted({seed for seed in seeds if seeds.count(seed) > 1})

@@ -74,8 +74,8 @@ def last_rows(path: Path, size: int = 8192) -> list[dict[str, object]]:
     return [row for row in rows if isinstance(row, dict)]
 
 
-def choose(progress_by_rate: dict[float, list[JobProgress]]) -> float:
-    """The learning rate with the lowest mean metric. Rates are ordered by their number of diverged runs first, then by
+def choose(progress_by_rate: dict[float, list[JobProgress]], higher_is_better: bool = False) -> float:
+    """The learning rate with the best mean metric. Rates are ordered by their number of diverged runs first, then by
     the mean. Raises ValueError if a finished run has no value of the metric."""
     if any(
         progress.state == "done" and progress.metric is None for runs in progress_by_rate.values() for progress in runs
@@ -88,7 +88,7 @@ def choose(progress_by_rate: dict[float, list[JobProgress]]) -> float:
             for progress in progress_by_rate[rate]
             if progress.state == "done" and progress.metric is not None
         ]
-        diverged = len(progress_by_rate[rate]) - len(values)
-        return (diverged, statistics.fmean(values) if values else math.inf, rate)
+        diverged, sign = len(progress_by_rate[rate]) - len(values), -1 if higher_is_better else 1
+        return (diverged, sign * statistics.fmean(values) if values else math.inf, rate)
 
     return min(progress_by_rate, key=rank)

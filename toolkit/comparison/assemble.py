@@ -159,7 +159,9 @@ def _judgements(
         values[name] = [a for a, _ in pairs] or [value for _, value in arm.values]
         baseline_values[name] = [b for _, b in pairs] or [value for _, value in baseline.values]
 
-    judged_arms = statistics.judge(values, baseline_values, paired, effect, plan.alpha)
+    judged_arms = statistics.judge(
+        values, baseline_values, paired, effect, plan.alpha, lower_is_better=not plan.higher_is_better
+    )
     for name, (difference, p_holm, p_equivalence, verdict) in judged_arms.items():
         sd, n = (difference.sd if difference.paired else noise), min(difference.n_arm, difference.n_base)
         strictest = plan.alpha / len(values)  # Holm's first step; "needs n" uses it as well

@@ -36,7 +36,6 @@ from toolkit.output.escape import label, line, shorten
 from toolkit.store.factsfile import Facts
 
 log = logging.getLogger("toolkit")
-BETTER = "left of zero is better"
 FAR = 4  # the forest plot cuts off an arm that is this many times as far from zero as the next one
 
 
@@ -85,7 +84,9 @@ def forest(comparison: Comparison) -> Figure | None:
     axes.set_ylim(len(rows) - 0.45, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel(f"{label(comparison.metric)} minus that of {label(comparison.baseline.name)}   ({BETTER})")
+    better = "right" if comparison.plan.higher_is_better else "left"
+    quantity = f"{label(comparison.metric)} minus that of {label(comparison.baseline.name)}"
+    axes.set_xlabel(f"{quantity}   ({better} of zero is better)")
     axes.xaxis.set_major_locator(MaxNLocator(7, steps=ROUND))
     handles: list[Artist] = [
         Line2D([], [], color=INK, marker="o", linewidth=2.4, label=f"mean, {1 - comparison.alpha:.0%} interval"),

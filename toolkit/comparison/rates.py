@@ -30,17 +30,21 @@ class TunedRate:
     points: tuple[Point, ...]
     best: float | None
     judged_at: tuple[float, ...]
+    higher_is_better: bool = False
 
     @property
     def sensitivity(self) -> float | None:
-        """Mean loss over the grid minus the lowest loss on it: 0 for an arm whose loss does not depend on the rate."""
+        """Distance from the mean of the metric over the grid to its best value on it: 0 for an arm whose metric does
+        not depend on the rate."""
         means = [point.mean for point in self.points if point.mean is not None]
-        return float(np.mean(means) - min(means)) if means else None
+        best = max if self.higher_is_better else min
+        return abs(float(np.mean(means) - best(means))) if means else None
 
 
 def tune(plan: PlanRecord, arm: str, judged: list[Run], selection: list[Run], metric: str) -> TunedRate | None:
-    """Choose an arm's best rate: of the rates with the fewest unfinished runs, the one with the lowest mean. None
-    without a grid."""
+    """Choose an arm's best rate: of the rates with the fewest unfinished runs, the one with the best mean. None without
+    a grid."""
+    sign = -1 if plan.higher_is_better else 1
     tried: dict[float, list[Run]] = {}
     for run in selection:
         if run.arm == arm and run.lr is not None:
@@ -52,11 +56,13 @@ def tune(plan: PlanRecord, arm: str, judged: list[Run], selection: list[Run], me
         runs = tried[lr]
         finished = tuple(value for run in runs if (value := run.value(metric)) is not None)
         points.append(Point(lr, float(np.mean(finished)) if finished else None, finished, len(runs)))
-    ranks = [(point.runs - len(point.values), point.mean, point.lr) for point in points if point.mean is not None]
+    ranks = [
+        (point.runs - len(point.values), sign * point.mean, point.lr) for point in points if point.mean is not None
+    ]
     best = min(ranks)[2] if ranks else None
     knob = knob_of(plan.lr, arm)
     used = {_learning_rate(run, knob) for run in judged if run.arm == arm and run.facts}
-    return TunedRate(tuple(points), best, tuple(sorted(lr for lr in used if lr is not None)))
+    return TunedRate(tuple(points), best, tuple(sorted(lr for lr in used if lr is not None)), plan.higher_is_better)
 
 
 def _learning_rate(run: Run, knob: str | None) -> float | None:

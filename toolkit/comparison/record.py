@@ -147,7 +147,7 @@ def record(comparison: Comparison) -> Record:
         "baseline": plan.baseline,
         "metric": comparison.metric,
         "unit": comparison.unit,
-        "lower_is_better": True,
+        "lower_is_better": not comparison.plan.higher_is_better,
         "alpha": comparison.alpha,
         "effect": comparison.effect,
         "declared": plan.declared,

@@ -105,6 +105,7 @@ class PlanRecord:
     declared: bool
     factor: tuple[str, ...] = ()
     metric: str = METRIC
+    higher_is_better: bool = False
     alpha: float = ALPHA
     effect: float = EFFECT
     budget: dict[str, Any] = field(default_factory=dict)
@@ -116,14 +117,14 @@ class PlanRecord:
     runs_without_job: tuple[str, ...] = ()  # runs in the plan's folder that belong to none of its jobs
 
 
-def require_lower_is_better(metric: str, higher_is_better: bool | None) -> None:
-    """Raise ValueError unless lower values of the metric are known to be better. Foreign metrics must be declared."""
-    if higher_is_better is None and metric.rpartition("/")[2] not in LOWER_IS_BETTER:
+def higher_is_better(metric: str, declared: bool | None) -> bool:
+    """Whether higher values of a metric are better: as declared, or False for the losses that the toolkit writes.
+    Raises ValueError for another metric without a declaration."""
+    if declared is None and metric.rpartition("/")[2] not in LOWER_IS_BETTER:
         raise ValueError(
-            f"the metric {metric!r}: is lower better, or higher? If lower is, set Ablation.higher_is_better = False"
+            f"the metric {metric!r}: is lower better, or higher? Set Ablation.higher_is_better = False or True"
         )
-    if higher_is_better:
-        raise ValueError(f"the metric {metric!r}: higher is better, which comparisons can't judge yet; use a loss")
+    return bool(declared)
 
 
 def find(patterns: Sequence[str], plan_file: str | None, baseline: str | None) -> tuple[PlanRecord, list[Run]]:
@@ -157,7 +158,6 @@ def runs_of_plan(file: Path, folder: Path, baseline: str | None) -> tuple[PlanRe
     chosen = baseline or content["baseline"]
     if chosen not in arms:
         raise ValueError(f"--baseline {chosen}: not an arm; the arms are {', '.join(arms)}")
-    require_lower_is_better(content.get("metric") or METRIC, content.get("higher_is_better"))
     plan_gin = folder / "plan.gin"
     if not edited and plan_gin.is_file() and "sha256" in content and _sha256(plan_gin) != content["sha256"]:
         edited = f"{plan_gin} is not the plan that was run: its SHA-256 is not the one in plan.json"
@@ -169,6 +169,7 @@ def runs_of_plan(file: Path, folder: Path, baseline: str | None) -> tuple[PlanRe
         declared=True,
         factor=tuple(content.get("factor") or ()),
         metric=content.get("metric") or METRIC,
+        higher_is_better=higher_is_better(content.get("metric") or METRIC, content.get("higher_is_better")),
         alpha=content.get("alpha") or ALPHA,
         effect=content.get("effect") or EFFECT,
         budget=content.get("budget") or {},

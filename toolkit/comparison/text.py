@@ -205,7 +205,7 @@ def meanings(record: Record) -> list[tuple[str, str]]:
         ),
     ]
     if any(arm["lr"] for arm in record["arms"]):
-        result.append(("sensitivity", "mean loss over the grid of learning rates, minus the lowest loss on it"))
+        result.append(("sensitivity", "distance from the mean over the grid of learning rates to the best value on it"))
     return result
 
 
