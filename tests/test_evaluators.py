@@ -275,6 +275,26 @@ def test_final_evaluators_measure_once(own, tmp_path):
     assert [row["step"] for row in rows(tmp_path / "a") if "eval/Greeting/nats" in row] == [12]
 
 
+def test_a_disk_that_refuses_items_does_not_end_a_run(own, tmp_path, monkeypatch, caplog):
+    def refuse(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(itemfile, "write_bytes", refuse)
+    assert small_run(tmp_path, "a", "--import", own, bindings=("Experiment.evaluators = [@Greeting]",)) == 0
+    assert [row["step"] for row in rows(tmp_path / "a") if "eval/Greeting/nats" in row] == [0, 6, 12]
+    assert sum("items measured at step" in message for message in caplog.messages) == 3
+
+
+def test_items_are_not_written_through_a_link(own, tmp_path):
+    assert small_run(tmp_path, "a", "--import", own, bindings=("Experiment.evaluators = [@Greeting]",)) == 0
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "items").mkdir()
+    (tmp_path / "items" / "Greeting").symlink_to(tmp_path / "elsewhere")
+    done = command("toolkit.evaluate", str(tmp_path / "a"), "--items", str(tmp_path / "items"))
+    assert done.returncode == 2 and "Traceback" not in done.stderr and "link" in done.stderr
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_a_resumed_run_measures_alike(own, tmp_path):
     given = with_own(own)
     assert small_run(tmp_path, "straight", "--import", own, **given) == 0

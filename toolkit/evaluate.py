@@ -24,12 +24,15 @@ def main(argv: list[str] | None = None) -> int:
     from toolkit.objective import Objective
     from toolkit.output.terminal import Terminal
     from toolkit.store import checkpoint
+    from toolkit.store.disk import refuse_links
 
     run = open_run(
         arguments.run, arguments.overlays, arguments.bindings, imports=arguments.imports, code=not arguments.no_code
     )
     experiment, device = run.experiment, run.device
     openmp.use_threads(experiment.threads)
+    if arguments.items:
+        refuse_links(Path(arguments.items))
     chosen = evaluators.of(run.config, experiment)
     for evaluator in chosen.values():
         evaluator.prepare()  # a wrong item is found before any text is encoded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from toolkit.seeding import named_seed
 from toolkit.store import checkpoint
 from toolkit.store.journal import Journal
 
+log = logging.getLogger("toolkit")
 EVALUATIONS = "evaluations"  # the folder in a run's folder with the items of its evaluators
 
 
@@ -178,7 +180,10 @@ def measure(experiment: Experiment, parts: Parts, run_dir: Path, step: int) -> d
     if not chosen:
         return {}
     measured = evaluators.measure(chosen, reader_of(experiment, parts.model, parts.tokenizer))
-    itemfile.write(run_dir / EVALUATIONS, step, measured)
+    try:
+        itemfile.write(run_dir / EVALUATIONS, step, measured)
+    except OSError as error:  # toolkit.evaluate can measure a checkpoint again
+        log.warning("the items measured at step %d are not saved: %s", step, error)
     return evaluators.row(measured)
 
 

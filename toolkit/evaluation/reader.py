@@ -134,8 +134,8 @@ class Reader:
         context = Context(*documents(ids, self.tokenizer.eot)) if self.keep_documents_apart else None
         hidden, head = self.model(ids, context)
         rows = [torch.arange(len(c) - 1, len(c) - 1 + len(t)) for c, t in batch]
-        picked = torch.cat([hidden[row, places.to(hidden.device)] for row, places in enumerate(rows)])
-        return self._split(picked, head, [targets for _, targets in batch])
+        target_hidden = torch.cat([hidden[row, places.to(hidden.device)] for row, places in enumerate(rows)])
+        return self._split(target_hidden, head, [targets for _, targets in batch])
 
     def _split(
         self, hidden: Tensor, head: Head, targets: Sequence[tuple[int, ...]]
@@ -171,12 +171,12 @@ class Reader:
         length, caches = len(contexts[0]), self._new_caches(len(contexts))
         assert caches is not None, "only windows of models with a cache are read in this way"
         last, head = self._read_cached(contexts, caches, 0)
-        kept = [[tensor.clone() for tensor in layer] for layer in caches]
+        after_context = [[tensor.clone() for tensor in layer] for layer in caches]
         results: dict[Window, tuple[np.ndarray, np.ndarray]] = {}
         for number in range(max(len(shared[context]) for context in contexts)):
             rows = [row for row, context in enumerate(contexts) if number < len(shared[context])]
             group = [shared[contexts[row]][number] for row in rows]
-            for layer, values in zip(caches, kept, strict=True) if number else ():
+            for layer, values in zip(caches, after_context, strict=True) if number else ():
                 for tensor, value in zip(layer, values, strict=True):
                     tensor.copy_(value)
             texts: list[tuple[int, ...]] = [()] * len(contexts)
@@ -185,8 +185,10 @@ class Reader:
             hidden = last[:, -1:]
             if any(texts):
                 hidden = torch.cat((hidden, self._read_cached(texts, caches, length)[0]), dim=1)
-            picked = torch.cat([hidden[row, : len(window.targets)] for row, window in zip(rows, group, strict=True)])
-            results |= zip(group, self._split(picked, head, [window.targets for window in group]), strict=True)
+            target_hidden = torch.cat(
+                [hidden[row, : len(window.targets)] for row, window in zip(rows, group, strict=True)]
+            )
+            results |= zip(group, self._split(target_hidden, head, [window.targets for window in group]), strict=True)
         return results
 
     def _new_caches(self, rows: int) -> list | None:
