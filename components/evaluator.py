@@ -137,8 +137,8 @@ class MinimalPairs:
 
     def evaluate(self, reader: Reader) -> dict[str, Score]:
         fields = ("sentence_good", "sentence_bad")
-        read = reader.nats([self.prefix + text_of(item, field) for item in self.items for field in fields])
-        cost = [each.nats.sum() / (len(each.nats) if self.by == "token" else 1) for each in read]
+        sentences = reader.nats([self.prefix + text_of(item, field) for item in self.items for field in fields])
+        cost = [each.nats.sum() / (len(each.nats) if self.by == "token" else 1) for each in sentences]
         wins = [
             1.0 if good < bad else 0.5 if good == bad else 0.0 for good, bad in zip(cost[::2], cost[1::2], strict=True)
         ]
@@ -171,10 +171,10 @@ class MultipleChoice:
 
     def evaluate(self, reader: Reader) -> dict[str, Score]:
         pairs = [(question.context, " " + choice) for question in self.questions for choice in question.choices]
-        read = iter(reader.continuations(pairs))
+        continuations = iter(reader.continuations(pairs))
         by_sum, by_byte = [], []
         for _, choices, answer in self.questions:
-            nats = np.array([each.nats for each in itertools.islice(read, len(choices))])
+            nats = np.array([each.nats for each in itertools.islice(continuations, len(choices))])
             lengths = np.array([len(choice.encode()) for choice in choices])
             by_sum.append(float(nats.argmin() == answer))
             by_byte.append(float((nats / lengths).argmin() == answer))
@@ -207,8 +207,8 @@ class LastWord:
 
     def evaluate(self, reader: Reader) -> dict[str, Score]:
         parts = [text_of(item, "text").rpartition(" ") for item in self.items]
-        read = reader.continuations([(before, space + word) for before, space, word in parts])
-        return _shares("accuracy", self.items, [float(each.is_greedy) for each in read])
+        words = reader.continuations([(before, space + word) for before, space, word in parts])
+        return _shares("accuracy", self.items, [float(each.is_greedy) for each in words])
 
 
 @register("evaluator")
@@ -242,9 +242,9 @@ class Induction:
         ordinary = np.flatnonzero(np.asarray(reader.tokenizer.byte_lengths))
         draws = [np.random.default_rng((self.seed, i)) for i in range(self.sequences)]
         halves = [ordinary[draw.integers(len(ordinary), size=self.length)].tolist() for draw in draws]
-        read = reader.token_nats([half + half for half in halves])
-        first = {f"sequence-{i}": float(nats[1 : self.length].mean()) for i, nats in enumerate(read)}
-        second = {f"sequence-{i}": float(nats[self.length + 1 :].mean()) for i, nats in enumerate(read)}
+        sequences = reader.token_nats([half + half for half in halves])
+        first = {f"sequence-{i}": float(nats[1 : self.length].mean()) for i, nats in enumerate(sequences)}
+        second = {f"sequence-{i}": float(nats[self.length + 1 :].mean()) for i, nats in enumerate(sequences)}
         return {"nats_second_half": mean(second, "nats/token"), "nats_first_half": mean(first, "nats/token")}
 
 
@@ -353,11 +353,13 @@ FORMATS: dict[tuple[str, ...], Callable[[Item], Question]] = {
 
 def _question(item: Item) -> Question:
     """Read an item in the format whose fields it has. Raises ValueError if it has those of none."""
-    for fields, read in FORMATS.items():
+    for fields, convert in FORMATS.items():
         if item.row.keys() >= set(fields):
-            return read(item)
-    known = "; ".join(f"{read.__name__[1:]}: {', '.join(fields)}" for fields, read in FORMATS.items())
-    raise ValueError(f"{item.where}: the fields {', '.join(item.row)} are of no known format; known are {known}")
+            return convert(item)
+    formats = "; ".join(f"{convert.__name__[1:]}: {', '.join(fields)}" for fields, convert in FORMATS.items())
+    raise ValueError(
+        f"{item.where}: the fields {', '.join(item.row)} are those of no known format; the formats are {formats}"
+    )
 
 
 def _labelled(item: Item) -> tuple[list[str], list[str]]:
