@@ -50,7 +50,7 @@ def test_nothing_registers_in_a_module_that_runs_as_main(path):
 
 FLOORS = (  # from the ground up: a room, or a file beside the rooms, imports from floors below its own
     "root context seeding measures",
-    "protocols output cpu",
+    "protocols output cpu attention_weights",
     "registry linear linear_cross_entropy groups cache objective",
     "parallel store",
     "text config model",
