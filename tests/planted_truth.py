@@ -1,7 +1,8 @@
 """Planted truth: runs are drawn from a known truth, thousands of times, and the rates of true and false words counted.
 
-``python -m tests.planted_truth`` prints the table for 20,000 repetitions each (a few minutes); ``--repetitions N`` for
-others. The verdicts are those of toolkit/comparison/statistics.py, which ``judge`` gives for one repetition."""
+``python -m tests.planted_truth`` prints the tables for 20,000 repetitions each (some minutes); ``--repetitions N`` for
+others. The verdicts are those of toolkit/comparison/statistics.py, which ``judge`` gives for one repetition. Intervals
+by item are those of itemwise.py, the test over all arms is that of resolution.py."""
 
 import argparse
 import gc
@@ -9,8 +10,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
+from toolkit.comparison.itemwise import MeanSquares, intervals, itemwise, mean_squares
+from toolkit.comparison.resolution import separation
 from toolkit.comparison.statistics import detectable, measure, words
 
 SETTINGS = [(n, design) for n in (3, 5, 10) for design in (0.0, 0.8, None)]  # seeds; paired correlation, None unpaired
@@ -90,6 +93,160 @@ def welch_coverage(n, alpha=0.05, points=20_000):
     return 1 - 2 * stats.t.sf(critical, 2 * n - 2).mean()
 
 
+# ---- values by item
+
+KINDS = ("normal", "noisy", "0/1")  # differences of items: normal with little or much rest; right or wrong
+ITEM_SETTINGS = [
+    (kind, seeds, items, ratio)
+    for kind in KINDS
+    for seeds in (3, 5, 10)
+    for items in (10, 50, 200, 2000)
+    for ratio in (0.0, 0.1, 1.0, 10.0)  # variance of items, in variances of seeds
+]
+SHIFT = 0.4  # the planted difference
+SEED_VARIANCE = 0.05  # of the latent differences of 0/1 items, whose rest has the variance 2
+CHUNK = 2**22  # values of one arm that are in memory at a time
+
+
+@dataclass(frozen=True)
+class Planted:
+    """Intervals of repetitions, and the truths that they should cover."""
+
+    interval: object  # Itemwise
+    satterthwaite: tuple  # (low, high), by the usual rule
+    these: np.ndarray | float  # the mean difference of the items that were drawn
+    like: float  # the mean difference of all items
+
+
+def satterthwaite(seeds, squares, alpha=0.05):
+    """The usual interval for items like these: one variance, where a part below 0 counts as 0, and one t."""
+    n_seeds, n_items = squares.n_seeds, squares.n_items
+    variance = squares.seeds + np.maximum(squares.items - squares.rest, 0)
+    parts = squares.seeds**2 / (n_seeds - 1)
+    more = squares.items**2 / (n_items - 1) + squares.rest**2 / ((n_seeds - 1) * (n_items - 1))
+    df = variance**2 / np.where(squares.items > squares.rest, parts + more, parts)
+    half = stats.t.isf(alpha / 2, df) * np.sqrt(variance / (n_seeds * n_items))
+    return seeds.mean - half, seeds.mean + half
+
+
+def planted_normal(rng, repetitions, seeds, items, ratio, rest, shift) -> Planted:
+    """Differences d_si = shift + a_s + b_i + e_si with seeds of variance 1: the means of the seeds and the mean squares
+    of items and rest are drawn, whose distributions are known."""
+    of_items = rng.normal(scale=math.sqrt(ratio / items), size=(repetitions, 1))  # the items' mean
+    means = shift + of_items + rng.normal(scale=math.sqrt(1 + rest / items), size=(repetitions, seeds))
+    by_seeds = measure(means, np.zeros_like(means), True)
+    df = (items - 1, (seeds - 1) * (items - 1))
+    of = [
+        scale * rng.chisquare(each, repetitions) / each
+        for scale, each in zip((rest + seeds * ratio, rest), df, strict=True)
+    ]
+    squares = MeanSquares(items * means.var(-1, ddof=1), *of, seeds, items)
+    return Planted(intervals(by_seeds, squares, 0.05), satterthwaite(by_seeds, squares), shift + of_items[:, 0], shift)
+
+
+def planted_raw(rng, repetitions, seeds, items, ratio, rest, shift) -> Planted:
+    """The same, but every value of both arms is drawn."""
+    base = rng.normal(scale=2, size=(repetitions, seeds, items))
+    of_items = rng.normal(scale=math.sqrt(ratio), size=(repetitions, 1, items))
+    arm = base + shift + of_items + rng.normal(size=(repetitions, seeds, 1))
+    arm += rng.normal(scale=math.sqrt(rest), size=base.shape)
+    return planted_of(arm, base, shift + of_items.mean((-2, -1)), shift)
+
+
+def planted_binary(rng, repetitions, seeds, items, ratio, shift) -> Planted:
+    """Items that each arm gets right or wrong: right where difficulty + item + seed + rest is above 0, all normal. The
+    difficulty of an item is common to both arms."""
+    difficulty, drawn, truths = rng.normal(size=(repetitions, 1, items)), [], []
+    for moved in (shift, 0.0):
+        level = moved + difficulty + rng.normal(scale=math.sqrt(ratio * SEED_VARIANCE / 2), size=difficulty.shape)
+        noise = rng.normal(scale=math.sqrt(SEED_VARIANCE / 2), size=(repetitions, seeds, 1))
+        rest = rng.standard_normal((repetitions, seeds, items), dtype=np.float32)
+        drawn.append((rest > -(level + noise)).astype(np.float64))
+        truths.append(special.ndtr(level / math.sqrt(1 + SEED_VARIANCE / 2)).mean((-2, -1)))
+    spread = math.sqrt(2 + (1 + ratio) * SEED_VARIANCE / 2)
+    return planted_of(*drawn, truths[0] - truths[1], special.ndtr(shift / spread) - 0.5)
+
+
+def planted_of(arm, base, these, like) -> Planted:
+    by_seeds = measure(arm.mean(-1), base.mean(-1), True)
+    return Planted(itemwise(arm, base), satterthwaite(by_seeds, mean_squares(arm - base)), these, like)
+
+
+def draw_items(rng, repetitions, kind, seeds, items, ratio, shift) -> Planted:
+    if kind == "0/1":
+        return planted_binary(rng, repetitions, seeds, items, ratio, shift)
+    return planted_normal(rng, repetitions, seeds, items, ratio, 1.0 if kind == "normal" else float(items), shift)
+
+
+def item_rates(kind, seeds, items, ratio, repetitions, draw=draw_items) -> dict[str, Rate]:
+    """How often intervals miss the truth, and how often a difference of zero is called a difference of other items
+    too. Repetitions without an interval, whose seeds all have one mean, are left out."""
+    rng = np.random.default_rng([KINDS.index(kind), seeds, items, int(10 * ratio)])
+    most = max(1, CHUNK // (seeds * items)) if kind == "0/1" else repetitions
+    counts = dict.fromkeys(("these items", "items like these", "by seeds alone", "Satterthwaite", "false"), 0)
+    tested = 0
+    for start in range(0, repetitions, most):
+        chunk = min(most, repetitions - start)
+        shifted, null = (draw(rng, chunk, kind, seeds, items, ratio, shift) for shift in (SHIFT, 0.0))
+        found = shifted.interval
+        tested += np.isfinite(found.low).sum()
+        counts["these items"] += missed(found.low, found.high, shifted.these)
+        counts["items like these"] += missed(found.low_like, found.high_like, shifted.like)
+        counts["by seeds alone"] += missed(found.low, found.high, shifted.like)
+        counts["Satterthwaite"] += missed(*shifted.satterthwaite, shifted.like)
+        counts["false"] += missed(null.interval.low_like, null.interval.high_like, 0.0)
+    return {name: Rate(name, count / tested, 0.05, int(tested), bound=True) for name, count in counts.items()}
+
+
+def missed(low, high, truth) -> int:
+    """How many intervals do not cover the truth. Comparisons with nan are false."""
+    return int(((low > truth) | (high < truth)).sum())
+
+
+def item_table(repetitions, kind) -> str:
+    """One line for each setting: coverage of both intervals, of those that are not used, and false differences."""
+    heads = ("these items", "items like these", "false", "by seeds alone", "Satterthwaite")
+    lines = [f"{kind:7}{'seeds':>6}{'items':>6}{'ratio':>6}  {'  '.join(heads)}"]
+    for setting in ITEM_SETTINGS:
+        if setting[0] == kind:
+            found = item_rates(*setting, repetitions)
+            cells = []
+            for head in heads:
+                rate = found[head].rate if head == "false" else 1 - found[head].rate
+                star = " *" if head in heads[:3] and not found[head].holds else ""
+                cells.append(f"{rate:.4f}{star}".rjust(len(head)))
+            lines.append(f"{'':7}{setting[1]:>6}{setting[2]:>6}{setting[3]:>6}  {'  '.join(cells)}")
+    return "\n".join(lines)
+
+
+# ---- all arms at once
+
+SEPARATIONS = [(seeds, arms, noisy) for seeds in (3, 5, 10) for arms in (2, 3, 10) for noisy in (1.0, 10.0)]
+
+
+def separation_rates(seeds, arms, noisy, repetitions) -> list[Rate]:
+    """How often equal arms are told apart, where one arm has ``noisy`` times the noise of the others."""
+    rng = np.random.default_rng([seeds, arms, int(noisy)])
+    scale = np.array([noisy] + [1.0] * (arms - 1))[:, None]
+    most, count = max(1, CHUNK // (arms * seeds)), 0
+    for start in range(0, repetitions, most):
+        chunk = min(most, repetitions - start)
+        values = scale * rng.normal(size=(chunk, arms, seeds)) + 2 * rng.normal(size=(chunk, 1, seeds))
+        count += int((separation(values, paired=True).p < 0.05).sum())
+    return [Rate("false separation", count / repetitions, 0.05, repetitions, bound=True)]
+
+
+def separation_table(repetitions) -> str:
+    lines = [f"{'seeds':>5}{'arms':>6}{'noise of one arm':>18}  equal arms told apart"]
+    for seeds, arms, noisy in SEPARATIONS:
+        (rate,) = separation_rates(seeds, arms, noisy, repetitions)
+        lines.append(f"{seeds:>5}{arms:>6}{noisy:>18}  {rate.rate:.4f}{'' if rate.holds else ' *'}")
+    return "\n".join(lines)
+
+
+# ---- tables
+
+
 def table(repetitions) -> str:
     """One line for each setting, each rate with its standard error in brackets, and a star where it is off."""
     lines = []
@@ -117,4 +274,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=20_000)
     quick_holm()
-    print(table(parser.parse_args().repetitions))
+    repetitions = parser.parse_args().repetitions
+    print(table(repetitions))
+    for kind in KINDS:
+        print(f"\n{item_table(repetitions, kind)}")
+    print(f"\n{separation_table(repetitions)}")

@@ -72,6 +72,9 @@ def said(folder):
     out = record.record(assemble.compare(plan, found, [("rope-s0", "why")], None))
     point = {"lr": 0.003, "mean": 2.0, "values": [2.0], "runs": 2}
     out["arms"][1]["lr"] = {"points": [point], "best": 0.003, "judged_at": [0.01], "sensitivity": 0.1}
+    out["arms"][1] |= {"items": 40, "low_like": -0.1, "high_like": 0.2, "share_seeds": 0.5, "share_items": 0.4}
+    out["resolution"][0] |= {"p": 0.4, "tells_apart": False, "items": 40}
+    out["resolution"][1] |= {"p": None, "tells_apart": None}
     return json.loads(json.dumps(out))
 
 
@@ -137,6 +140,8 @@ def test_a_record_of_nothing_but_marks_is_text_in_every_output(said, number):
     for old, arm in zip(said["arms"], dirty["arms"], strict=True):
         arm |= kept[old["arm"]] | {"lr": copy.deepcopy(old["lr"])}
     dirty |= {key: said[key] for key in ("effect", "alpha", "noise_sd")}
+    for old, one in zip(said["resolution"], dirty["resolution"], strict=True):
+        one["p"] = old["p"]  # computed too
     assert_clean_page(page.page(dirty, {}), page.page(said, {}))
     assert_clean_report(markdown.report(dirty, {}), markdown.report(said, {}))
     for verbose in (False, True):
@@ -210,7 +215,7 @@ def test_a_folder_full_of_marks_is_compared_and_every_output_is_clean(tmp_path, 
     text = re.sub(r"(?m)^!\[.*\]\(\w+\.png\)$", "", (written / "report.md").read_text())
     kinds, inline, links = shape(text)
     assert links == [] and inline <= {"text", "strong_open", "strong_close", "text_special", "code_inline"}
-    assert "html_block" not in kinds and kinds.count("heading_open") == 8
+    assert "html_block" not in kinds and kinds.count("heading_open") == 9
     rows = record.read_table((written / "compare.csv").read_text())
     plan = json.loads((folder / "plan.json").read_text())
     assert [row["arm"] for row in rows] == [escape.line(arm) for arm in plan["arms"]]

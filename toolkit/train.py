@@ -29,7 +29,6 @@ from toolkit.store import checkpoint
 from toolkit.store.journal import Journal
 
 log = logging.getLogger("toolkit")
-EVALUATIONS = "evaluations"  # the folder in a run's folder with the items of its evaluators
 
 
 class Diverged(Exception):
@@ -65,7 +64,7 @@ def train(
     keeper = checkpoint.Keeper(run_dir / "checkpoints", experiment.keep_checkpoints)
     if is_main:
         keeper.prune()  # a process that was killed while pruning may have left old checkpoints
-        itemfile.remove_from(run_dir / EVALUATIONS, start)
+        itemfile.remove_from(run_dir / itemfile.FOLDER, start)
     journal = Journal(run_dir, experiment.loggers, start, writing=is_main)
 
     module = one_step.training_module(experiment, parts.objective, device)
@@ -181,7 +180,7 @@ def measure(experiment: Experiment, parts: Parts, run_dir: Path, step: int) -> d
         return {}
     measured = evaluators.measure(chosen, reader_of(experiment, parts.model, parts.tokenizer))
     try:
-        itemfile.write(run_dir / EVALUATIONS, step, measured)
+        itemfile.write(run_dir / itemfile.FOLDER, step, measured)
     except OSError as error:  # toolkit.evaluate can measure a checkpoint again
         log.warning("the items measured at step %d are not saved: %s", step, error)
     return evaluators.row(measured)

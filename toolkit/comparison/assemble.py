@@ -11,22 +11,28 @@ from scipy import stats
 
 from toolkit.comparison import guards, rates, statistics
 from toolkit.comparison.banner import list_names, short, show
+from toolkit.comparison.resolution import resolve
 from toolkit.comparison.results import (
     IDENTICAL,
     ArmResult,
     Comparison,
     Evidence,
     Judgement,
+    MetricResolution,
     TimeToTarget,
     curve_metric,
     unit,
 )
+from toolkit.comparison.runitems import ItemEvidence, ItemReader
+from toolkit.comparison.runitems import counts as item_counts
 from toolkit.comparison.runs import METRIC, PlanRecord, Run
 from toolkit.comparison.statistics import Verdict
 from toolkit.config import keys
 from toolkit.store.factsfile import Facts
 
 BITS = "val_full/bits_per_byte"
+EVALUATED = "eval/"  # metrics of evaluators begin with it
+FINAL = ("val_full/", EVALUATED)  # metrics of the last evaluation that are resolved
 
 
 def compare(plan: PlanRecord, runs: list[Run], exclude: Sequence[tuple[str, str]], effect: float | None) -> Comparison:
@@ -55,6 +61,9 @@ def compare(plan: PlanRecord, runs: list[Run], exclude: Sequence[tuple[str, str]
         for name, arm in arms.items()
     ]
 
+    by_item, item_notes = _by_item(arms, plan, metric, judgements)
+    results = [replace(arm, by_item=by_item.get(arm.name)) for arm in results]
+
     banners = guards.check(plan, judged, selection)
     banners += rates.check({name: rate for name, rate in tuned.items() if rate})
     return Comparison(
@@ -66,9 +75,11 @@ def compare(plan: PlanRecord, runs: list[Run], exclude: Sequence[tuple[str, str]
         selection=tuple(selection),
         excluded=tuple(excluded),
         banners=tuple(banners),
-        notes=(*notes, *_notes(results, kept)),
+        notes=(*notes, *_notes(results, kept), *item_notes),
         noise=noise if noise_df > 0 else None,
         noise_df=noise_df,
+        unit=_units(judged).get(metric) or unit(metric),
+        resolutions=_resolutions(arms, plan, metric, judgements),
     )
 
 
@@ -215,6 +226,74 @@ def _initial_difference(arm: ArmResult, baseline: ArmResult, seeds: Sequence[int
             if comparable and fingerprint != baseline_fingerprint:
                 return f"{name} at seed {seed}"
     return ""
+
+
+def _by_item(
+    arms: dict[str, ArmResult], plan: PlanRecord, metric: str, judgements: dict[str, Judgement]
+) -> tuple[dict[str, ItemEvidence], list[str]]:
+    """Compare the paired arms item by item, if the metric is an evaluator's. Returns ({arm: evidence}, notes): on arms
+    that can't be compared so, and on verdicts that do not hold for items like these."""
+    reader, baseline = ItemReader(metric), {run.seed: run for run in arms[plan.baseline].runs}
+    by_item: dict[str, ItemEvidence] = {}
+    reasons: dict[str, list[str]] = {}
+    notes = []
+    for name, judgement in judgements.items():
+        if judgement.evidence is None or not metric.startswith(EVALUATED):
+            continue
+        runs = {run.seed: run for run in arms[name].runs}
+        common = sorted(dict(arms[name].values).keys() & dict(arms[plan.baseline].values).keys())
+        try:
+            if not judgement.evidence.difference.paired:
+                raise ValueError("the runs are not paired by seed")
+            by_item[name] = reader.compare([(runs[seed], baseline[seed]) for seed in common], plan.alpha)
+        except ValueError as error:
+            reasons.setdefault(str(error), []).append(name)
+            continue
+        word, found = judgement.verdict.word, by_item[name]
+        if word in ("better", "worse") and found.generalises is False:
+            notes.append(
+                f"{name}: {word} on these {found.items:,} items, but that is not shown for items like these: their "
+                f"interval [{found.low:+.4g}, {found.high:+.4g}] includes zero"
+            )
+    notes += [f"{list_names(names)}: no interval for items like these: {why}" for why, names in reasons.items()]
+    return by_item, notes
+
+
+def _resolutions(
+    arms: dict[str, ArmResult], plan: PlanRecord, metric: str, judgements: dict[str, Judgement]
+) -> tuple[MetricResolution, ...]:
+    """What each metric of the runs' last evaluations can resolve. Arms that are identical to the baseline are left out:
+    they say nothing about noise."""
+    runs = [run for arm in arms.values() for run in arm.runs]
+    found = dict.fromkeys(name for run in runs for name in run.final_metrics())
+    evidence = [judgement.evidence for judgement in judgements.values() if judgement.evidence]
+    paired = bool(evidence) and all(each.difference.paired for each in evidence)
+    kept = [
+        arm for arm in arms.values() if arm.name not in judgements or judgements[arm.name].verdict.word != IDENTICAL
+    ]
+    counts = next((numbers for run in runs if (numbers := item_counts(run))), {})
+    judged_apart = any(judgement.verdict.word in ("better", "worse") for judgement in judgements.values())
+    units, resolutions = _units(runs), []
+    for name in found:
+        if name != metric and not name.startswith(FINAL):
+            continue
+        values = {
+            arm.name: {
+                (run.seed if paired else place): value
+                for place, run in enumerate(arm.runs)
+                if (value := run.value(name)) is not None
+            }
+            for arm in kept
+        }
+        result = resolve(name, values, paired, plan.alpha)
+        by_verdict = name == metric and judged_apart and not result.tells_apart
+        if result.arms:
+            resolutions.append(MetricResolution(result, units.get(name) or unit(name), counts.get(name), by_verdict))
+    return tuple(resolutions)
+
+
+def _units(runs: Sequence[Run]) -> dict[str, str]:
+    return {metric: name for run in runs for metric, name in run.units.items()}
 
 
 def _reason_divergence_voids(verdict: Verdict, arm: ArmResult, baseline: ArmResult) -> str:

@@ -30,7 +30,7 @@ from toolkit.comparison.drawing import (
     set_loss_limits,
     show_exclusions,
 )
-from toolkit.comparison.results import ArmResult, Comparison
+from toolkit.comparison.results import ArmResult, Comparison, unit
 from toolkit.comparison.statistics import Difference, Verdict
 from toolkit.output.escape import label, line, shorten
 from toolkit.store.factsfile import Facts
@@ -158,7 +158,10 @@ def curves(comparison: Comparison) -> Figure | None:
     if not loss_bands:
         return None
     last_step = max(float(loss.steps[-1]) for loss in loss_bands)
-    left.set(title=f"{label(comparison.curve_metric)}, mean and range over seeds", ylabel=label(comparison.unit))
+    left.set(
+        title=f"{label(comparison.curve_metric)}, mean and range over seeds",
+        ylabel=label(unit(comparison.curve_metric)),
+    )
     right.set(title=f"difference from {label(comparison.baseline.name, 20)} at the same seed")
     right.axhline(0, color=INK, linewidth=1)
     if not difference_bands:
@@ -199,7 +202,7 @@ def flops(comparison: Comparison) -> Figure | None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0e}".replace("e+", "e")))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set(xlabel="training FLOPs", ylabel=label(comparison.unit), title=label(comparison.curve_metric))
+    axes.set(xlabel="training FLOPs", ylabel=label(unit(comparison.curve_metric)), title=label(comparison.curve_metric))
     axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
     add_legend(figure, arm_handles(comparison))
     return figure

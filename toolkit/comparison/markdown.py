@@ -23,6 +23,8 @@ def report(record: Record, pictures: dict[str, str]) -> str:
         out += ["", "## Notes", "", *_notes(record)]
     for file, caption in pictures.items():
         out += ["", md("![{}]({})", caption, file), "", md("{}", caption)]
+    out += _by_item(record)
+    out += _resolution(record)
     out += ["", md("## {} by seed", record["metric"]), "", *_seeds(record)]
     out += ["", "## Runs", "", *_runs(record)]
     if any(arm["lr"] for arm in record["arms"]):
@@ -68,6 +70,19 @@ def _notes(record: Record) -> list[Markdown]:
 
 def _others(group: alike.TextGroup) -> list[Markdown]:
     return [md("  - {} (each in compare.html)", group.others)] if group.others else []
+
+
+def _by_item(record: Record) -> list[str]:
+    head, rows = text.by_item(record)
+    return ["", "## By item", "", *_table(head, rows)] if rows else []
+
+
+def _resolution(record: Record) -> list[str]:
+    head, rows = text.resolution(record)
+    if not rows:
+        return []
+    sentences = [md("- {}", sentence) for sentence in text.without_separation(record)]
+    return ["", "## What each metric can tell apart", "", *_table(head, rows), *([""] if sentences else []), *sentences]
 
 
 def _seeds(record: Record) -> list[Markdown]:

@@ -65,6 +65,8 @@ def page(record: Record, pictures: dict[str, tuple[str, str]]) -> Html:
         *(_figure(caption, svg) for caption, svg in pictures.values()),
         Html("<h2>Why each verdict</h2>"),
         _definition_list((arm["arm"], text.explanation(arm)) for arm in record["arms"][1:]),
+        *_by_item(record),
+        *_resolution(record),
         html("<h2>Cost to reach the last loss of the baseline ({})</h2>", record["baseline"]),
         _costs(record),
         *_rates(record),
@@ -141,6 +143,30 @@ def _figure(caption: str, svg: str) -> Html:
     accessible_name = html('role="img" aria-label="{}"', caption)
     svg = re.sub(r'(<svg [^>]*?)height="[^"]*"', lambda match: match[1] + accessible_name, svg, count=1)
     return html("<figure>{}<figcaption>{}</figcaption></figure>", Html(svg), caption)
+
+
+def _by_item(record: Record) -> list[Html]:
+    head, rows = text.by_item(record)
+    if not rows:
+        return []
+    return [Html("<h2>By item</h2>"), _table(head, [_cells(row) for row in rows], left=1)]
+
+
+def _resolution(record: Record) -> list[Html]:
+    head, rows = text.resolution(record)
+    if not rows:
+        return []
+    cells = [
+        [("a", metric), ("", unit), *(("n", cell) for cell in numbers), ("a", between), ("n", p), ("k", apart)]
+        for metric, unit, *numbers, between, p, apart in rows
+    ]
+    classes = ("", "", "n", "n", "n", "n", "n", "", "n", "")
+    sentences = [html("<p>{}</p>", sentence) for sentence in text.without_separation(record)]
+    return [Html("<h2>What each metric can tell apart</h2>"), _table(head, cells, classes=classes), *sentences]
+
+
+def _cells(row: list[str]) -> list[tuple[str, str]]:
+    return [("a", row[0]), *(("n", cell) for cell in row[1:])]
 
 
 def _costs(record: Record) -> Html:

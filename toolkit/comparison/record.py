@@ -7,7 +7,7 @@ import io
 from typing import Any, TypedDict
 
 from toolkit.comparison.rates import TunedRate
-from toolkit.comparison.results import ArmResult, Comparison
+from toolkit.comparison.results import ArmResult, Comparison, MetricResolution
 from toolkit.comparison.runs import Run
 from toolkit.output.escape import cell, uncell
 from toolkit.store.factsfile import Facts
@@ -36,8 +36,9 @@ class Rates(TypedDict):
 
 class ArmRecord(TypedDict):
     """One arm. ``low`` and ``high`` are the ends of the interval; ``why`` is the reason for the verdict; ``needs`` is
-    the number of seeds that an inconclusive arm needs. Numbers without data are None, as all those of the baseline
-    that compare it with itself."""
+    the number of seeds that an inconclusive arm needs. ``low_like`` and ``high_like`` are the ends of the interval for
+    items like these, ``items`` their number, and the shares are parts of the variance of the mean difference. Numbers
+    without data are None, as all those of the baseline that compare it with itself."""
 
     arm: str
     verdict: str
@@ -65,6 +66,12 @@ class ArmRecord(TypedDict):
     pairing: str
     correlation: float | None
     detectable: float | None
+    items: int | None
+    low_like: float | None
+    high_like: float | None
+    share_seeds: float | None
+    share_items: float | None
+    share_rest: float | None
     target: float | None
     steps_to_target: float | None
     flops_to_target: float | None
@@ -91,6 +98,27 @@ class RunRecord(TypedDict):
     value: float | None
     seconds: float | None
     reason: str
+
+
+class ResolutionRecord(TypedDict):
+    """What one metric can resolve. ``noise_sd`` is the noise between seeds, ``detectable`` the difference from the
+    baseline that ``seeds`` seeds per arm detect with 80 % power, and ``largest`` the largest difference of two means:
+    of the first arm in ``between`` minus the second. ``p`` belongs to "no two arms differ", and ``tells_apart`` is
+    whether it is below alpha. ``by_verdict``: it is not, but an arm's verdict is better or worse. Numbers without data
+    are None."""
+
+    metric: str
+    unit: str
+    arms: int
+    seeds: int
+    items: int | None
+    noise_sd: float | None
+    detectable: float | None
+    largest: float | None
+    between: list[str] | None
+    p: float | None
+    tells_apart: bool | None
+    by_verdict: bool
 
 
 class BannerRecord(TypedDict):
@@ -127,6 +155,7 @@ class Record(TypedDict):
     noise_sd: float | None
     noise_df: int
     arms: list[ArmRecord]
+    resolution: list[ResolutionRecord]
     banners: list[BannerRecord]
     notes: list[str]
     excluded: list[Exclusion]
@@ -157,6 +186,7 @@ def record(comparison: Comparison) -> Record:
         "noise_sd": comparison.noise,
         "noise_df": comparison.noise_df,
         "arms": arms,
+        "resolution": [_resolution_record(each) for each in comparison.resolutions],
         "banners": [{"guard": banner.guard, "text": banner.text} for banner in comparison.banners],
         "notes": list(comparison.notes),
         "excluded": [{"run": run.name, "arm": run.arm, "reason": reason} for run, reason in comparison.excluded],
@@ -224,7 +254,7 @@ def read_table(text: str) -> list[dict[str, str]]:
 
 
 def _arm_record(arm: ArmResult, comparison: Comparison) -> ArmRecord:
-    judgement, time_to_target = arm.judgement, arm.time_to_target
+    judgement, time_to_target, by_item = arm.judgement, arm.time_to_target, arm.by_item
     verdict = judgement.verdict if judgement else None
     evidence = judgement.evidence if judgement else None
     difference = evidence.difference if evidence else None
@@ -258,6 +288,12 @@ def _arm_record(arm: ArmResult, comparison: Comparison) -> ArmRecord:
         # of two pairs, the correlation is always 1 or -1
         "correlation": difference.correlation if difference and difference.n_arm > 2 else None,
         "detectable": evidence.detectable if evidence else None,
+        "items": by_item.items if by_item else None,
+        "low_like": by_item.low if by_item else None,
+        "high_like": by_item.high if by_item else None,
+        "share_seeds": by_item.share_seeds if by_item else None,
+        "share_items": by_item.share_items if by_item else None,
+        "share_rest": by_item.share_rest if by_item else None,
         "target": time_to_target.target if time_to_target else None,
         "steps_to_target": time_to_target.steps if time_to_target else None,
         "flops_to_target": time_to_target.flops if time_to_target else None,
@@ -268,6 +304,24 @@ def _arm_record(arm: ArmResult, comparison: Comparison) -> ArmRecord:
         "tokens": facts.get("tokens"),
         "configuration": list(arm.configuration),
         "lr": None if arm.tuned is None else _rates_record(arm.tuned),
+    }
+
+
+def _resolution_record(resolution: MetricResolution) -> ResolutionRecord:
+    result = resolution.result
+    return {
+        "metric": result.metric,
+        "unit": resolution.unit,
+        "arms": result.arms,
+        "seeds": result.seeds,
+        "items": resolution.items,
+        "noise_sd": result.noise,
+        "detectable": result.detectable,
+        "largest": result.largest,
+        "between": list(result.between) if result.between else None,
+        "p": result.p,
+        "tells_apart": result.tells_apart,
+        "by_verdict": resolution.by_verdict,
     }
 
 

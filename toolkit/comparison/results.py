@@ -8,6 +8,8 @@ import numpy as np
 
 from toolkit.comparison.banner import Banner
 from toolkit.comparison.rates import TunedRate
+from toolkit.comparison.resolution import Resolution
+from toolkit.comparison.runitems import ItemEvidence
 from toolkit.comparison.runs import CURVE, PlanRecord, Run
 from toolkit.comparison.statistics import Difference, Verdict
 
@@ -63,6 +65,7 @@ class ArmResult:
     time_to_target: TimeToTarget | None = None
     tuned: TunedRate | None = None
     configuration: tuple[str, ...] = ()  # what differs from the baseline
+    by_item: ItemEvidence | None = None
 
     @property
     def mean(self) -> float | None:
@@ -95,6 +98,17 @@ class ArmResult:
 
 
 @dataclass(frozen=True)
+class MetricResolution:
+    """What one metric can resolve, its unit, and the number of its items (None if it has no values by item).
+    ``by_verdict``: the test over all pairs does not tell arms apart, but a verdict tells one from the baseline."""
+
+    result: Resolution
+    unit: str
+    items: int | None
+    by_verdict: bool
+
+
+@dataclass(frozen=True)
 class Comparison:
     """The whole comparison: everything that the outputs show."""
 
@@ -109,6 +123,8 @@ class Comparison:
     notes: tuple[str, ...]
     noise: float | None
     noise_df: int
+    unit: str
+    resolutions: tuple[MetricResolution, ...] = ()
 
     @property
     def baseline(self) -> ArmResult:
@@ -117,10 +133,6 @@ class Comparison:
     @property
     def curve_metric(self) -> str:
         return curve_metric(self.metric)
-
-    @property
-    def unit(self) -> str:
-        return unit(self.metric)
 
 
 def curve_metric(metric: str) -> str:

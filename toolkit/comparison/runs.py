@@ -16,9 +16,11 @@ import numpy as np
 from toolkit.comparison import schema
 from toolkit.config import keys
 from toolkit.config.layers import statements
+from toolkit.evaluation import itemfile
 from toolkit.store import journal, seal
 from toolkit.store.disk import read_json
 from toolkit.store.factsfile import Facts
+from toolkit.store.journal import Extent
 
 METRIC, ALPHA, EFFECT = "val_full/loss_nats", 0.05, 0.02
 CURVE = "val/loss_nats"  # measured during training; METRIC is measured once, at the end
@@ -47,6 +49,8 @@ class Run:
     edits: tuple[str, ...] = ()
     is_sealed: bool = False
     requested_seed: int | None = None  # the seed in the plan's job for this run
+    extents: dict[str, Extent] = field(default_factory=dict, repr=False)  # of the run's files when it ended
+    units: dict[str, str] = field(default_factory=dict, repr=False)  # of the metrics of its evaluators
 
     @property
     def name(self) -> str:
@@ -67,6 +71,11 @@ class Run:
             return None
         values = [row[metric] for row in self.rows if row.get("step") == self.steps and metric in row]
         return values[-1] if values and _is_finite(values[-1]) else None
+
+    def final_metrics(self) -> list[str]:
+        """The metrics in the rows at the last step of the budget, in their order."""
+        rows = [row for row in self.rows if row.get("step") == self.steps]
+        return list(dict.fromkeys(name for row in rows for name in row))
 
     def outcome(self, metric: str) -> str:
         """One of "finished", "diverged", "damaged" and "unfinished". A run with a non-finite value has diverged."""
@@ -269,6 +278,8 @@ def read_run(folder: Path) -> Run:
         is_whole=is_whole,
         edits=tuple(_contradictions(folder, facts, status)),
         is_sealed=seal.KEY in facts,
+        extents=status.get("journal", {}),
+        units=itemfile.units(folder),
     )
 
 

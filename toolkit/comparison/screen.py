@@ -14,11 +14,14 @@ MAX_BANNER_LENGTH = 320  # characters of a banner that are shown without ``verbo
 
 
 def show(record: Record, console: Terminal, verbose: bool = False) -> None:
-    """Print the answer and the guards; with ``verbose``, also costs, reasons and pairing."""
+    """Print the answer and the guards; with ``verbose``, also intervals by item, what each metric can tell apart,
+    costs, reasons and pairing."""
     answer(record, console)
     _legend(record, console)
     _guards(record, console, verbose)
     if verbose:
+        _by_item(record, console)
+        _resolution(record, console)
         _costs(record, console)
         _reasons(record, console)
 
@@ -101,6 +104,31 @@ def _print_group(group: alike.TextGroup, mark: Text, console: Terminal, verbose:
     console.print(mark + styled(shorten(group.texts[0], MAX_BANNER_LENGTH)))
     if group.others:
         console.print(styled(f"  {group.others}"))
+
+
+def _by_item(record: Record, console: Terminal) -> None:
+    head, rows = text.by_item(record)
+    gives_way = (0, 5, 0, 0, 4, 3, 2, 1)
+    columns = [Column(head[0], name=True)]
+    columns += [Column(title, right=True, gives_way=way) for title, way in zip(head[1:], gives_way[1:], strict=True)]
+    if rows:
+        console.print()
+        console.print(grid(columns, rows, console.width)[0])
+
+
+def _resolution(record: Record, console: Terminal) -> None:
+    head, rows = text.resolution(record)
+    gives_way = {"unit": 2, "seeds": 5, "items": 4, "noise sd": 6, "between": 1, "p": 3, "largest": 7}
+    left = ("metric", "unit", "between", "arms apart")
+    columns = [
+        Column(title, right=title not in left, gives_way=gives_way.get(title, 0), name=title == "metric")
+        for title in head
+    ]
+    if rows:
+        console.print()
+        console.print(grid(columns, rows, console.width)[0])
+    for sentence in text.without_separation(record):
+        console.print(styled(("-", "yellow"), f" {sentence}"))
 
 
 def _costs(record: Record, console: Terminal) -> None:

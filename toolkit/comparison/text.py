@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import shlex
 
-from toolkit.comparison.record import ArmRecord, RatePoint, Record
+from toolkit.comparison.record import ArmRecord, RatePoint, Record, ResolutionRecord
 from toolkit.comparison.statistics import MOST
 
 
@@ -49,6 +49,11 @@ def spread(arm: ArmRecord) -> str:
 def interval(arm: ArmRecord) -> str:
     """The interval as text: "[-0.0249, -0.0018]"; empty if there is none."""
     return "" if arm["low"] is None else f"[{number(arm['low'], '+')}, {number(arm['high'], '+')}]"
+
+
+def interval_like(arm: ArmRecord) -> str:
+    """The interval for items like these as text; empty if there is none."""
+    return "" if arm["low_like"] is None else f"[{number(arm['low_like'], '+')}, {number(arm['high_like'], '+')}]"
 
 
 def p_value(value: float | None) -> str:
@@ -120,9 +125,92 @@ def explanation(arm: ArmRecord) -> str:
     if arm["detectable"] is not None:
         detectable = number(arm["detectable"])
         sentences.append(f"With these seeds, a true difference of {detectable} is detected with 80 % power.")
+    if arm["low_like"] is not None:
+        parts = ", ".join(
+            f"{part} {share}" for part, share in zip(("seeds", "items", "rest"), shares(arm), strict=True)
+        )
+        sentences.append(
+            f"For items like these {formatted(arm['items'], ',')}, the interval is {interval_like(arm)}; the parts of "
+            f"the difference's variance are: {parts}."
+        )
     if arm["conditional"] and arm["n"]:
         sentences.append(f"{arm['losses']}; the mean covers only the runs that finished.")
     return " ".join(sentences)
+
+
+def shares(arm: ArmRecord) -> list[str]:
+    """The shares of seeds, items and the rest in the variance of the mean difference: "25%"."""
+    return [formatted(arm[key], ".0%") for key in ("share_seeds", "share_items", "share_rest")]
+
+
+def by_item(record: Record) -> tuple[list[str], list[list[str]]]:
+    """(head, rows) of the table of intervals by item, with a row for each arm that was compared item by item."""
+    rows = [
+        [
+            arm["arm"],
+            number(arm["difference"], "+"),
+            interval(arm),
+            interval_like(arm),
+            formatted(arm["items"], ","),
+            *shares(arm),
+        ]
+        for arm in record["arms"]
+        if arm["items"] is not None
+    ]
+    head = ["arm", "difference", "these items", "items like these", "items", "var: seeds", "var: items", "var: rest"]
+    return head, rows
+
+
+def resolution(record: Record) -> tuple[list[str], list[list[str]]]:
+    """(head, rows) of the table of what each metric can resolve."""
+    rows = []
+    for one in record["resolution"]:
+        unit = "" if one["unit"] == one["metric"] else one["unit"]
+        numbers = [number(one["noise_sd"]), number(one["detectable"]), number(one["largest"])]
+        between = " over ".join(one["between"] or ())
+        counts = [formatted(one["seeds"], ","), formatted(one["items"], ",")]
+        rows.append([one["metric"], unit, *counts, *numbers, between, p_value(one["p"]), _apart(one)])
+    head = ["metric", "unit", "seeds", "items", "noise sd", "finds", "largest", "between", "p", "arms apart"]
+    return head, rows
+
+
+def _apart(one: ResolutionRecord) -> str:
+    if one["tells_apart"] is None:
+        return "not tested"
+    return "yes" if one["tells_apart"] else "by verdict" if one["by_verdict"] else "no"
+
+
+def without_separation(record: Record) -> list[str]:
+    """A sentence for each metric that tells no two arms apart, or can't be tested."""
+    sentences = []
+    for one in record["resolution"]:
+        of = f"{formatted(one['seeds'], ',')} seeds"
+        of += "" if one["items"] is None else f", {formatted(one['items'], ',')} items"
+        if one["tells_apart"] is None:
+            why = (
+                "only one arm has values"
+                if one["arms"] == 1
+                else "without two seeds that all arms share, there is no test"
+                if one["seeds"] in (0, 1)
+                else "the differences have no spread over the seeds"
+            )
+            sentences.append(f"{one['metric']}: {why}.")
+        elif one["by_verdict"]:
+            sentences.append(
+                f"{one['metric']}: the verdicts tell arms from the baseline, but the test over all pairs of "
+                f"{one['arms']} arms, which is stricter, does not (p = {p_value(one['p'])}; {of})."
+            )
+        elif not one["tells_apart"] and one["p"] is None:
+            sentences.append(f"{one['metric']} has one value in all {one['arms']} arms, so it tells nothing ({of}).")
+        elif not one["tells_apart"]:
+            finds = f"they would find a difference of {number(one['detectable'])} with 80 % power" * bool(
+                one["detectable"]
+            )
+            sentences.append(
+                f"{one['metric']} tells no two of the {one['arms']} arms apart at this size (p = {p_value(one['p'])}; "
+                f"{of}): the largest difference is {number(one['largest'])}; {finds}."
+            )
+    return sentences
 
 
 def exclusions(record: Record) -> list[str]:
@@ -204,6 +292,39 @@ def meanings(record: Record) -> list[tuple[str, str]]:
             "linearly between evaluations",
         ),
     ]
+    if any(arm["items"] is not None for arm in record["arms"]):
+        result += [
+            (
+                "these items",
+                f"{level} interval of the difference on exactly these items; other seeds may differ. The verdict is "
+                "about these items",
+            ),
+            (
+                "items like these",
+                f"{level} interval of the difference on all items of the kind from which these were drawn; other seeds "
+                "and other items may differ. If it includes zero, the difference may be one of these items only",
+            ),
+            (
+                "var: seeds, items, rest",
+                "shares of the variance of the difference: more seeds reduce the first, more items the second, and "
+                "both reduce the rest",
+            ),
+        ]
+    if record["resolution"]:
+        result += [
+            ("noise sd", "noise between seeds of this metric: standard deviation over the seeds, pooled over the arms"),
+            (
+                "finds",
+                "true difference from the baseline that these seeds find with 80 % power, at alpha divided by the "
+                "number of comparisons with the baseline",
+            ),
+            ("largest", "largest difference between the means of any two arms"),
+            (
+                "arms apart",
+                "whether any two arms differ in this metric: t tests of all pairs of arms, adjusted by Holm's method; "
+                f"p is the smallest, and yes means below {record['alpha']:g}",
+            ),
+        ]
     if any(arm["lr"] for arm in record["arms"]):
         result.append(("sensitivity", "distance from the mean over the grid of learning rates to the best value on it"))
     return result

@@ -19,6 +19,7 @@ import filelock
 from toolkit.config import changes
 from toolkit.config.layers import Config, statements
 from toolkit.cpu import switch
+from toolkit.evaluation import itemfile
 from toolkit.output.errors import BAD_INPUT, DIVERGED, PREEMPTED, STORAGE
 from toolkit.parallel import distributed
 from toolkit.protocols import Tokenizer
@@ -209,7 +210,8 @@ class RunDir:
         if step is None:
             saved = [int(folder.name[5:]) for folder in (self.path / "checkpoints").glob(checkpoint.STEPS)]
             step = max([self.read("status.json").get("step", 0), *saved])
-        end = {} if state in ("preparing", "running") else {"journal": journal.measure(self.path)}
+        ended = state not in ("preparing", "running")
+        end = {"journal": journal.measure(self.path, itemfile.names(self.path, step))} if ended else {}
         status = {"state": state, "step": step, "time": time.time()} | end | more
         try:
             write_json(self.path / "status.json", status)

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypedDict
 
@@ -280,10 +280,11 @@ def corrupt(path: Path) -> list[int]:
     return [number for number, line, row in _lines(path) if row is None and line.endswith(b"\n")]
 
 
-def measure(run_dir: Path) -> dict[str, Extent]:
-    """{file: extent} of metrics.jsonl and samples.md as they are; a file that can't be read is left out."""
+def measure(run_dir: Path, more: Sequence[str] = ()) -> dict[str, Extent]:
+    """{file: extent} of metrics.jsonl, samples.md and ``more`` files as they are; a file that can't be read is left
+    out."""
     measured: dict[str, Extent] = {}
-    for name in ("metrics.jsonl", "samples.md"):
+    for name in ("metrics.jsonl", "samples.md", *more):
         with contextlib.suppress(OSError):
             content = (run_dir / name).read_bytes()
             measured[name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
