@@ -1,28 +1,28 @@
 """Evaluators: they measure a trained model through a Reader -> {metric: Score}.
 
-Items are read from files (toolkit/evaluation/items.py). If there are several files, each metric is also given file by
-file, as METRIC/STEM for the file STEM.jsonl. Sources: lm-evaluation-harness is Gao et al. 2024,
+Items are read from files (toolkit/evaluation/items.py); ``builtin:NAME`` is a built-in file
+(toolkit/evaluation/builtin.py). If there are several files, each metric is also given file by file, as METRIC/STEM for
+the file STEM.jsonl. Sources: lm-evaluation-harness is Gao et al. 2024,
 https://github.com/EleutherAI/lm-evaluation-harness."""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import numpy as np
 from annotated_types import Ge, MinLen
 
 from toolkit.evaluation import windows
-from toolkit.evaluation.items import Item, fingerprint, read_items, text_of
+from toolkit.evaluation.items import Item, filled, fingerprint, numbered, read_items, text_of
+from toolkit.evaluation.questions import Question, question
+from toolkit.evaluation.scores import groups, shares
+from toolkit.evaluation.texts import documents
 from toolkit.measures import Score, mean
 from toolkit.protocols import Reader
 from toolkit.registry import register
-from toolkit.text import textfiles
 
 Paths = Annotated[list[str], MinLen(1)]
 Separator = Annotated[str, MinLen(1)] | None
@@ -44,7 +44,7 @@ class TextLoss:
         self.items: list[Item] = []
 
     def prepare(self) -> None:
-        self.items = _documents(self, self.paths, self.separator, self.column)
+        self.items = documents("TextLoss", self.paths, self.separator, self.column)
 
     def fingerprint(self) -> str:
         return fingerprint(self.items, "TextLoss")
@@ -55,7 +55,7 @@ class TextLoss:
         tokens = [len(document.nats) for document in documents]
         text_bytes = [int(document.byte_lengths.sum()) for document in documents]
         bits, loss = {}, {}
-        for suffix, group in _groups(self.items).items():
+        for suffix, group in groups(self.items).items():
             values = {self.items[i].id: _ratio(nats[i] / math.log(2), text_bytes[i]) for i in group if text_bytes[i]}
             total, count = math.fsum(nats[i] for i in group), sum(text_bytes[i] for i in group)
             bits[f"bits_per_byte{suffix}"] = Score(_ratio(total / math.log(2), count), "bits/byte", values)
@@ -89,7 +89,7 @@ class PositionLoss:
         self.items: list[Item] = []
 
     def prepare(self) -> None:
-        self.items = _documents(self, self.paths, self.separator, self.column)
+        self.items = documents("PositionLoss", self.paths, self.separator, self.column)
 
     def fingerprint(self) -> str:
         return fingerprint(self.items, "PositionLoss", self.starts)
@@ -127,10 +127,10 @@ class MinimalPairs:
         self.items: list[Item] = []
 
     def prepare(self) -> None:
-        self.items = _read(self, self.paths, ["sentence_good", "sentence_bad"])
+        self.items = read_items("MinimalPairs.paths", self.paths, ["sentence_good", "sentence_bad"])
         for item in self.items:
-            _filled(item, "sentence_good")
-            _filled(item, "sentence_bad")
+            filled(item, "sentence_good")
+            filled(item, "sentence_bad")
 
     def fingerprint(self) -> str:
         return fingerprint(self.items, "MinimalPairs", self.by, self.prefix)
@@ -142,7 +142,7 @@ class MinimalPairs:
         wins = [
             1.0 if good < bad else 0.5 if good == bad else 0.0 for good, bad in zip(cost[::2], cost[1::2], strict=True)
         ]
-        return _shares("accuracy", self.items, wins)
+        return shares("accuracy", self.items, wins)
 
 
 @register("evaluator")
@@ -163,8 +163,8 @@ class MultipleChoice:
         self.questions: list[Question] = []
 
     def prepare(self) -> None:
-        self.items = _read(self, self.paths, [])
-        self.questions = [_question(item) for item in self.items]
+        self.items = read_items("MultipleChoice.paths", self.paths, [])
+        self.questions = [question(item) for item in self.items]
 
     def fingerprint(self) -> str:
         return fingerprint(self.items, "MultipleChoice")
@@ -178,7 +178,7 @@ class MultipleChoice:
             lengths = np.array([len(choice.encode()) for choice in choices])
             by_sum.append(float(nats.argmin() == answer))
             by_byte.append(float((nats / lengths).argmin() == answer))
-        return _shares("accuracy", self.items, by_sum) | _shares("accuracy_per_byte", self.items, by_byte)
+        return shares("accuracy", self.items, by_sum) | shares("accuracy_per_byte", self.items, by_byte)
 
 
 @register("evaluator")
@@ -193,9 +193,9 @@ class LastWord:
         self.items: list[Item] = []
 
     def prepare(self) -> None:
-        self.items = _read(self, self.paths, ["text"])
+        self.items = read_items("LastWord.paths", self.paths, ["text"])
         for item in self.items:
-            before, _, word = _filled(item, "text").rpartition(" ")
+            before, _, word = filled(item, "text").rpartition(" ")
             if not before.strip() or not word.strip():
                 raise ValueError(
                     f"{item.where}: 'text' must have a last word after a space, and words before it, not "
@@ -208,7 +208,7 @@ class LastWord:
     def evaluate(self, reader: Reader) -> dict[str, Score]:
         parts = [text_of(item, "text").rpartition(" ") for item in self.items]
         words = reader.continuations([(before, space + word) for before, space, word in parts])
-        return _shares("accuracy", self.items, [float(each.is_greedy) for each in words])
+        return shares("accuracy", self.items, [float(each.is_greedy) for each in words])
 
 
 @register("evaluator")
@@ -284,7 +284,9 @@ class Completion:
 
     def prepare(self) -> None:
         rows = [("prompts", "Completion.prompts", prompt) for prompt in self.prompts]
-        self.items = _numbered("prompt", rows) + (_read(self, self.paths, ["prompt"]) if self.paths else [])
+        self.items = numbered("prompt", rows) + (
+            read_items("Completion.paths", self.paths, ["prompt"]) if self.paths else []
+        )
         for item in self.items:
             text_of(item, "prompt")
 
@@ -298,193 +300,7 @@ class Completion:
         pairs = [pair for text in texts for pair in itertools.pairwise(text.split())]
         matches = [float(self.pattern.search(text) is not None) for text in texts]
         distinct = Score(len(set(pairs)) / max(1, len(pairs)), "fraction")
-        return _shares("match", self.items, matches) | {"distinct_2": distinct}
-
-
-# ---- the formats of multiple choice
-
-
-class Question(NamedTuple):
-    """A question: each choice follows after the context and a space. ``answer`` is the place of the right one."""
-
-    context: str
-    choices: list[str]
-    answer: int
-
-
-def _hellaswag(item: Item) -> Question:
-    context = text_of(item, "ctx_a") + " " + text_of(item, "ctx_b").capitalize()
-    choices = [_without_marks(choice) for choice in _texts(item, "endings", item.row["endings"])]
-    context = _without_marks(f"{text_of(item, 'activity_label')}: {context}")
-    return Question(context, _texts(item, "endings", choices), _place(item, "label", len(choices)))
-
-
-def _without_marks(text: str) -> str:
-    """HellaSwag's texts without the marks of WikiHow, such as [title]."""
-    return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
-
-
-def _arc(item: Item) -> Question:
-    choices, labels = _labelled(item)
-    return Question(f"Question: {_filled(item, 'question')}\nAnswer:", choices, _place(item, "answerKey", labels))
-
-
-def _piqa(item: Item) -> Question:
-    choices = [_filled(item, "sol1"), _filled(item, "sol2")]
-    return Question(f"Question: {_filled(item, 'goal')}\nAnswer:", choices, _place(item, "label", 2))
-
-
-def _plain(item: Item) -> Question:
-    context = text_of(item, "context")
-    if isinstance(item.row["choices"], dict):
-        choices, labels = _labelled(item)
-        return Question(context, choices, _place(item, "answer", labels))
-    choices = _texts(item, "choices", item.row["choices"])
-    return Question(context, choices, _place(item, "answer", len(choices)))
-
-
-FORMATS: dict[tuple[str, ...], Callable[[Item], Question]] = {
-    ("activity_label", "ctx_a", "ctx_b", "endings", "label"): _hellaswag,
-    ("question", "choices", "answerKey"): _arc,
-    ("goal", "sol1", "sol2", "label"): _piqa,
-    ("context", "choices", "answer"): _plain,
-}
-
-
-def _question(item: Item) -> Question:
-    """Read an item in the format whose fields it has. Raises ValueError if it has those of none."""
-    for fields, convert in FORMATS.items():
-        if item.row.keys() >= set(fields):
-            return convert(item)
-    formats = "; ".join(f"{convert.__name__[1:]}: {', '.join(fields)}" for fields, convert in FORMATS.items())
-    raise ValueError(
-        f"{item.where}: the fields {', '.join(item.row)} are those of no known format; the formats are {formats}"
-    )
-
-
-def _labelled(item: Item) -> tuple[list[str], list[str]]:
-    """The texts and the labels of ARC's choices: {"text": [...], "label": [...]}."""
-    choices = item.row["choices"]
-    if not isinstance(choices, dict) or not choices.keys() >= {"text", "label"}:
-        raise ValueError(f"{item.where}: 'choices' must be an object with the lists 'text' and 'label'")
-    texts, labels = _texts(item, "choices", choices["text"]), _texts(item, "choices", choices["label"])
-    if len(texts) != len(labels) or len(set(labels)) < len(labels):
-        raise ValueError(f"{item.where}: 'choices' needs a label of its own for each of {len(texts)} texts")
-    return texts, labels
-
-
-def _texts(item: Item, field: str, value: object) -> list[str]:
-    """A list of at least two texts that are not empty. Raises ValueError with file and line."""
-    if (
-        not isinstance(value, list)
-        or len(value) < 2
-        or not all(isinstance(each, str) and each.strip() for each in value)
-    ):
-        raise ValueError(f"{item.where}: {field!r} must be a list of two or more texts that are not empty")
-    return value
-
-
-def _place(item: Item, field: str, choices: int | list[str]) -> int:
-    """The place of the right choice from a field: one of the labels ``choices``, or a number below ``choices``, which
-    may be written as text. Raises ValueError with file and line."""
-    value = item.row[field]
-    allowed = choices if isinstance(choices, list) else [str(place) for place in range(choices)]
-    if str(value) not in allowed:
-        raise ValueError(f"{item.where}: {field!r} must be one of {', '.join(allowed)}, not {value!r}")
-    return allowed.index(str(value))
-
-
-# ---- items
-
-
-def _read(part: object, paths: Sequence[str], required: Sequence[str]) -> list[Item]:
-    """Read the items of an evaluator. Raises ValueError as ``read_items`` does, for text that is not valid Unicode, and
-    for two files of one name."""
-    knob = f"{type(part).__name__}.paths"
-    items = read_items(knob, paths, required)
-    for item in items:
-        try:
-            json.dumps(item.row, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:  # JSON can escape it, but few tokenizers take it
-            raise ValueError(
-                f"{item.where}: the item has half of a surrogate pair, as in \\ud800; remove it"
-            ) from error
-    return _with_own_names(knob, items)
-
-
-def _documents(part: object, paths: list[str], separator: str | None, column: str) -> list[Item]:
-    """The documents of text files as items with the field ``text``; empty ones are left out."""
-    name = type(part).__name__
-    try:
-        rows = [
-            (path.name.partition(".")[0], f"{path}:{number}", text)
-            for path in textfiles.find_files(paths)
-            for number, document in enumerate(textfiles.documents(path, separator, column), start=1)
-            if (text := _without_blank_lines(document))
-        ]
-    except ValueError as error:  # it names the knobs of TextFiles, which are the same here
-        raise ValueError(str(error).replace("TextFiles.", f"{name}.")) from error
-    if not rows:
-        raise ValueError(f"{name}.paths = {paths}: the files have no text")
-    return _with_own_names(f"{name}.paths", _numbered("text", rows))
-
-
-def _numbered(field: str, rows: Iterable[tuple[str, str, str]]) -> list[Item]:
-    """Items with one field from (name, where, text), with an id as ``read_items`` gives it: of the name and the
-    text."""
-    items, counts = [], dict[str, int]()
-    for name, where, text in rows:
-        key = f"{name}/{hashlib.sha256(text.encode(errors='replace')).hexdigest()[:12]}"
-        counts[key] = counts.get(key, 0) + 1  # the same text twice
-        items.append(Item(key if counts[key] == 1 else f"{key}#{counts[key]}", where, {field: text}))
-    return items
-
-
-def _with_own_names(knob: str, items: list[Item]) -> list[Item]:
-    """The same items. Raises ValueError if two files would give their metrics the same name."""
-    files: dict[str, str] = {}
-    for item in items:
-        stem, path = item.id.partition("/")[0], item.where.rpartition(":")[0]
-        if files.setdefault(stem, path) != path:
-            raise ValueError(
-                f"{knob}: the metrics of {files[stem]} and {path} would both be called .../{stem}; rename one file"
-            )
-    return items
-
-
-def _without_blank_lines(document: str) -> str:
-    """A document without the blank lines at its start and end, as in TextFiles. Half of a surrogate pair becomes
-    U+FFFD, as in training."""
-    document = document.encode("utf-16", "surrogatepass").decode("utf-16", "replace").rstrip()
-    indented = len(document) - len(document.lstrip())
-    return document[document.rfind("\n", 0, indented) + 1 :]
-
-
-def _filled(item: Item, field: str) -> str:
-    """A field of an item that must be text, and not empty. Raises ValueError with file and line."""
-    text = text_of(item, field)
-    if not text.strip():
-        raise ValueError(f"{item.where}: {field!r} is empty")
-    return text
-
-
-# ---- scores
-
-
-def _groups(items: Sequence[Item]) -> dict[str, list[int]]:
-    """{suffix of a metric: places of its items}: "" for all items and, with several files, "/STEM" for each file."""
-    groups: dict[str, list[int]] = {}
-    for place, item in enumerate(items):
-        groups.setdefault("/" + item.id.partition("/")[0], []).append(place)
-    return {"": list(range(len(items)))} | (groups if len(groups) > 1 else {})
-
-
-def _shares(metric: str, items: Sequence[Item], values: Sequence[float]) -> dict[str, Score]:
-    """The scores of a metric that is a share of items, for all items and file by file."""
-    return {
-        metric + suffix: mean({items[place].id: values[place] for place in group}, "fraction")
-        for suffix, group in _groups(items).items()
-    }
+        return shares("match", self.items, matches) | {"distinct_2": distinct}
 
 
 def _ratio(total: float, count: int) -> float:

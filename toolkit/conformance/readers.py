@@ -20,6 +20,7 @@ import numpy as np
 
 from toolkit.conformance.bench import Bench, plain_part, with_knobs
 from toolkit.conformance.lines import Broken, NotApplicable
+from toolkit.evaluation import builtin
 from toolkit.evaluation.reader import Reader
 from toolkit.measures import Continuation, Score, TokenNats
 from toolkit.protocols import Evaluator
@@ -176,7 +177,8 @@ def items_of(bench: Bench) -> Iterator[Items]:
     paths = bench.knobs.get("paths", None if knob is None or knob.default is knob.empty else knob.default)
     patterns = [paths] if isinstance(paths, str) else list(paths) if isinstance(paths, list | tuple) else []
     with tempfile.TemporaryDirectory() as folder:
-        yield Items(Path(folder), [_read(path) for pattern in patterns for path in _matches(str(pattern))])
+        located = builtin.located("paths", [str(pattern) for pattern in patterns])
+        yield Items(Path(folder), [_read(path) for pattern in located for path in _matches(pattern)])
 
 
 def _matches(pattern: str) -> list[Path]:

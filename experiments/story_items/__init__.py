@@ -1,0 +1,1 @@
+"""The built-in items of evaluators, made from the grammar of SyntheticStories."""
