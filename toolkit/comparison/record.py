@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
+from toolkit.comparison.probes import ProbesRecord
 from toolkit.comparison.rates import TunedRate
 from toolkit.comparison.results import ArmResult, Comparison
 from toolkit.comparison.runs import Run
@@ -110,7 +111,7 @@ class Exclusion(TypedDict):
 
 class Record(TypedDict):
     """The content of compare.json. ``effect`` and ``noise_sd`` are in units of the metric; the baseline is the first of
-    the arms."""
+    the arms. ``probes`` is there with --probes."""
 
     name: str
     question: str
@@ -135,6 +136,7 @@ class Record(TypedDict):
     environment: dict[str, Any]
     folder: str | None
     headline: str
+    probes: NotRequired[ProbesRecord]
 
 
 def record(comparison: Comparison) -> Record:
