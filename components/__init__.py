@@ -13,6 +13,7 @@ from components import (  # noqa: F401
     norm,
     optimizer,
     position,
+    probe,
     schedule,
     stories,
     tokenizer,

@@ -32,6 +32,7 @@ from toolkit.store import journal
 from toolkit.store.factsfile import Facts
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch.utils.tensorboard import SummaryWriter
 
 
@@ -148,6 +149,9 @@ class TensorBoard:
         lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 100) or [""]]
         self.writer.add_text(name, _code_block("\n".join(lines)), step)
 
+    def histogram(self, step: int, name: str, values: np.ndarray) -> None:
+        self.writer.add_histogram(name, values, step)
+
     def close(self, summary: dict[str, float]) -> None:
         # HPARAMS shows the last value of each scalar, so a metric that was logged before needs no second point.
         for name in summary.keys() - self.seen:
@@ -245,7 +249,8 @@ class WandB:
             warnings.warn(f"W&B isn't reachable; this run is logged offline, for wandb sync ({reason})", stacklevel=2)
             wandb.teardown()  # otherwise the id counts as in use
             self.run = wandb.init(mode="offline", **chosen)
-        self.html, self.first = wandb.Html, self.run.step  # the server ignores steps before its last one
+        self.html, self.as_histogram = wandb.Html, wandb.Histogram
+        self.first = self.run.step  # the server ignores steps before its last one
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         if step >= self.first:
@@ -254,6 +259,9 @@ class WandB:
     def text(self, step: int, name: str, text: str) -> None:
         page = self.html(f'<pre style="white-space: pre-wrap">{html.escape(text)}</pre>', inject=False)
         self.log(step, {name: page})
+
+    def histogram(self, step: int, name: str, values: np.ndarray) -> None:
+        self.log(step, {name: self.as_histogram(values)})
 
     def close(self, summary: dict[str, float]) -> None:
         self.run.summary.update(summary)

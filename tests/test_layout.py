@@ -56,7 +56,7 @@ FLOORS = (  # from the ground up: a room, or a file beside the rooms, imports fr
     "text config model probed",
     "experiment tokens",
     "loop",
-    "evaluation",
+    "evaluation probing",
     "train compose",
     "rundir comparison",
     "ablation conformance",

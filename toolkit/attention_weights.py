@@ -37,13 +37,18 @@ def is_distribution(weighted: Tensor) -> bool:
     return bool((weighted >= -1e-3).all() and ((weighted.sum(-1) - 1).abs() <= TOLERANCE).all())
 
 
+def kernels(model: nn.Module) -> dict[str, nn.Module]:
+    """{module name: attention kernel} of the kernels of ``model.mixers``."""
+    parts = {getattr(mixer, "attention", None) for mixer in getattr(model, "mixers", ())}
+    return {name: module for name, module in model.named_modules() if module in parts}
+
+
 @contextmanager
 def recorded(model: nn.Module) -> Iterator[dict[str, Tensor | None]]:
     """Record the attention weights of every forward pass within the ``with`` block: {name of the kernel's module:
     weights}. A kernel that runs several times in a pass (differential attention) is there as NAME, NAME#2 and so on;
     a further pass replaces the weights of the one before. The kernels are those of ``model.mixers``. No gradient flows
     through the weights. Memory: B * H * T * S floats for each kernel."""
-    kernels = {getattr(mixer, "attention", None) for mixer in getattr(model, "mixers", ())}
     found: dict[str, Tensor | None] = {}
     calls: dict[str, int] = {}
 
@@ -56,13 +61,12 @@ def recorded(model: nn.Module) -> Iterator[dict[str, Tensor | None]]:
         calls.clear()
 
     handles = [model.register_forward_pre_hook(start_pass)]
-    for name, module in model.named_modules():
-        if module in kernels:
-            handles.append(
-                module.register_forward_pre_hook(
-                    lambda kernel, inputs, options, name=name: record(name, kernel, inputs, options), with_kwargs=True
-                )
+    for name, module in kernels(model).items():
+        handles.append(
+            module.register_forward_pre_hook(
+                lambda kernel, inputs, options, name=name: record(name, kernel, inputs, options), with_kwargs=True
             )
+        )
     try:
         yield found
     finally:

@@ -16,9 +16,9 @@ from toolkit.config import keys, safety
 from toolkit.config.guard import resolve
 from toolkit.config.imports import load_entry_points, load_file, load_module, own_file
 from toolkit.config.layers import BASE, Config, ConfigError, Import, check_statements, parse_bindings, parse_file
-from toolkit.evaluation import evaluators
-from toolkit.experiment import Experiment, Parts, build_blank
+from toolkit.experiment import Experiment, Parts, build_blank, build_list
 from toolkit.output.errors import clean
+from toolkit.probing import prober
 from toolkit.protocols import Tokenizer
 from toolkit.registry import CATALOG
 from toolkit.store import checkpoint, factsfile, seal
@@ -74,13 +74,16 @@ def load_shelf(imports: Sequence[str] = ()) -> list[str]:
 
 
 def try_build(config: Config) -> tuple[Experiment, Parts]:
-    """Build the experiment, its evaluators, and its other parts, on the meta device if possible, to find errors before
-    anything is read or written. Raises ConfigError, with the file and line of each binding that the error is about."""
+    """Build the experiment, its evaluators, its probes, and its other parts, on the meta device if possible, to find
+    errors before anything is read or written. Raises ConfigError, with the file and line of each binding that the error
+    is about."""
     try:
         experiment = config.build()
         parts = build_blank(experiment)
-        parts.evaluators = evaluators.build(config, "evaluators", experiment.evaluators)
-        parts.final_evaluators = evaluators.build(config, "final_evaluators", experiment.final_evaluators)
+        parts.evaluators = build_list(config, "evaluators", experiment.evaluators)
+        parts.final_evaluators = build_list(config, "final_evaluators", experiment.final_evaluators)
+        parts.probes = build_list(config, "probes", experiment.probes)
+        prober.check(parts)
         return experiment, parts
     except ValueError as error:
         places = _places_of_bindings(config, error)

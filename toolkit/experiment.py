@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le
 from torch import nn
 
+from toolkit.config.layers import Config
 from toolkit.objective import Objective
 from toolkit.parallel import distributed
-from toolkit.protocols import Data, Evaluator, Schedule, Tokenizer
+from toolkit.protocols import Data, Evaluator, Probe, Schedule, Tokenizer
 from toolkit.registry import able, register
 
 Count = Annotated[int, Gt(0)]
@@ -35,6 +37,7 @@ class Experiment:
     devices         processes that train together, each on its own GPU if there are GPUs; "all": one for each GPU
     rank_timeout    seconds: if a process gives no sign of life for so long, all processes end
     evaluators      what else to measure at every evaluation; final_evaluators: only at the last evaluation
+    probes          what to observe inside the model, every ``probe_every`` steps and at the last one
     eval_windows    validation windows per evaluation, the same every time; the last evaluation adds the whole split
     sample_prompt   text that the model continues every ``sample_every`` steps, by ``sample_tokens`` tokens that are
                     sampled at ``sample_temperature``
@@ -55,6 +58,7 @@ class Experiment:
     loggers: list[type]
     evaluators: list[type] | tuple[type, ...] = ()
     final_evaluators: list[type] | tuple[type, ...] = ()
+    probes: list[type] | tuple[type, ...] = ()
     steps: Annotated[int, Gt(0), Le(99_999_999)] = 100_000  # a checkpoint's name has eight digits
     batch_size: Count = 8
     accumulate: Count = 1
@@ -69,6 +73,7 @@ class Experiment:
     log_every: Count = 10
     eval_every: Count = 1000
     eval_windows: Count = 256
+    probe_every: Count = 50
     sample_every: Count = 1000
     sample_prompt: str = "Once upon a time"
     sample_tokens: Count = 200
@@ -92,6 +97,20 @@ class Parts:
     schedule: Schedule
     evaluators: dict[str, Evaluator] = field(default_factory=dict)  # by name; at every evaluation
     final_evaluators: dict[str, Evaluator] = field(default_factory=dict)  # only at the last evaluation
+    probes: dict[str, Probe] = field(default_factory=dict)  # by name
+
+
+def build_list(config: Config, slot: str, classes: Iterable[type]) -> dict[str, Any]:
+    """Build the parts in a list of Experiment: {name: part}. Raises ValueError for a name that occurs twice."""
+    parts: dict[str, Any] = {}
+    for name, cls in zip(config.names(slot), classes, strict=True):
+        if name in parts:
+            raise ValueError(
+                f"Experiment.{slot} has {name} twice, so their metrics would have the same names; give one of them a "
+                f"scope, as in @second/{name}"
+            )
+        parts[name] = cls()
+    return parts
 
 
 def build(

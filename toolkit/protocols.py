@@ -14,7 +14,7 @@ Shapes: B batch, T queries, S keys, H heads, G key/value heads, D head dim, C mo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -284,7 +284,8 @@ class Logger(Protocol):
     queue. It must not draw random numbers with torch.
 
     Optional:
-    flush  a method that writes buffered entries to files. It is called before each checkpoint is saved
+    flush      a method that writes buffered entries to files. It is called before each checkpoint is saved
+    histogram  histogram(step, name, values): shows an array of numbers (N,) of a probe
     """
 
     def __init__(self, run_dir: Path, start_step: int) -> None: ...
@@ -342,6 +343,78 @@ class Evaluator(Protocol):
     def evaluate(self, reader: Reader) -> dict[str, Score]: ...
 
 
+class Views(Protocol):
+    """What a probe may look at: a copy of the model, in evaluation mode, with the weights before the update of a step,
+    and the results of a forward and backward pass over a few validation sequences, always the same ones.
+
+    Mappings have the dotted names of modules or parameters as keys. Modules that did not run are missing; one that runs
+    several times in a pass is there as NAME, NAME#2 and so on. A probe must not change what it gets.
+
+    model             the copy
+    ids, targets      (B,T), the sequences
+    places            {module name: "block", "mixer" or "ffn"}, in the order of the model. A model without registered
+                      blocks has "part" for the modules of a block that are neither mixer nor ffn
+    weights           each parameter
+    activations       the output of each module
+    inputs            the first input of each module
+    gradients         the gradient of the mean loss for the output of each module
+    attention         (B,H,T,S) float32, the attention weights of each kernel of ``model.mixers``; None for a kernel
+                      whose output is no weighted sum of its values. They are computed each time one is read
+    logits            (B,T,V) float32, computed each time it is read
+    weight_gradients  the gradient of the mean loss for each parameter that has one
+    updates           what the step has added to each parameter, computed each time one is read
+    """
+
+    model: nn.Module
+    ids: Tensor
+    targets: Tensor
+
+    @property
+    def places(self) -> dict[str, str]: ...
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]: ...
+
+    @property
+    def activations(self) -> Mapping[str, Tensor]: ...
+
+    @property
+    def inputs(self) -> Mapping[str, Tensor]: ...
+
+    @property
+    def gradients(self) -> Mapping[str, Tensor]: ...
+
+    @property
+    def attention(self) -> Mapping[str, Tensor | None]: ...
+
+    @property
+    def logits(self) -> Tensor: ...
+
+    @property
+    def weight_gradients(self) -> Mapping[str, Tensor]: ...
+
+    @property
+    def updates(self) -> Mapping[str, Tensor]: ...
+
+
+class Probe(Protocol):
+    """Looks inside the model at some steps of training: views -> {name: number, array or None}.
+
+    ``needs`` is a class attribute: the set of the views that the probe reads, of activations, inputs, gradients,
+    attention, logits, weight_gradients and updates. What no probe needs is not computed.
+
+    A name is STATISTIC, or STATISTIC/MODULE with the dotted name of a module or parameter; in rows it becomes
+    ``probe/NAME/STATISTIC/MODULE``. A number (a float or a tensor with one element) goes into the rows, an array of at
+    most 100,000 numbers to the loggers that have ``histogram``. None says that the statistic does not apply. What is
+    None or not finite is left out of the rows. The result depends on nothing but the views and the knobs."""
+
+    needs: Set[str]
+
+    def __init__(self) -> None: ...
+
+    def observe(self, views: Views) -> dict[str, float | Tensor | np.ndarray | None]: ...
+
+
 class Experiment(Protocol):
     """The root of the config. The toolkit has one class of this kind, in ``toolkit/experiment.py``."""
 
@@ -364,5 +437,6 @@ KINDS: dict[str, type] = {
     "data": Data,
     "logger": Logger,
     "evaluator": Evaluator,
+    "probe": Probe,
     "experiment": Experiment,
 }

@@ -198,7 +198,7 @@ def _prepare(
         evaluator.prepare()  # a wrong item is found before any text is encoded
     blank.data.prepare()
     parts = build(experiment, device, blank.tokenizer, blank.data)
-    parts.evaluators, parts.final_evaluators = blank.evaluators, blank.final_evaluators
+    parts.evaluators, parts.final_evaluators, parts.probes = blank.evaluators, blank.final_evaluators, blank.probes
     sources = {"data": parts.data.fingerprint(), "tokenizer": parts.tokenizer.fingerprint()}
     progress, source = {"step": 0, "best": float("inf")}, None
     if arguments.resume:

@@ -24,6 +24,7 @@ from toolkit.loop.spikes import Spikes
 from toolkit.loop.stopwatch import Stopwatch
 from toolkit.loop.trace import traced
 from toolkit.parallel import distributed
+from toolkit.probing.prober import Prober
 from toolkit.seeding import named_seed
 from toolkit.store import checkpoint
 from toolkit.store.journal import Journal
@@ -66,6 +67,7 @@ def train(
     if is_main:
         keeper.prune()  # a process that was killed while pruning may have left old checkpoints
         itemfile.remove_from(run_dir / EVALUATIONS, start)
+    prober = Prober(experiment, parts, device, enabled=is_main)
     journal = Journal(run_dir, experiment.loggers, start, writing=is_main)
 
     module = one_step.training_module(experiment, parts.objective, device)
@@ -109,6 +111,7 @@ def train(
                     keeper.prune()
             if is_last_pass:
                 break
+            prober.keep_weights(step)
             stopwatch.resume()
 
             # ---- one step -----------------------------------------------------------------------------------------
@@ -141,6 +144,9 @@ def train(
                 row = training_row(experiment, optimizer, step, gradient, stopwatch.seconds_per_step(step + 1))
                 row |= {"time/mfu": row["time/tokens_per_s"] / peak_tokens_per_s} if peak_tokens_per_s else {}
                 journal.row(step, row | {name: float(value) for name, value in gradient.metrics.items()})
+            stopwatch.pause()
+            prober.observe(step, journal)
+            stopwatch.resume()
 
     state = "preempted" if signalled else "done" if is_final_step else "stopped"
     not_saved: dict[str, object] = {"not_saved": f"checkpoints/best: {keeper.lost}"} if keeper.lost else {}

@@ -54,6 +54,7 @@ Facts = TypedDict(
         "final": dict[str, Any],
         "code": dict[str, str],
         "evaluators": dict[str, str],
+        "probes": list[str],
         "init": dict[str, str],
         "started": Number,
         "ended": Number,

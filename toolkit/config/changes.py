@@ -11,7 +11,7 @@ SHAPES = {
     "model": ("model", "attention", "position", "mixer", "norm", "ffn", "block", "init"),
     "data": ("data", "tokenizer"),
     "training": ("loss", "optimizer", "schedule"),
-    "harmless": ("logger", "evaluator"),
+    "harmless": ("logger", "evaluator", "probe"),
 }
 EXPERIMENT = {
     "model": ("model",),
@@ -23,7 +23,7 @@ EXPERIMENT = {
     "harmless": (  # the mathematics stays the same; float sums may round differently on other devices or compiled
         *("loggers", "log_every", "sample_every", "sample_prompt", "sample_tokens", "sample_temperature"),
         *("checkpoint_every", "keep_checkpoints", "devices", "rank_timeout", "compile", "profile_steps"),
-        *("threads", "evaluators", "final_evaluators"),
+        *("threads", "evaluators", "final_evaluators", "probes", "probe_every"),
     ),
 }
 

@@ -24,7 +24,11 @@ MODELS = (*LAYERS, "model")
 VOCAB, LONGEST, HEADS, HEAD_DIM = 50, 64, 4, 8
 DIM = HEADS * HEAD_DIM
 LENGTHS = (1, 2, 13, 33, 64)
-LISTS = {"logger": "loggers", "evaluator": "final_evaluators"}  # kinds whose slot in Experiment holds a list
+LISTS = {
+    "logger": "loggers",
+    "evaluator": "final_evaluators",
+    "probe": "probes",
+}  # kinds whose slot in Experiment holds a list
 
 
 class Bench:

@@ -1,14 +1,14 @@
-"""The evaluators of an experiment: builds them by name, and measures a model with them."""
+"""The evaluators of an experiment: measures a model with them."""
 
 from __future__ import annotations
 
 import logging
 import math
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from toolkit.config.layers import Config
-from toolkit.experiment import Experiment
+from toolkit.experiment import Experiment, build_list
 from toolkit.loop.sampling import BrokenModel
 from toolkit.measures import Score
 from toolkit.protocols import Evaluator, Reader
@@ -16,25 +16,11 @@ from toolkit.protocols import Evaluator, Reader
 log = logging.getLogger("toolkit")
 
 
-def build(config: Config, slot: str, classes: Iterable[type]) -> dict[str, Evaluator]:
-    """Build the evaluators in a slot of Experiment: {name: evaluator}. Raises ValueError for a name that occurs
-    twice."""
-    evaluators: dict[str, Evaluator] = {}
-    for name, cls in zip(config.names(slot), classes, strict=True):
-        if name in evaluators:
-            raise ValueError(
-                f"Experiment.{slot} has {name} twice, so their metrics would have the same names; give one of them a "
-                f"scope, as in @second/{name}"
-            )
-        evaluators[name] = cls()
-    return evaluators
-
-
 def of(config: Config, experiment: Experiment) -> dict[str, Evaluator]:
     """All evaluators of an experiment: {name: evaluator}. An evaluator in both slots is there once. Raises
     ValueError."""
-    during = build(config, "evaluators", experiment.evaluators)
-    return during | build(config, "final_evaluators", experiment.final_evaluators)
+    during = build_list(config, "evaluators", experiment.evaluators)
+    return during | build_list(config, "final_evaluators", experiment.final_evaluators)
 
 
 def fingerprints(evaluators: Mapping[str, Evaluator]) -> dict[str, str]:

@@ -95,6 +95,7 @@ def at_start(
         "tokenizer": parts.tokenizer.fingerprint(),
         "encoded_by": getattr(parts.data, "encoded_by", None),
         "evaluators": evaluators.fingerprints(parts.evaluators | parts.final_evaluators),
+        "probes": list(parts.probes),
         "windows": {"train": parts.data.windows("train"), "val": parts.data.windows("val")},
         "from": str(source) if source else None,
         "config": config.flat,

@@ -88,6 +88,8 @@ class Facts(_From, total=False):
     lack it."""
     evaluators: dict[str, str]
     """{name: fingerprint of its items and knobs} of the evaluators. Older runs lack it."""
+    probes: list[str]
+    """Names of the probes. Older runs lack it."""
     windows: Windows
     """Numbers of training and validation samples."""
 

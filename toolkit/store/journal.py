@@ -20,10 +20,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TypedDict
+from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict
 
 from toolkit.output.errors import clean
 from toolkit.store.disk import BINARY, NO_FOLLOW, fsync, write_bytes
+
+if TYPE_CHECKING:
+    import numpy as np
 
 QUEUE = 1000  # calls that may wait for one logger; further calls are dropped
 PATIENCE = 60.0  # seconds that all loggers together have to close; W&B alone gives up after 30
@@ -72,6 +75,11 @@ class Journal:
             self.samples.add(step, f"## step {step}\n\n{text.strip()}\n\n")
             for logger in self.loggers:
                 logger.tell("text", step, "sample", text)
+
+    def histogram(self, step: int, name: str, values: np.ndarray) -> None:
+        """Pass an array of numbers to those loggers that have a method ``histogram``."""
+        for logger in self.loggers:
+            logger.tell("histogram", step, name, values)
 
     def sync(self) -> None:
         """Wait until all rows and samples so far are on the disk, so that no checkpoint is newer than they are. Entries
@@ -249,6 +257,9 @@ class LoggerThread(threading.Thread):
                 method, arguments = self.entries.get()
                 if method == "flush":
                     self._flush()
+                elif method == "histogram":
+                    if callable(histogram := getattr(self.logger, "histogram", None)):
+                        histogram(*arguments)
                 else:
                     getattr(self.logger, method)(*arguments)
         except BaseException as error:  # SystemExit would end the thread silently

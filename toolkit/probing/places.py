@@ -1,0 +1,54 @@
+"""Finds the blocks, mixers and ffns of a model by name."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from toolkit.registry import CATALOG
+
+KINDS = ("block", "mixer", "ffn")
+
+
+def places(model: nn.Module) -> dict[str, str]:
+    """{module name: "block", "mixer" or "ffn"} of the model's layers, in the order of the model.
+
+    Found are the registered parts of these kinds, and ``model.mixers``. A part inside a part of its kind, or inside a
+    mixer or ffn, is left out: it belongs to the outer one. In a model without registered blocks, the items of its
+    ModuleList or Sequential with the most parameters count as blocks, and the modules in each block that are neither
+    mixer nor ffn as "part". {} for a model without any of this."""
+    kinds = {entry.cls: entry.kind for entry in CATALOG.values() if entry.kind in KINDS}
+    mixers = {id(mixer) for mixer in getattr(model, "mixers", ())}
+    named: dict[str, str] = {}
+    for name, module in model.named_modules():
+        kind = next((kinds[cls] for cls in type(module).__mro__ if cls in kinds), None)
+        kind = "mixer" if id(module) in mixers else kind
+        if kind and not any(_is_inside(name, outer) and (named[outer] in (kind, "mixer", "ffn")) for outer in named):
+            named[name] = kind
+    return named if "block" in named.values() else _unregistered(model, named)
+
+
+def _unregistered(model: nn.Module, named: dict[str, str]) -> dict[str, str]:
+    """The places of a model whose blocks are not registered."""
+    stacks = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList | nn.Sequential) and not any(_is_inside(name, part) for part in named)
+    }
+    if not stacks:
+        return named
+    largest = max(stacks, key=lambda name: sum(p.numel() for p in stacks[name].parameters()))
+    found: dict[str, str] = {}
+    for index, block in stacks[largest].named_children():
+        name = f"{largest}.{index}" if largest else index
+        if named.get(name):
+            found[name] = named[name]
+            continue
+        found[name] = "block"
+        inner = {part: kind for part, kind in named.items() if _is_inside(part, name)}
+        children = (f"{name}.{child}" for child, module in block.named_children() if list(module.parameters()))
+        found |= inner or dict.fromkeys(children, "part")
+    return found
+
+
+def _is_inside(name: str, outer: str) -> bool:
+    return name.startswith(f"{outer}." if outer else "") and name != outer
