@@ -53,7 +53,7 @@ FLOORS = (  # from the ground up: a room, or a file beside the rooms, imports fr
     "protocols output cpu attention_weights",
     "registry linear linear_cross_entropy groups cache objective",
     "parallel store",
-    "text config model",
+    "text config model probed",
     "experiment tokens",
     "loop",
     "evaluation probing",

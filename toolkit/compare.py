@@ -12,7 +12,7 @@ from toolkit.command import run_command
 def main(argv: list[str] | None = None) -> int:
     """Run the command. Returns the exit code; raises ValueError for an error that the user can correct."""
     arguments = _arguments(argv)
-    from toolkit.comparison import assemble, board, figures, markdown, page, record, runs, screen
+    from toolkit.comparison import assemble, board, figures, markdown, page, probes, probespage, record, runs, screen
     from toolkit.output.terminal import Terminal, styled
     from toolkit.store.disk import refuse_links, write_bytes, write_text
 
@@ -20,6 +20,11 @@ def main(argv: list[str] | None = None) -> int:
     exclude = list(zip(arguments.exclude, arguments.reason, strict=True))
     comparison = assemble.compare(plan, found_runs, exclude, arguments.effect)
     results = record.record(comparison)
+    pages = {}
+    if arguments.probes:
+        results["probes"], cells = probes.changes(comparison)
+        title = results["question"] or results["name"]
+        pages["probes.html"] = probespage.page(title, results["baseline"], results["probes"], cells)
 
     out = Path(arguments.out) if arguments.out else (plan.folder or Path()) / "compare"
     refuse_links(out, below=None if arguments.out else out.parent)
@@ -32,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         "compare.csv": record.table(results),
         "compare.json": json.dumps(results, indent=1) + "\n",
         "compare.html": page.page(results, {name: (caption, svg) for name, (caption, _, svg) in pictures.items()}),
+        **pages,
     }
     for name, content in contents.items():
         write_text(out / name, content)
@@ -73,6 +79,12 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--out", metavar="DIR", help="folder for the report (default: compare/ in the plan's folder, or in this one)")
     add("--json", action="store_true", help="print the whole comparison as one JSON object")
     add("--verbose", action="store_true", help="also print each arm's reason, pairing and costs")
+    add(
+        "--probes",
+        action="store_true",
+        help="also find what changed first: the earliest step, module and statistic of Experiment.probes that differs "
+        "from the baseline beyond the noise of seeds",
+    )
     add("--strict", action="store_true", help="exit 1 when a guard fires")
     add("--exclude", metavar="RUN", action="append", default=[], help="leave out a run; every output mentions it")
     add("--reason", metavar="TEXT", action="append", default=[], help="why; give one for each --exclude, in order")

@@ -110,6 +110,8 @@ def _train(
 
     with lock, Signals() as signals, distributed.joined(experiment.rank_timeout, report_lost_rank) as device:
         if run.finished(experiment.steps):
+            if main_process:
+                _draw(run.path)
             report.say(f"{run.path} is done; nothing to resume")
             return 0
         try:
@@ -153,13 +155,22 @@ def _train(
 
 
 def _show_end(folder: Path, outcome: Mapping[str, Any], prompt: str) -> None:
-    """Draw the loss curve and print the results. An error is only logged, because training has ended already."""
-    from toolkit.rundir import curve, report
+    """Draw the pictures of the run and print the results."""
+    from toolkit.rundir import report
 
-    outputs: dict[str, Callable[[], object]] = {
-        "curve.png": lambda: curve.draw(folder),
-        "the results": lambda: report.footer(folder, outcome, prompt),
-    }
+    _draw(folder)
+    _try_each(folder, {"the results": lambda: report.footer(folder, outcome, prompt)})
+
+
+def _draw(folder: Path) -> None:
+    """Draw the loss curve, and the page of the probes if the run has any."""
+    from toolkit.rundir import curve, probes
+
+    _try_each(folder, {"curve.png": lambda: curve.draw(folder), "probes.html": lambda: probes.draw(folder)})
+
+
+def _try_each(folder: Path, outputs: Mapping[str, Callable[[], object]]) -> None:
+    """Make each output. An error is only logged, because training has ended already."""
     for output, show in outputs.items():
         try:
             show()

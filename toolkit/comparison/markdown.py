@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from toolkit.comparison import alike, text
+from toolkit.comparison import alike, probestext, text
+from toolkit.comparison.probes import LISTED, ProbesRecord
 from toolkit.comparison.record import Record
 from toolkit.output.escape import Markdown, code_block
 from toolkit.output.escape import markdown as md
@@ -19,6 +20,8 @@ def report(record: Record, pictures: dict[str, str]) -> str:
     out += ["", md("{}", text.legend(record)), ""]
     out += [md("- **{}**: {}", arm["arm"], text.explanation(arm)) for arm in record["arms"][1:]]
     out += ["", "## Guards", "", *(_banners(record) or [md("No guard fired.")])]
+    if "probes" in record:
+        out += ["", "## What changed first", "", *_probes(record["probes"])]
     if record["notes"]:
         out += ["", "## Notes", "", *_notes(record)]
     for file, caption in pictures.items():
@@ -52,6 +55,13 @@ def _verdicts(record: Record) -> list[Markdown]:
         row = [md("**{}**", text.verdict(arm)), arm["arm"], text.count(arm), mean, text.number(arm["difference"], "+")]
         rows.append([*row, text.interval(arm), text.p_value(arm["p_holm"]), text.steps(arm)])
     return _table(head, rows)
+
+
+def _probes(record: ProbesRecord) -> list[Markdown]:
+    out = [md("- {}", probestext.sentence(arm)) for arm in record["arms"]]
+    if cells := probestext.table(record, LISTED):
+        out += [Markdown(""), *_table(list(probestext.HEAD), [list(row) for row in cells])]
+    return [*out, Markdown(""), *(md("- {}", note) for note in (*probestext.notes(record), probestext.legend(record)))]
 
 
 def _banners(record: Record) -> list[Markdown]:

@@ -7,48 +7,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from toolkit.comparison import alike, text
+from toolkit.comparison import alike, probespage, text
 from toolkit.comparison.record import ArmRecord, Record
 from toolkit.output.escape import Html, html, join_html
+from toolkit.output.sheet import sheet, table
 
+PROBE_ROWS = 6  # cells of an arm that are listed; probes.html has more
 WORDS = ("better", "worse", "equivalent", "inconclusive")  # verdicts that have a colour
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # no scripts, nothing loaded from another place
-STYLE = Html("""
-:root { color-scheme: light dark; --ink: #1c2024; --soft: #5c6670; --line: #d9dde1; --page: #ffffff; --panel: #f5f6f7;
-  --better: #00598c; --worse: #b34700; --equivalent: #007a59; --open: #6b5b00; --alarm: #a3200d; --alarmed: #fdf0ed; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e8ea; --soft: #a3acb5; --line: #3a4047; --page: #16181b;
-  --panel: #1f2226; --better: #6db9ec; --worse: #ff9a57; --equivalent: #4fcfa6; --open: #e0c64a; --alarm: #ff9c8a;
-  --alarmed: #33201c; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2.2rem 1.6rem 4rem; max-width: 66rem; background: var(--page); color: var(--ink);
-  font: 15px/1.55 system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, sans-serif; }
-h1, h2, p, dt, dd, .banner, .note, figcaption { overflow-wrap: anywhere; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .4rem; }
-h2 { font-size: 1.12rem; margin: 2.4rem 0 .7rem; padding-bottom: .25rem; border-bottom: 1px solid var(--line); }
-p { margin: .5rem 0; } .soft, figcaption { color: var(--soft); font-size: .88rem; }
-.lead { font-size: 1.08rem; margin-bottom: 1.2rem; }
-.wide { overflow-x: auto; } .verdicts table { width: 100%; }
-table { border-collapse: collapse; min-width: 55%; font-variant-numeric: tabular-nums; font-size: .92rem; }
-th { text-align: left; font-weight: 600; color: var(--soft); font-size: .82rem; vertical-align: bottom; }
-th, td { padding: .36rem .9rem .36rem 0; border-bottom: 1px solid var(--line); }
-td { vertical-align: top; } td.n, th.n { text-align: right; white-space: nowrap; } td.k { white-space: nowrap; }
-td.a { min-width: 6rem; max-width: 24rem; overflow-wrap: anywhere; }
-.word { font-weight: 700; } .better { color: var(--better); } .worse { color: var(--worse); }
-.equivalent { color: var(--equivalent); } .inconclusive { color: var(--open); } .lost { color: var(--alarm); }
-.banner { background: var(--alarmed); border-left: 4px solid var(--alarm); padding: .45rem .8rem; margin: .4rem 0; }
-.banner b { color: var(--alarm); } .clean { border-left: 4px solid var(--equivalent); padding: .45rem .8rem;
-  background: var(--panel); }
-figure { margin: 1.1rem 0 1.6rem; } figure svg { width: 100%; max-width: 54rem; height: auto; display: block; }
-details { margin: .2rem 0; } summary { cursor: pointer; } details ul { margin: .3rem 0; padding-left: 1.4rem; }
-dl { display: grid; grid-template-columns: fit-content(14rem) 1fr; gap: .3rem 1.4rem; margin: 0; }
-dt { font-weight: 600; } dd { margin: 0; }
-@media (max-width: 40rem) { body { padding: 1.2rem .9rem 3rem; } dl { grid-template-columns: 1fr; gap: .1rem; }
-  dd { margin-bottom: .5rem; } th, td { padding-right: .6rem; }
-  .verdicts :is(th, td):is(:nth-child(3), :nth-child(8)) { display: none; } }
-pre { background: var(--panel); padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; border-radius: 4px; }
-code { font-size: .9em; overflow-wrap: anywhere; }
-@media print { body { max-width: none; padding: 0; } h2, figure, tr { break-inside: avoid; } }
-""")
 
 
 def page(record: Record, pictures: dict[str, tuple[str, str]]) -> Html:
@@ -61,6 +26,7 @@ def page(record: Record, pictures: dict[str, tuple[str, str]]) -> Html:
         html('<p class="soft">{}.</p>', text.legend(record)),
         Html("<h2>Guards</h2>"),
         *_guards(record),
+        *_probes(record),
         Html("<h2>Figures</h2>"),
         *(_figure(caption, svg) for caption, svg in pictures.values()),
         Html("<h2>Why each verdict</h2>"),
@@ -82,16 +48,7 @@ def page(record: Record, pictures: dict[str, tuple[str, str]]) -> Html:
         html("<pre>{}</pre>", join_html(text.commands(record), "\n")),
         html('<p class="soft">{}</p>', text.environment(record)),
     ]
-    return html(
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>'
-        "<style>{style}</style></head><body>\n{body}\n</body></html>\n",
-        policy=Html(POLICY),
-        title=record["question"] or record["name"],
-        style=STYLE,
-        body=join_html(body, "\n"),
-    )
+    return sheet(record["question"] or record["name"], body)
 
 
 def _verdicts(record: Record) -> Html:
@@ -104,7 +61,7 @@ def _verdicts(record: Record) -> Html:
         numbers = [text.count(arm), mean, text.number(arm["difference"], "+"), f"{low} to {high}" if low else ""]
         numbers += [text.p_value(arm["p_holm"]), text.formatted(arm["in_noise_sd"], "+.1f")]
         rows.append([("k", _verdict_cell(arm)), ("a", arm["arm"]), *(("n", cell) for cell in numbers)])
-    return _table(head, rows, left=2)
+    return table(head, rows, left=2)
 
 
 def _verdict_cell(arm: ArmRecord) -> Html:
@@ -119,6 +76,14 @@ def _guards(record: Record) -> list[Html]:
     clean = Html('<div class="clean">No guard fired: no difference was found except the factor.</div>')
     shown = [_banner(group) for group in alike.banners(record)]
     return [*(shown or [clean]), *(_note(group) for group in alike.notes(record))]
+
+
+def _probes(record: Record) -> list[Html]:
+    """What changed first, if the comparison was made with --probes."""
+    if "probes" not in record:
+        return []
+    link = Html('<p><a href="probes.html">Curves and maps of what changed</a></p>')
+    return [Html("<h2>What changed first</h2>"), *probespage.section(record["probes"], PROBE_ROWS), link]
 
 
 def _banner(group: alike.TextGroup) -> Html:
@@ -171,7 +136,7 @@ def _cells(row: list[str]) -> list[tuple[str, str]]:
 
 def _costs(record: Record) -> Html:
     rows = [[("a", arm["arm"]), *(("n", cell) for cell in text.cost(arm))] for arm in record["arms"]]
-    return _table(["arm", "steps", "training FLOPs", "seconds"], rows, left=1)
+    return table(["arm", "steps", "training FLOPs", "seconds"], rows, left=1)
 
 
 def _rates(record: Record) -> list[Html]:
@@ -183,7 +148,7 @@ def _rates(record: Record) -> list[Html]:
         for (name, _), *points in rows
     ]
     note = '<p class="soft">Means over the selection seeds. Each arm is judged at its rate in bold, on other seeds.</p>'
-    return [Html("<h2>Learning rates</h2>"), _table(head, cells, left=1), Html(note)]
+    return [Html("<h2>Learning rates</h2>"), table(head, cells, left=1), Html(note)]
 
 
 def _seeds(record: Record) -> Html:
@@ -194,7 +159,7 @@ def _seeds(record: Record) -> Html:
         [("a", name), *(("n", html('<span class="lost">{}</span>' if lost else "{}", cell)) for cell, lost in values)]
         for (name, _), *values in rows
     ]
-    return _table(head, cells, left=1)
+    return table(head, cells, left=1)
 
 
 def _transposed(head: list[str], rows: list) -> tuple[list[str], list]:
@@ -217,19 +182,8 @@ def _runs(record: Record) -> Html:
         rows.append([("a", one["run"]), ("n", ""), ("", outcome), *[("n", "")] * 3, ("a", one["reason"])])
     head = ["run", "seed", "outcome", record["metric"], "step", "seconds", "reason"]
     classes = ("", "n", "", "n", "n", "n", "")
-    return _table(head, rows, classes=classes)
+    return table(head, rows, classes=classes)
 
 
 def _definition_list(pairs: Iterable[tuple[str, str]]) -> Html:
     return html("<dl>{}</dl>", join_html(html("<dt>{}</dt><dd>{}</dd>", name, what) for name, what in pairs))
-
-
-def _table(head: list[str], rows: list, left: int = 0, classes: tuple[str, ...] = ()) -> Html:
-    """A table; each row is a list of (CSS class, cell). Headings of the first ``left`` columns are aligned left and
-    those of the others right, unless ``classes`` gives each heading's class."""
-    classes = classes or ("",) * left + ("n",) * (len(head) - left)
-    top = join_html(html('<th class="{}">{}</th>', cls, cell) for cls, cell in zip(classes, head, strict=True))
-    body = join_html(
-        html("<tr>{}</tr>\n", join_html(html('<td class="{}">{}</td>', cls, cell) for cls, cell in row)) for row in rows
-    )
-    return html('<div class="wide"><table><thead><tr>{}</tr></thead><tbody>\n{}</tbody></table></div>', top, body)

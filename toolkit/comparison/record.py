@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
+from toolkit.comparison.probes import ProbesRecord
 from toolkit.comparison.rates import TunedRate
 from toolkit.comparison.results import ArmResult, Comparison, MetricResolution
 from toolkit.comparison.runs import Run
@@ -138,7 +139,7 @@ class Exclusion(TypedDict):
 
 class Record(TypedDict):
     """The content of compare.json. ``effect`` and ``noise_sd`` are in units of the metric; the baseline is the first of
-    the arms."""
+    the arms. ``probes`` is there with --probes."""
 
     name: str
     question: str
@@ -164,6 +165,7 @@ class Record(TypedDict):
     environment: dict[str, Any]
     folder: str | None
     headline: str
+    probes: NotRequired[ProbesRecord]
 
 
 def record(comparison: Comparison) -> Record:

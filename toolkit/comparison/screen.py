@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from rich.text import Text
 
-from toolkit.comparison import alike, text
+from toolkit.comparison import alike, probestext, text
+from toolkit.comparison.probes import LISTED, ProbesRecord
 from toolkit.comparison.record import ArmRecord, Record
 from toolkit.output.escape import shorten
 from toolkit.output.terminal import Column, Terminal, grid, styled
 
 STYLES = {"better": "bold blue", "worse": "bold red", "equivalent": "bold green", "inconclusive": "bold yellow"}
 MAX_BANNER_LENGTH = 320  # characters of a banner that are shown without ``verbose``
+PROBE_ROWS = 3  # cells of an arm that are listed without ``verbose``
+_PROBE_COLUMNS = [
+    Column(
+        title, right=title not in ("arm", "module", "statistic"), gives_way=order, name=order == 0 and title != "step"
+    )
+    for title, order in zip(probestext.HEAD, (0, 0, 0, 0, 1, 2, 0, 3), strict=True)
+]
 
 
 def show(record: Record, console: Terminal, verbose: bool = False) -> None:
@@ -19,6 +27,8 @@ def show(record: Record, console: Terminal, verbose: bool = False) -> None:
     answer(record, console)
     _legend(record, console)
     _guards(record, console, verbose)
+    if "probes" in record:
+        _probes(record["probes"], console, verbose)
     if verbose:
         _by_item(record, console)
         _resolution(record, console)
@@ -129,6 +139,20 @@ def _resolution(record: Record, console: Terminal) -> None:
         console.print(grid(columns, rows, console.width)[0])
     for sentence in text.without_separation(record):
         console.print(styled(("-", "yellow"), f" {sentence}"))
+
+
+def _probes(record: ProbesRecord, console: Terminal, verbose: bool) -> None:
+    """Print what changed first in each arm, and a table of the largest differences at that step."""
+    console.print()
+    console.print(styled(("what changed first", "bold")))
+    for arm in record["arms"]:
+        console.print(styled(probestext.sentence(arm)))
+    if cells := probestext.table(record, LISTED if verbose else PROBE_ROWS):
+        console.print()
+        console.print(grid(_PROBE_COLUMNS, cells, console.width)[0])
+    console.print()
+    for note in (*probestext.notes(record), probestext.legend(record)):
+        console.print(styled((note, "dim")))
 
 
 def _costs(record: Record, console: Terminal) -> None:

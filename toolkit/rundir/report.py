@@ -67,7 +67,10 @@ def footer(run: Path, outcome: Mapping[str, Any], prompt: str) -> None:
         console.print(last[1].strip() + "\n")
     if outcome["state"] != "done":
         say(f"{outcome['state']} at step {outcome['step']:,}; continue with {resume_flags(run)}")
-    say(f"curve: {run / 'curve.png'}\nnext:")
+    say(f"curve: {run / 'curve.png'}")
+    if (run / "probes.html").is_file():
+        say(f"probes: {run / 'probes.html'}")
+    say("next:")
     for command in (
         f"python -m toolkit.generate {shlex.quote(str(run))} --prompt {shlex.quote(prompt)}",
         f"python -m toolkit.evaluate {shlex.quote(str(run))}",
