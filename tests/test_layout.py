@@ -57,9 +57,9 @@ FLOORS = (  # from the ground up: a room, or a file beside the rooms, imports fr
     "experiment tokens",
     "loop",
     "evaluation probing",
-    "train compose",
+    "training compose",
     "rundir comparison",
-    "ablation conformance",
+    "ablation conformance start notebook",
     "__init__ command",
     "run generate evaluate components prepare ablate compare",
 )

@@ -34,7 +34,7 @@ NOT_PARTS = {
     "base": "a dataclass of the toolkit, field by field",
     "m": "a dataclass of the toolkit, field by field",
 }
-MODULE_ATTRIBUTES = {"__file__", "__path__"}
+MODULE_ATTRIBUTES = {"__file__", "__path__", "__spec__"}
 # getattr and hasattr on parts with a name that is no constant, by the source text of the call.
 COMPUTED = {
     "getattr(self.logger, method)": "the required methods of Logger",

@@ -21,7 +21,7 @@ from toolkit.loop import sampling
 from toolkit.rundir.facts import peak_flops
 from toolkit.store import checkpoint, journal
 from toolkit.store.seal import unseal_text
-from toolkit.train import Diverged
+from toolkit.training import Diverged
 
 ROOT = Path(__file__).parent.parent
 

@@ -6,7 +6,7 @@ import logging
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import torch
 
 from toolkit.config import keys, safety
 from toolkit.config.guard import resolve
-from toolkit.config.imports import load_entry_points, load_file, load_module, own_file
+from toolkit.config.imports import load_entry_points, load_file, load_module, own_file, reload_changed
 from toolkit.config.layers import BASE, Config, ConfigError, Import, check_statements, parse_bindings, parse_file
 from toolkit.experiment import Experiment, Parts, build_blank, build_list
 from toolkit.output.errors import clean
@@ -52,6 +52,11 @@ def compose(
     return config, [file for file in map(own_file, config.imports) if file]
 
 
+def listed(given: str | Path | Iterable[str | Path]) -> list[str]:
+    """A list of texts from what a caller in Python gives: one text or path, or several."""
+    return [str(each) for each in ((given,) if isinstance(given, str | Path) else given)]
+
+
 def load_shelf(imports: Sequence[str] = ()) -> list[str]:
     """Register the parts in components/ (the shelf), in installed packages, and in the modules or files ``imports``.
     Returns the module names of ``imports``. Raises ConfigError."""
@@ -61,6 +66,10 @@ def load_shelf(imports: Sequence[str] = ()) -> list[str]:
     for failure in load_entry_points():
         log.warning("%s; its parts are left out", failure)
     names = []
+    try:
+        reload_changed()
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     for name in imports:
         try:
             if name.endswith(".py"):

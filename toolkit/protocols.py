@@ -158,6 +158,8 @@ class Model(Protocol):
     unembed     the Linear with the output matrix, unless the embedding's weight is used. Optimizers do not treat it as
                 a hidden matrix
     padding     number of parameters in rows that only pad the vocabulary; parameter counts leave them out
+    mask_documents  ``toolkit.load`` and ``toolkit.build`` set it to the value of Experiment.mask_documents, so that
+                    ``toolkit.read`` reads a text as it was read in training
     """
 
     max_len: int

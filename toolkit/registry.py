@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
 import re
 import sys
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import gin.config
 
@@ -17,12 +19,19 @@ from toolkit.protocols import KINDS
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """A part in the catalogue: its kind, name and class, and the knobs that gin may bind."""
+    """A part in the catalogue: its kind, name and class, and the knobs that gin may bind.
+
+    source     SHA-256, hex, of the file with the class when the class was registered; None for the toolkit's own parts,
+               and for a class in a notebook or in the script that Python runs
+    execution  the ``__spec__`` of the class's module: a module that is executed again gets another one
+    """
 
     kind: str
     name: str
     cls: type
     knobs: dict[str, inspect.Parameter]
+    source: str | None = None
+    execution: object = None
 
     @property
     def module(self) -> str:
@@ -60,20 +69,51 @@ def able(kind: str, feature: str) -> str:
 
 def register(kind: str) -> Callable[[type], type]:
     """Class decorator that adds a part to the catalogue and to gin. Raises ValueError for a class that ``entry_of``
-    refuses, and for a name that is already taken."""
+    refuses, and for a name that is already taken. A class replaces its former definition if its module is executed
+    again, and a class from a notebook is replaced by any other of its name."""
 
     def add(cls: type) -> type:
         entry = entry_of(kind, cls)
-        if entry.name in CATALOG:
-            existing = CATALOG[entry.name]
+        existing = CATALOG.get(entry.name)
+        if existing and not _is_former_definition(existing, cls):
             raise ValueError(
                 f"{_label(cls)}: the name is taken by the {existing.kind} in {existing.module}; choose another name"
             )
+        if existing:
+            _remove(existing)
         gin.config.register(cls, denylist=list(supplied(kind)) or None)
         CATALOG[entry.name] = entry
         return cls
 
     return add
+
+
+def forget(module: str) -> None:
+    """Remove the parts that a module has registered."""
+    for entry in [entry for entry in CATALOG.values() if entry.module == module]:
+        _remove(entry)
+
+
+def _remove(entry: Entry) -> None:
+    del CATALOG[entry.name]
+    gin.config._REGISTRY.pop(f"{entry.module}.{entry.name}")  # gin has no public function for this
+
+
+def _is_former_definition(entry: Entry, cls: type) -> bool:
+    """Whether a new class of the same name replaces a part."""
+    module = sys.modules.get(entry.module)
+    if entry.module == "__main__" and not hasattr(module, "__file__"):  # a cell of a notebook, run again or moved
+        return True
+    return entry.module == cls.__module__ and entry.execution is not getattr(module, "__spec__", None)
+
+
+def digest_of(module: str) -> str | None:
+    """SHA-256, hex, of a loaded module's file. None for the toolkit's own modules, for the script that Python runs, and
+    for a module whose file is missing."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if module.split(".")[0] in ("toolkit", "components", "__main__") or not file or not Path(file).is_file():
+        return None
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def _label(cls: type) -> str:
@@ -111,4 +151,5 @@ def entry_of(kind: str, cls: type) -> Entry:
         # A class as a default would be built without its bindings in gin.
         if isinstance(knob.default, type) and knob.default is not knob.empty:
             raise ValueError(f"{label}: {knob.name} must have no default, or None; choose its part in gin")
-    return Entry(kind, name, cls, {parameter.name: parameter for parameter in knobs})
+    execution = getattr(sys.modules.get(cls.__module__), "__spec__", None)
+    return Entry(kind, name, cls, {knob.name: knob for knob in knobs}, digest_of(cls.__module__), execution)

@@ -40,7 +40,7 @@ LATER = (  # what a run imports on its way, and what costs most of a short one's
     "toolkit.rundir.curve",
     "toolkit.rundir.facts",
     "toolkit.rundir.folder",
-    "toolkit.train",
+    "toolkit.training",
 )
 
 

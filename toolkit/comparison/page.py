@@ -114,7 +114,7 @@ def _by_item(record: Record) -> list[Html]:
     head, rows = text.by_item(record)
     if not rows:
         return []
-    return [Html("<h2>By item</h2>"), _table(head, [_cells(row) for row in rows], left=1)]
+    return [Html("<h2>By item</h2>"), table(head, [_cells(row) for row in rows], left=1)]
 
 
 def _resolution(record: Record) -> list[Html]:
@@ -127,7 +127,7 @@ def _resolution(record: Record) -> list[Html]:
     ]
     classes = ("", "", "n", "n", "n", "n", "n", "", "n", "")
     sentences = [html("<p>{}</p>", sentence) for sentence in text.without_separation(record)]
-    return [Html("<h2>What each metric can tell apart</h2>"), _table(head, cells, classes=classes), *sentences]
+    return [Html("<h2>What each metric can tell apart</h2>"), table(head, cells, classes=classes), *sentences]
 
 
 def _cells(row: list[str]) -> list[tuple[str, str]]:

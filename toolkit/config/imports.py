@@ -10,6 +10,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from toolkit.registry import CATALOG, digest_of, forget
 from toolkit.root import ROOT
 
 ENTRY_POINTS = "toolkit.components"  # the group under which an installed package names its modules
@@ -60,6 +61,25 @@ def load_copy(file: Path) -> None:
             f"{file} can't be imported: another {file.stem!r} is already loaded, from {other}; use a separate "
             f"process, or pass --import {file.stem} to use the loaded one"
         )
+
+
+def reload_changed() -> None:
+    """Import the files again that have registered parts and were changed since. In a notebook, a run would otherwise
+    train the old code and keep a copy of the new. Raises ValueError with the reason if that fails."""
+    for name, source in {entry.module: entry.source for entry in CATALOG.values() if entry.source}.items():
+        if digest_of(name) in (None, source):
+            continue
+        module = sys.modules[name]
+        file = Path(str(module.__file__))
+        forget(name)
+        module.__spec__ = importlib.util.spec_from_file_location(name, file)
+        try:  # without Python's cache of compiled files, which goes by the second in which a file was changed
+            exec(compile(file.read_bytes(), file, "exec"), vars(module))
+        except BaseException as error:
+            del sys.modules[name]
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            raise ValueError(f"can't import {file} again: {_describe(error)}") from error
 
 
 def own_file(name: str) -> Path | None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from toolkit.cpu import switch
@@ -25,6 +26,20 @@ def use_threads(count: int | None) -> None:
 
     if count is not None:
         torch.set_num_threads(count)
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Use ``count`` threads within the ``with`` block, and as many as before after it; None keeps their number."""
+    import torch
+
+    before = torch.get_num_threads()
+    use_threads(count)
+    try:
+        yield
+    finally:
+        if count is not None:
+            use_threads(before)
 
 
 def in_force() -> str:

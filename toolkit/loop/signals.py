@@ -25,10 +25,12 @@ class Signals:
     """Catches signals inside a ``with`` block. ``caught`` is the number of the first signal, or None.
 
     A second signal, at least half a second after the first, is not caught: it ends the process at once, and only what
-    is on disk by then is kept."""
+    is on disk by then is kept. With ``second_ends_process`` False, it is handled as if this object did not exist: a
+    second Ctrl-C then raises KeyboardInterrupt, and a notebook keeps its other variables."""
 
-    def __init__(self) -> None:
+    def __init__(self, second_ends_process: bool = True) -> None:
         self.caught: int | None = None
+        self.second_ends_process = second_ends_process
         self._droppable = False
         self._old_handlers: dict[int, Handler] = {}
 
@@ -63,9 +65,11 @@ class Signals:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.caught = number
-        self._set_handlers(signal.SIG_IGN)
+        for each in LISTENED:
+            signal.signal(each, signal.SIG_IGN)
         time.sleep(ECHO)
-        self._set_handlers(signal.SIG_DFL)  # ends the process at once; a Python handler would wait
+        for each in LISTENED:  # SIG_DFL ends the process at once; a Python handler would wait
+            signal.signal(each, signal.SIG_DFL if self.second_ends_process else self._old_handlers[each])
         if self._droppable:
             self._set_alarm(AGAIN)
             raise Interrupted
@@ -78,8 +82,3 @@ class Signals:
     def _set_alarm(seconds: float) -> None:
         if ALARM is not None:
             signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
-
-    @staticmethod
-    def _set_handlers(handler: Handler) -> None:
-        for number in LISTENED:
-            signal.signal(number, handler)

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ FAILURE_CODES = {  # of a failed run, by the kind of error
 }
 
 
-def run_name(overlays: list[str]) -> str:
+def run_name(overlays: Sequence[str]) -> str:
     """The default name of a run: the names of its overlays, such as quickstart or tiny-alibi."""
     return "-".join(Path(overlay).stem for overlay in overlays) or "default"
 
@@ -230,7 +230,7 @@ class RunDir:
         return True
 
     def write_end(self, outcome: Mapping[str, Any], peak_memory: int, digest: str | None) -> None:
-        """Add the results to facts.json, and write the last status. ``outcome``: see ``toolkit.train.train``.
+        """Add the results to facts.json, and write the last status. ``outcome``: see ``toolkit.training.train``.
         ``peak_memory`` is in bytes; ``digest`` is the SHA-256 of the newest weights. Raises OSError."""
         final = {key: value for key, value in outcome.items() if key != "not_saved"}
         facts = factsfile.read(self.path)

@@ -52,7 +52,7 @@ def header(run: Path, info: Facts, model: torch.nn.Module, optimizer: torch.opti
 
 def footer(run: Path, outcome: Mapping[str, Any], prompt: str) -> None:
     """Print the final validation loss, the last sample, where the curve is, and commands to try next. ``outcome``: see
-    ``toolkit.train.train``."""
+    ``toolkit.training.train``."""
     loss = outcome.get("val_full/loss_nats")
     if loss is not None:
         bits = outcome["val_full/bits_per_byte"]
