@@ -61,7 +61,7 @@ def sheet(title: str, body: Iterable[Html], style: str = "") -> Html:
     )
 
 
-def table(head: list[str], rows: list[list[tuple[str, str]]], left: int = 0, classes: tuple[str, ...] = ()) -> Html:
+def table(head: list[str], rows: list, left: int = 0, classes: tuple[str, ...] = ()) -> Html:
     """A table; each row is a list of (CSS class, cell). Headings of the first ``left`` columns are aligned left and
     those of the others right, unless ``classes`` gives each heading's class."""
     classes = classes or ("",) * left + ("n",) * (len(head) - left)
