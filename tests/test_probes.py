@@ -4,7 +4,6 @@ import pytest
 import torch
 from runs import assert_equal, facts, rows, small_run
 
-
 ALL = ("gin/probe/all.gin",)
 EVERY = ("Experiment.probe_every = 5",)
 

@@ -147,12 +147,13 @@ def observe(
     for name, probe in probes.items():
         views = Views(name, set(probe.needs), copied.model, objective.model, batch, captured, precision)
         with torch.no_grad():
-            _add(observation, name, probe.observe(views))
+            sort_values(observation, name, probe.observe(views))
     return observation
 
 
-def _add(observation: Observation, probe: str, values: object) -> None:
-    """Sort the result of a probe into single numbers, arrays and what is left out."""
+def sort_values(observation: Observation, probe: str, values: object) -> None:
+    """Sort the result of a probe into single numbers, arrays and what is left out. Raises ValueError for a result of
+    another form than toolkit/protocols.py asks for."""
     if not isinstance(values, dict):
         raise ValueError(
             f"{probe}.observe returned {values!r:.80}; it must return {{'STATISTIC/MODULE': number or array}}"
