@@ -325,7 +325,7 @@ def test_places_of_models():
     mixed = nn.ModuleList([nn.ModuleDict({"norm": nn.LayerNorm(4), "mix": SelfAttention(4, 2, 2, 0, SDPA, (0, 1))})])
     assert places(mixed) == {"0": "block", "0.mix": "mixer", "0.norm": "part"}
     assert places(inner[1]) == {"0": "mixer", "1": "block"}
-    assert places(inner) == {"0": "block", "1": "block", "1.0": "mixer"}
+    assert places(inner) == {"0": "block", "1": "block", "1.0": "mixer", "1.1": "part"}
 
 
 def test_a_strangers_model_gives_what_there_is_and_says_what_is_not(caplog):
