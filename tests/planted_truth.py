@@ -124,7 +124,8 @@ def satterthwaite(seeds, squares, alpha=0.05):
     variance = squares.seeds + np.maximum(squares.items - squares.rest, 0)
     parts = squares.seeds**2 / (n_seeds - 1)
     more = squares.items**2 / (n_items - 1) + squares.rest**2 / ((n_seeds - 1) * (n_items - 1))
-    df = variance**2 / np.where(squares.items > squares.rest, parts + more, parts)
+    with np.errstate(invalid="ignore"):  # no variance at all
+        df = variance**2 / np.where(squares.items > squares.rest, parts + more, parts)
     half = stats.t.isf(alpha / 2, df) * np.sqrt(variance / (n_seeds * n_items))
     return seeds.mean - half, seeds.mean + half
 

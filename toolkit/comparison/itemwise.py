@@ -50,7 +50,7 @@ class Itemwise:
 
     ``low`` and ``high`` are the ends of the interval for these items, ``low_like`` and ``high_like`` of that for items
     like these. ``share_seeds``, ``share_items`` and ``share_rest`` are the shares of the variance of the mean
-    difference; they add up to 1. A part that is estimated below 0 counts as 0."""
+    difference; they add up to 1. A part that is estimated below 0 counts as 0. Without an interval they are nan."""
 
     mean: Array
     low: Array
@@ -99,6 +99,6 @@ def intervals(seeds: Measured, squares: MeanSquares, alpha: float) -> Itemwise:
     critical = stats.t.isf(alpha / 2, squares.n_items - 1) if squares.n_items > 1 else np.nan
     half = np.hypot((seeds.high - seeds.low) / 2, critical * np.sqrt(items))
     parts = np.stack([np.maximum(squares.seeds / count - rest, 0), items, rest])
-    total = parts.sum(0)
+    total = np.where(np.isnan(half), 0, parts.sum(0))
     shares = np.divide(parts, total, out=np.full_like(parts, np.nan), where=total > 0)
     return Itemwise(seeds.mean, seeds.low, seeds.high, seeds.mean - half, seeds.mean + half, *shares)

@@ -7,7 +7,6 @@ more powerful for arms of equal noise, but a single arm with three times the noi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -32,7 +31,8 @@ class Separation:
 class Resolution:
     """One metric over all arms of a plan. ``seeds`` is the number of seeds of each arm, ``noise`` the sd over seeds
     pooled over arms, ``detectable`` the true difference from the baseline that these seeds find with 80 % power.
-    ``largest`` is the largest difference of two arms' means, the first of ``between`` minus the second. ``p`` is that
+    ``largest`` is the largest difference of two arms' means, the first of ``between`` minus the second (None if no
+    two differ). ``p`` is that
     of the test whether any two arms differ, and ``tells_apart`` its answer; None if there is nothing to test."""
 
     metric: str
@@ -64,14 +64,16 @@ def separation(values: ArrayLike, paired: bool) -> Separation:
 def resolve(metric: str, arms: Mapping[str, Mapping[int, float]], paired: bool, alpha: float) -> Resolution:
     """The resolution of a metric. ``arms`` are {arm: {seed: value}}. Arms without values are left out. Paired arms are
     compared over the seeds that all of them have; unpaired ones over as many seeds as each of them has."""
-    values = _table({name: by_seed for name, by_seed in arms.items() if by_seed}, paired)
-    names, seeds = list(values), min((len(each) for each in values.values()), default=0)
-    noise, df = statistics.noise_floor(values.values()) if seeds else (math.nan, 0)
+    measured = {name: by_seed for name, by_seed in arms.items() if by_seed}
+    noise, df = statistics.noise_floor(list(by_seed.values()) for by_seed in measured.values())
+    values = _table(measured, paired)
+    seeds = min((len(each) for each in values.values()), default=0)
     means = {name: float(np.mean(each)) for name, each in values.items()} if seeds else {}
     largest = between = p = detectable = None
     if len(means) > 1:
-        between = (max(names, key=means.__getitem__), min(names, key=means.__getitem__))
+        between = (max(means, key=means.__getitem__), min(means, key=means.__getitem__))
         largest = means[between[0]] - means[between[1]]
+        between = between if largest else None
     if len(means) > 1 and seeds > 1:
         found = separation([each[:seeds] for each in values.values()], paired)
         p = float(found.p) if np.isfinite(found.p) else None
@@ -79,7 +81,7 @@ def resolve(metric: str, arms: Mapping[str, Mapping[int, float]], paired: bool, 
         detectable = statistics.detectable(sd, seeds, paired, alpha / (len(means) - 1)) if sd else None
     same = bool(means) and all(value == next(iter(means.values())) for value in means.values())
     tells_apart = p < alpha if p is not None else False if seeds > 1 and len(means) > 1 and same else None
-    return Resolution(metric, len(means), seeds, noise if df else None, detectable, largest, between, p, tells_apart)
+    return Resolution(metric, len(measured), seeds, noise if df else None, detectable, largest, between, p, tells_apart)
 
 
 def _table(arms: Mapping[str, Mapping[int, float]], paired: bool) -> dict[str, list[float]]:

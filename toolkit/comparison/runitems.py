@@ -50,16 +50,16 @@ class ItemReader:
         reason why they can't be compared."""
         if len({run.facts.get("evaluators", {}).get(self.evaluator) for pair in pairs for run in pair}) > 1:
             raise ValueError(f"{self.evaluator} has other items or knobs than in the baseline's runs")
-        values = [[self.items(run) for run in pair] for pair in pairs]
-        names = sorted(values[0][1])
+        values = [[self.items(run) for run in reversed(pair)] for pair in pairs]  # the baseline first
+        names = sorted(values[0][0])
         for pair, both in zip(pairs, values, strict=True):
-            for run, items in zip(pair, both, strict=True):
+            for run, items in zip(reversed(pair), both, strict=True):
                 if differing := sorted(items.keys() ^ set(names)):
                     raise ValueError(
                         f"{run.name} has other items than {pairs[0][1].name}: they differ in {len(differing)}, such as "
                         f"{differing[0]}"
                     )
-        arm, base = (np.array([[both[side][item] for item in names] for both in values]) for side in (0, 1))
+        base, arm = (np.array([[both[side][item] for item in names] for both in values]) for side in (0, 1))
         found = itemwise(arm, base, alpha)
         numbers = (found.low_like, found.high_like, found.share_seeds, found.share_items, found.share_rest)
         return ItemEvidence(len(names), len(pairs), *(float(x) if np.isfinite(x) else None for x in numbers))

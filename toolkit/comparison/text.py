@@ -144,7 +144,7 @@ def shares(arm: ArmRecord) -> list[str]:
 
 
 def by_item(record: Record) -> tuple[list[str], list[list[str]]]:
-    """(head, rows) of the table of intervals by item, with a row for each arm that was compared item by item."""
+    """(head, rows) of the table of intervals by item, with a row for each arm that has both intervals."""
     rows = [
         [
             arm["arm"],
@@ -155,7 +155,7 @@ def by_item(record: Record) -> tuple[list[str], list[list[str]]]:
             *shares(arm),
         ]
         for arm in record["arms"]
-        if arm["items"] is not None
+        if arm["low_like"] is not None
     ]
     head = ["arm", "difference", "these items", "items like these", "items", "var: seeds", "var: items", "var: rest"]
     return head, rows
@@ -182,35 +182,34 @@ def _apart(one: ResolutionRecord) -> str:
 
 def without_separation(record: Record) -> list[str]:
     """A sentence for each metric that tells no two arms apart, or can't be tested."""
-    sentences = []
-    for one in record["resolution"]:
-        of = f"{formatted(one['seeds'], ',')} seeds"
-        of += "" if one["items"] is None else f", {formatted(one['items'], ',')} items"
-        if one["tells_apart"] is None:
-            why = (
-                "only one arm has values"
-                if one["arms"] == 1
-                else "without two seeds that all arms share, there is no test"
-                if one["seeds"] in (0, 1)
-                else "the differences have no spread over the seeds"
-            )
-            sentences.append(f"{one['metric']}: {why}.")
-        elif one["by_verdict"]:
-            sentences.append(
-                f"{one['metric']}: the verdicts tell arms from the baseline, but the test over all pairs of "
-                f"{one['arms']} arms, which is stricter, does not (p = {p_value(one['p'])}; {of})."
-            )
-        elif not one["tells_apart"] and one["p"] is None:
-            sentences.append(f"{one['metric']} has one value in all {one['arms']} arms, so it tells nothing ({of}).")
-        elif not one["tells_apart"]:
-            finds = f"they would find a difference of {number(one['detectable'])} with 80 % power" * bool(
-                one["detectable"]
-            )
-            sentences.append(
-                f"{one['metric']} tells no two of the {one['arms']} arms apart at this size (p = {p_value(one['p'])}; "
-                f"{of}): the largest difference is {number(one['largest'])}; {finds}."
-            )
-    return sentences
+    return [sentence for one in record["resolution"] if (sentence := _without_separation(one))]
+
+
+def _without_separation(one: ResolutionRecord) -> str:
+    metric, arms, seeds = one["metric"], one["arms"], formatted(one["seeds"], ",")
+    items = "" if one["items"] is None else f", {formatted(one['items'], ',')} items"
+    if one["tells_apart"]:
+        return ""
+    if one["tells_apart"] is None:
+        why = "the differences have no spread over the seeds"
+        if one["arms"] == 1:
+            why = "only one arm has values"
+        elif one["seeds"] in (0, 1):
+            why = "the test needs two seeds in each arm"
+        return f"{metric} is not tested: {why} ({seeds} seeds{items})."
+    if one["p"] is None:
+        return f"{metric} has the same values in all {arms} arms, so it tells nothing ({seeds} seeds{items})."
+    if one["by_verdict"]:
+        return (
+            f"{metric}: the verdicts tell arms from the baseline, but the test over all pairs of {arms} arms, which is "
+            f"stricter, does not (p = {p_value(one['p'])}; {seeds} seeds{items})."
+        )
+    unit = "" if one["unit"] == metric else f" {one['unit']}"
+    finds = "" if one["detectable"] is None else f", and {seeds} seeds find {number(one['detectable'])} with 80 % power"
+    return (
+        f"{metric} tells no two of the {arms} arms apart at this size (p = {p_value(one['p'])}; {seeds} seeds{items}): "
+        f"the largest difference is {number(one['largest'])}{unit}{finds}."
+    )
 
 
 def exclusions(record: Record) -> list[str]:
@@ -292,7 +291,7 @@ def meanings(record: Record) -> list[tuple[str, str]]:
             "linearly between evaluations",
         ),
     ]
-    if any(arm["items"] is not None for arm in record["arms"]):
+    if any(arm["low_like"] is not None for arm in record["arms"]):
         result += [
             (
                 "these items",

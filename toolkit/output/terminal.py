@@ -54,7 +54,10 @@ def grid(
     styled_rows = [[cell if isinstance(cell, tuple) else (cell, "") for cell in row] for row in rows]
     cells = [[(escape.line(text), style) for text, style in row] for row in styled_rows]
     widths = [max(cell_len(text) for text in (c.title, *(row[i][0] for row in cells))) for i, c in enumerate(columns)]
-    wanted = [min(w, COMFORT) if column.name else w for column, w in zip(columns, widths, strict=True)]
+    least = [
+        max(COMFORT, cell_len(column.title)) if column.name else w for column, w in zip(columns, widths, strict=True)
+    ]
+    wanted = [min(w, most) for w, most in zip(widths, least, strict=True)]
     kept = list(range(len(columns)))
 
     def room() -> int:
