@@ -102,8 +102,8 @@ def _remove(entry: Entry) -> None:
 def _is_former_definition(entry: Entry, cls: type) -> bool:
     """Whether a new class of the same name replaces a part."""
     module = sys.modules.get(entry.module)
-    if entry.module == "__main__" and not hasattr(module, "__file__"):  # a cell of a notebook, run again or moved
-        return True
+    if entry.module == "__main__" and not Path(getattr(module, "__file__", "")).is_file():
+        return True  # a cell of a notebook, which was run again or moved into a file
     return entry.module == cls.__module__ and entry.execution is not getattr(module, "__spec__", None)
 
 

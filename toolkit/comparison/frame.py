@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 log = logging.getLogger("toolkit")
+LAST = ["parameters", "tokens", "seconds", "device", "commit", "path", "damage"]  # the last columns of a run's line
 
 
 def runs(patterns: str | Path | Iterable[str | Path], rows: bool = False) -> DataFrame:
@@ -51,16 +52,13 @@ def runs(patterns: str | Path | Iterable[str | Path], rows: bool = False) -> Dat
             log.warning("%s%s", "; ".join(run.damage), "" if run.is_whole else "; its metrics are left out")
     if rows:
         lines = [_row(run, row) for run in found if run.is_whole for row in run.rows]
-        first = ["run", "path", "step"]
+        first, last = ["run", "path", "step"], []
     else:
         differing = _differing_keys(found)
         lines = [_line(run, differing) for run in found]
-        first = ["run", "arm", "seed", "state", "step", "steps", *differing]
-    names = sorted({name for line in lines for name in line} - {*first, *LAST})
-    return pandas.DataFrame(lines, columns=[*first, *names, *([] if rows else LAST)])
-
-
-LAST = ("parameters", "tokens", "seconds", "device", "commit", "path", "damage")
+        first, last = ["run", "arm", "seed", "state", "step", "steps", *differing], LAST
+    names = sorted({name for line in lines for name in line} - {*first, *last})
+    return pandas.DataFrame(lines, columns=[*first, *names, *last])
 
 
 def _matching(pattern: str) -> list[Run]:
@@ -100,6 +98,7 @@ def _line(run: Run, differing: Iterable[str]) -> dict[str, Any]:
     metrics: dict[str, float] = {}
     for row in run.rows if run.is_whole else ():
         metrics |= _metrics(row)
+    metrics.pop("tokens", None)  # so far; the column ``tokens`` is for the whole run
     return {
         "run": run.name,
         "arm": run.arm,
@@ -129,7 +128,7 @@ def _metrics(row: dict[str, Any]) -> dict[str, float]:
     return {
         name: value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
         for name, value in row.items()
-        if name != "step" and name not in LAST
+        if name != "step"
     }
 
 

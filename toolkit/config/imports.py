@@ -14,6 +14,7 @@ from toolkit.registry import CATALOG, digest_of, forget
 from toolkit.root import ROOT
 
 ENTRY_POINTS = "toolkit.components"  # the group under which an installed package names its modules
+_broken: set[str] = set()  # modules whose changed files could not be imported again
 
 
 def load_module(name: str) -> None:
@@ -65,21 +66,24 @@ def load_copy(file: Path) -> None:
 
 def reload_changed() -> None:
     """Import the files again that have registered parts and were changed since. In a notebook, a run would otherwise
-    train the old code and keep a copy of the new. Raises ValueError with the reason if that fails."""
-    for name, source in {entry.module: entry.source for entry in CATALOG.values() if entry.source}.items():
+    train the old code and keep a copy of the new. Raises ValueError with the reason if that fails; the next call tries
+    again."""
+    sources = {entry.module: entry.source for entry in CATALOG.values() if entry.source} | dict.fromkeys(_broken, "")
+    for name, source in sources.items():
         if digest_of(name) in (None, source):
             continue
         module = sys.modules[name]
         file = Path(str(module.__file__))
         forget(name)
+        _broken.add(name)
         module.__spec__ = importlib.util.spec_from_file_location(name, file)
         try:  # without Python's cache of compiled files, which goes by the second in which a file was changed
             exec(compile(file.read_bytes(), file, "exec"), vars(module))
+        except KeyboardInterrupt:
+            raise
         except BaseException as error:
-            del sys.modules[name]
-            if isinstance(error, KeyboardInterrupt):
-                raise
             raise ValueError(f"can't import {file} again: {_describe(error)}") from error
+        _broken.remove(name)
 
 
 def own_file(name: str) -> Path | None:

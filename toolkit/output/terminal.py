@@ -21,10 +21,11 @@ COMFORT = 24  # terminal columns that a name keeps before other columns are drop
 
 
 class Terminal(Console):
-    """A console for text that came from files."""
+    """A console for text that came from files. In a notebook it prints plain text, as loggers do, so that lines stay
+    in their order."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(markup=False, emoji=False, highlight=False, **options)
+        super().__init__(markup=False, emoji=False, highlight=False, force_jupyter=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(escape.block(text), **options)

@@ -203,4 +203,6 @@ class _Meter:
             from rich.console import Console
 
             text = f"tokenised {self.split}: {self.documents:,} documents, {size:.1f} MB in {seconds:.0f} s"
-            Console(stderr=True, highlight=False).print(f"{text}, {size / seconds:.1f} MB/s", soft_wrap=True)
+            Console(stderr=True, highlight=False, force_jupyter=False).print(
+                f"{text}, {size / seconds:.1f} MB/s", soft_wrap=True
+            )
