@@ -101,7 +101,7 @@ def ours(sizes: Sizes, batch: int, compiled: bool, device: torch.device) -> tupl
 
 def batches(data: Data, batch: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """An endless sequence of ids and targets, (B,T) each, from the toolkit's loader."""
-    return prefetch(lambda index: data.batch("train", index, batch), iter(range(1_000_000)), device)
+    return prefetch(data, "train", batch, iter(range(1_000_000)), device)
 
 
 def products(

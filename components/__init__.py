@@ -1,4 +1,5 @@
-"""The shelf. Importing it registers every part: one file per kind, and no file imports another."""
+"""The shelf. Importing it registers every part: one file per kind, except that stories and sequences
+have files of their own. No file imports another."""
 
 from components import (  # noqa: F401
     attention,
@@ -15,6 +16,7 @@ from components import (  # noqa: F401
     position,
     probe,
     schedule,
+    sequences,
     stories,
     tokenizer,
 )

@@ -31,6 +31,18 @@ class PreNorm(nn.Module):
 
 
 @register("block")
+class MixerOnly(nn.Module):
+    """x + mixer(norm(x)), without GPT.ffn, to study mixers by themselves (Arora et al. 2023, arXiv:2312.04927)."""
+
+    def __init__(self, dim: int, mixer: nn.Module, ffn: nn.Module, norm: type, depth: Depth):
+        super().__init__()
+        self.mixer, self.norm = mixer, norm(dim)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:  # (B,T,C) -> (B,T,C)
+        return x + self.mixer(self.norm(x), context)
+
+
+@register("block")
 class PostNorm(nn.Module):
     """x = norm(x + mixer(x)), then x = norm(x + ffn(x)), as in the first transformer (Vaswani et al. 2017,
     arXiv:1706.03762)."""

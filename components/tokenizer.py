@@ -1,5 +1,6 @@
-"""Tokenizers: Tiktoken (any of its encodings), Bytes, Characters, BPE (learnt from the data), TokenizerFile (a file of
-the tokenizers library), and CompactVocabulary, which keeps of another one the ids that the text has.
+"""Tokenizers: Tiktoken (any of its encodings), Bytes, Characters, Symbols (numbers), BPE (learnt from the data),
+TokenizerFile (a file of the tokenizers library), and CompactVocabulary, which keeps of another one the ids that the
+text has.
 
 All encode a literal "<|endoftext|>" in a text as ordinary text, show the eot id as "<|endoftext|>" in decode, and say
 whether they are ``lossy``. Those with a single byte for whatever has no id of its own say in ``pieces`` what bytes each
@@ -188,6 +189,38 @@ class Characters:
 
     def load(self, folder: Path) -> None:
         self._learn(json.loads((Path(folder) / "characters.json").read_text()))
+
+
+@register("tokenizer")
+class Symbols:
+    """The numbers 0 ... ``symbols`` - 1, for data without a language: the text "3 0 12 " is the ids 3, 0, 12.
+
+    A symbol is its number and one space. Two more ids follow: unknown and eot. Lossy: other white space becomes one
+    space, and any other word the unknown id, which decodes to U+FFFD and stands for 0 bytes. Learns nothing.
+    """
+
+    lossy = True
+
+    def __init__(self, symbols: Annotated[int, Ge(1)] = 256):
+        self.symbols, self.unknown, self.eot, self.vocab_size = symbols, symbols, symbols + 1, symbols + 2
+        self._texts = [*(f"{number} " for number in range(symbols)), "\ufffd ", EOT]
+        self._ids = {text[:-1]: i for i, text in enumerate(self._texts[:symbols])}
+        self.byte_lengths = np.array([*(len(text) for text in self._texts[:symbols]), 0, 0])
+
+    def encode(self, text: str) -> list[int]:
+        return [self._ids.get(word, self.unknown) for word in text.split()]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(self._texts[i] for i in ids)
+
+    def fingerprint(self) -> str:
+        return _digest("Symbols", self.symbols)
+
+    def save(self, folder: Path) -> None:
+        """Nothing was learnt."""
+
+    def load(self, folder: Path) -> None:
+        """Nothing was learnt."""
 
 
 @register("tokenizer")

@@ -606,6 +606,52 @@ class JudgedOnTraining(_Stories):
         return super().windows("train")
 
 
+@plant("data", "targets are next tokens or -100")
+class TargetsItsInput(_Stories):
+    """Forgets the shift by one: the target of a token is the token itself."""
+
+    def __init__(self, tokenizer: Tokenizer, seq_len: int, seed: int) -> None:
+        super().__init__(tokenizer, seq_len, seed)
+
+    def targets(self, samples: np.ndarray) -> np.ndarray:
+        return samples[:, :-1].copy()
+
+
+@plant("data", "targets are next tokens or -100")
+class TargetsOfTheFirst(_Stories):
+    """Leaves out the spaces of the first sample of a batch, in all of its samples."""
+
+    def __init__(self, tokenizer: Tokenizer, seq_len: int, seed: int) -> None:
+        super().__init__(tokenizer, seq_len, seed)
+
+    def targets(self, samples: np.ndarray) -> np.ndarray:
+        return np.where(samples[0, 1:] == ord(" "), -100, samples[:, 1:])
+
+
+@plant("data", "targets are next tokens or -100")
+class MasksInPlace(_Stories):
+    """Writes -100 into the samples, which the model then reads."""
+
+    def __init__(self, tokenizer: Tokenizer, seq_len: int, seed: int) -> None:
+        super().__init__(tokenizer, seq_len, seed)
+
+    def targets(self, samples: np.ndarray) -> np.ndarray:
+        targets = samples[:, 1:]
+        targets[:, :8] = -100
+        return targets
+
+
+@plant("data", "targets are next tokens or -100")
+class NothingToPredict(_Stories):
+    """Predicts a letter that most samples lack."""
+
+    def __init__(self, tokenizer: Tokenizer, seq_len: int, seed: int) -> None:
+        super().__init__(tokenizer, seq_len, seed)
+
+    def targets(self, samples: np.ndarray) -> np.ndarray:
+        return np.where(samples[:, 1:] == ord("X"), samples[:, 1:], -100)
+
+
 @plant("tokenizer", "decoding restores any Unicode text")
 class Strips(Bytes):
     def __init__(self) -> None:
@@ -1193,6 +1239,17 @@ class FrozenFeatures(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         return self.down(F.relu(self.features(x)))
+
+
+@sound("data")
+class VowelsAlone(_Stories):
+    """Computes a loss at vowels only."""
+
+    def __init__(self, tokenizer: Tokenizer, seq_len: int, seed: int) -> None:
+        super().__init__(tokenizer, seq_len, seed)
+
+    def targets(self, samples: np.ndarray) -> np.ndarray:
+        return np.where(np.isin(samples[:, 1:], list(b"aeiou")), samples[:, 1:], -100)
 
 
 @sound("attention")

@@ -37,10 +37,12 @@ def arguments(
     overlays: tuple[str, ...] = (),
     bindings: tuple[str, ...] = (),
     warmup: bool = True,
+    stories: bool = True,
 ) -> list[str]:
     """The command line of a small run: tiny.gin, the bindings above, and what the test adds. ``warmup=False`` for a
-    schedule without one: binding what it lacks would be refused."""
-    given = [binding for binding in _displace(SMALL, bindings) if warmup or not binding.startswith("warmup_steps")]
+    schedule without one, ``stories=False`` for other data: binding what they lack would be refused."""
+    absent = ("warmup_steps",) * (not warmup) + ("SyntheticStories",) * (not stories)
+    given = [binding for binding in _displace(SMALL, bindings) if not binding.startswith(absent)]
     flags = [flag for binding in given for flag in ("-p", binding)]
     return ["gin/model/tiny.gin", *overlays, *flags, "--runs", str(runs), "--name", name, *more]
 

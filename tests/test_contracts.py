@@ -71,6 +71,11 @@ def knobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         "TokenizerFile": [f"TokenizerFile.path = '{folder}/tokenizer.json'"],
         "CompactVocabulary": ["CompactVocabulary.tokenizer = @Tiktoken"],
         "HubDataset": ["HubDataset.name = 'nobody/nothing'"],
+        **{
+            name: [f"{name}.sequences = 600", f"{name}.val_sequences = 60"]
+            for name in ("AssociativeRecall", "Copy", "InductionSequences")
+        },
+        **{name: [f"{name}.sequences = 8"] for name in ("RecallAccuracy", "CopyAccuracy", "InductionAccuracy")},
         "WandB": ["WandB.mode = 'offline'"],
     }
 

@@ -250,13 +250,13 @@ def test_no_evaluator_of_the_shelf_changes_training(tmp_path):
     (tmp_path / "choices.jsonl").write_text('{"context": "The hen", "choices": ["runs.", "run."], "answer": 0}\n')
     (tmp_path / "words.jsonl").write_text('{"text": "The old hen ran home."}\n')
     (tmp_path / "text.txt").write_text("The old hen ran home, and slept.\n")
-    names = [
-        entry.name for entry in CATALOG.values() if entry.kind == "evaluator" and entry.module == "components.evaluator"
-    ]
+    shelf = ("components.evaluator", "components.sequences")
+    names = [entry.name for entry in CATALOG.values() if entry.kind == "evaluator" and entry.module in shelf]
     files = {"MinimalPairs": "pairs", "MultipleChoice": "choices", "LastWord": "words"}
     bindings = [f"{name}.paths = ['{tmp_path / file}.jsonl']" for name, file in files.items()]
     bindings += [f"{name}.paths = ['{tmp_path}/text.txt']" for name in ("TextLoss", "PositionLoss")]
     bindings += ["Induction.length = 8", "Completion.prompts = ['The']", "Completion.pattern = 'hen'"]
+    bindings += ["RecallAccuracy.length = 32", "CopyAccuracy.length = 32", "InductionAccuracy.length = 32"]
     bindings += ["Completion.temperature = 1.0", "Completion.max_tokens = 6"]
     bindings += [f"Experiment.evaluators = [{', '.join(f'@{name}' for name in names)}]"]
     assert small_run(tmp_path, "without", bindings=("GPT.dropout = 0.1",)) == 0

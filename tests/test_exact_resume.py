@@ -52,13 +52,8 @@ def assert_resumes_exactly(tmp_path, **options):
 
 
 def begin(runs, name, *more, **options):
-    """A small run, in this process. Its bindings of SyntheticStories go where other data takes its place."""
-    words = arguments(runs, name, *more, **options)
-    others = ("gin/data/shakespeare.gin", "gin/data/text_files.gin", "gin/data/hub_dataset.gin", DEFAULT_DATA)
-    if any(word in others for word in words):
-        kept = [word for word in words if not word.startswith("SyntheticStories.")]
-        words = [word for i, word in enumerate(kept) if word != "-p" or kept[i + 1] != "-p"]
-    return run.main(words)
+    """A small run, in this process."""
+    return run.main(arguments(runs, name, *more, **options))
 
 
 def content(folder):
@@ -102,6 +97,12 @@ def sources(tmp_path):
         "shakespeare": (path, "Experiment.steps = 12"),
         "text_files": (path,),
         "hub_dataset": (),
+        "associative_recall": (
+            *("AssociativeRecall.sequences = 30", "AssociativeRecall.pairs = 4"),
+            *("RecallAccuracy.length = 32", "RecallAccuracy.pairs = 4"),
+        ),
+        "copy": ("Copy.sequences = 30", "CopyAccuracy.length = 32"),
+        "induction_sequences": ("InductionSequences.sequences = 30", "InductionAccuracy.length = 32"),
         "default": (DEFAULT_DATA,),
     }
 
@@ -124,7 +125,8 @@ def offline(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["default", *(path.stem for path in sorted((ROOT / "gin" / "data").glob("*.gin")))])
 def test_with_every_data_source(name, tmp_path, offline):
     used = () if name == "default" else (f"gin/data/{name}.gin",)
-    assert_resumes_exactly(tmp_path, overlays=used, bindings=(*TINY, *sources(tmp_path)[name]))
+    stories = name == "synthetic_stories"
+    assert_resumes_exactly(tmp_path, overlays=used, bindings=(*TINY, *sources(tmp_path)[name]), stories=stories)
 
 
 @pytest.mark.parametrize("kind", ["optimizer", "schedule", "data"])

@@ -57,7 +57,7 @@ def knobs(overlay, tmp_path):
         files |= {"TextLoss": "text.txt", "PositionLoss": "text.txt"}
         named = re.search(r"@(\w+)", (ROOT / overlay).read_text(encoding="utf-8"))[1]
         return [f"{named}.paths = ['{tmp_path / files[named]}']"] if named in files else []
-    if overlay.startswith("gin/data/") and "synthetic" not in overlay:
+    if overlay.endswith(("text_files.gin", "hub_dataset.gin", "shakespeare.gin")):
         pytest.skip("needs data that tests don't fetch; tests/test_data.py reads local files the same way")
     if overlay.endswith("wandb.gin"):
         pytest.importorskip("wandb")
@@ -68,10 +68,13 @@ def knobs(overlay, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_thirty_steps_with_the_overlay_learn(overlay, tmp_path, record_property):
-    scheduled = "one_cycle" in overlay
+    options = {
+        "warmup": "one_cycle" not in overlay,
+        "stories": not overlay.startswith("gin/data/") or "synth" in overlay,
+    }
     bindings = (*SHORT, *knobs(overlay, tmp_path))
     before = torch.get_num_threads()
-    assert small_run(tmp_path, "run", overlays=(overlay,), bindings=bindings, warmup=not scheduled) == 0
+    assert small_run(tmp_path, "run", overlays=(overlay,), bindings=bindings, **options) == 0
     torch.set_num_threads(before)
     found = rows(tmp_path / "run")
     losses = [row["train/loss_nats"] for row in found if "train/loss_nats" in row]

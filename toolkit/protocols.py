@@ -263,6 +263,9 @@ class Data(Protocol):
     once.
 
     Optional:
+    targets     a method that says which tokens the model must predict: targets(samples (B,T+1)) -> (B,T) int64, the
+                next tokens samples[:, 1:] where a loss is computed, and -100 elsewhere. Each sample has a target. It
+                must not change ``samples``. Without this method, all next tokens are targets
     encoded_by  a str: the method and library that encoded the text. It is written into facts.json
     """
 
@@ -304,7 +307,8 @@ class Reader(Protocol):
     length; results do not depend on the order of the texts, nor, but for rounding, on how they are batched.
 
     ``nats`` gives the nats of each token of each text, read as a document: after the token ``eot``.
-    ``token_nats`` gives the same for sequences of ids: (T,) float64 for T ids.
+    ``token_nats`` gives the same for sequences of ids: (T,) float64 for T ids. ``token_greedy`` says for each of these
+    ids whether it is the likeliest one: (T,) bool.
     ``continuations`` gives the nats of the second text of each pair, after the first.
     ``generate`` continues each prompt by up to ``max_tokens`` tokens, up to the end of the document or the first of the
     texts ``stop``; the result has neither the prompt nor ``stop``. ``temperature`` 0 takes the likeliest token."""
@@ -315,6 +319,8 @@ class Reader(Protocol):
     def nats(self, texts: Sequence[str]) -> list[TokenNats]: ...
 
     def token_nats(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]: ...
+
+    def token_greedy(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]: ...
 
     def continuations(self, pairs: Sequence[tuple[str, str]]) -> list[Continuation]: ...
 

@@ -71,7 +71,7 @@ def train(
 
     module = one_step.training_module(experiment, parts.objective, device)
     micro_steps = range(start * experiment.accumulate, last * experiment.accumulate)
-    batches = prefetch(lambda i: data.batch("train", i, micro_batch), (i * world + rank for i in micro_steps), device)
+    batches = prefetch(data, "train", micro_batch, (i * world + rank for i in micro_steps), device)
     stopwatch = Stopwatch(start)
     tracing = traced(experiment.profile_steps if is_main else None, run_dir, device)
     neighbour_watch = watched(device, alone=world == 1)

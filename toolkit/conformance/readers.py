@@ -66,6 +66,11 @@ class ScriptedReader(Reader):
         self.texts += texts
         return [np.full(len(ids), LN2 * self._factor(text)) for ids, text in zip(sequences, texts, strict=True)]
 
+    def token_greedy(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        texts = [" ".join(map(str, ids)) for ids in sequences]
+        self.texts += texts
+        return [np.full(len(ids), self._factor(text) < 1) for ids, text in zip(sequences, texts, strict=True)]
+
     def continuations(self, pairs: Sequence[tuple[str, str]]) -> list[Continuation]:
         self.pairs += [(context, text) for context, text in pairs]
         replies = []

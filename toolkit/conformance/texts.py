@@ -179,6 +179,40 @@ def prepared(bench: Bench) -> Gauge:
     return gauge
 
 
+@check(
+    "targets are next tokens or -100",
+    "data",
+    look_at="targets(samples): a shift by one, state between calls, and samples that it changes",
+)
+def targets(bench: Bench) -> Gauge:
+    """``targets`` returns (B, T) int64: the next token, or -100 where no loss is computed. Each sample has a target,
+    the targets of a sample do not depend on the others of its batch, and the samples stay as they are."""
+    data, gauge = _prepared_data(bench), Gauge(0.0, "wrong targets")
+    if not hasattr(data, "targets"):
+        raise NotApplicable("it has no method targets: every next token is a target")
+    counts = []
+    for split in ("train", "val"):
+        samples = data.batch(split, 0, 24)
+        before = samples.copy()
+        chosen = data.targets(samples)
+        if (samples != before).any():
+            raise Broken("targets() changes the samples that it is given, and must not; write into a copy")
+        if chosen.dtype != np.int64 or chosen.shape != (24, 64):
+            raise Broken(
+                f"the targets of 24 samples have the shape {chosen.shape} and dtype {chosen.dtype}; they must have "
+                "(24, 64) and int64: (B, T)"
+            )
+        is_target = chosen != -100
+        if not is_target.any(1).all():
+            raise Broken("a sample has no target, and must have one or more, or its loss is 0 / 0; give it one")
+        gauge.record((is_target & (chosen != samples[:, 1:])).sum(), f"{split}, 24 samples: not the next token")
+        alone = np.concatenate([data.targets(samples[i : i + 1]) for i in reversed(range(24))])[::-1]
+        gauge.record((alone != chosen).sum(), f"{split}, one sample at a time, backwards")
+        counts.append(is_target.mean())
+    gauge.note = f"{100 * np.mean(counts):.0f} % of the tokens are targets"
+    return gauge
+
+
 def _trained_tokenizer(bench: Bench) -> Tokenizer:
     """A tokenizer, trained on a sample if it has train(). Raises NotApplicable if its vocabulary can't be loaded."""
     tokenizer = bench.cls()

@@ -60,12 +60,21 @@ class Reader:
 
     def token_nats(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """The nats of each token of each sequence of ids, (T,) float64, read in the same way as a text."""
+        return [nats for nats, _ in self._read_sequences(sequences)]
+
+    def token_greedy(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Whether each token of each sequence of ids is the likeliest one, (T,) bool, read in the same way."""
+        return [greedy for _, greedy in self._read_sequences(sequences)]
+
+    def _read_sequences(self, sequences: Sequence[Sequence[int]]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each sequence: the nats of its tokens, and whether each of them is the likeliest one."""
         windows_of = [list(windows.rolling(ids, self.tokenizer.eot, self.max_len)) for ids in sequences]
         scored = iter(self._score([window for each in windows_of for window in each]))
         results = []
         for own in windows_of:
-            parts = [nats for nats, _ in itertools.islice(scored, len(own))]
-            results.append(np.concatenate(parts) if parts else np.empty(0))
+            parts = list(itertools.islice(scored, len(own)))
+            nats, greedy = zip(*parts, strict=True) if parts else ((np.empty(0),), (np.empty(0, dtype=bool),))
+            results.append((np.concatenate(nats), np.concatenate(greedy)))
         return results
 
     def continuations(self, pairs: Sequence[tuple[str, str]]) -> list[Continuation]:

@@ -23,7 +23,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Compute the plain cross-entropy on the first ``windows`` samples of a split: {"loss_nats", "bits_per_byte"}.
 
-    ``loss_nats`` is the mean per token. Bytes are the UTF-8 bytes of the predicted tokens; special tokens have none.
+    ``loss_nats`` is the mean per target that is not -100. Bytes are the UTF-8 bytes of these targets; special tokens
+    have none.
     The processes of a data-parallel run divide the samples among them. The last batch may hold more samples than
     ``windows`` asks for; the targets of these extra samples are ignored."""
     windows = min(windows, data.windows(split))
@@ -32,9 +33,7 @@ def evaluate(
     totals = torch.zeros(3, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
     with torch.no_grad():
         own_batches = range(rank, -(-windows // batch), world)
-        for index, (ids, targets) in zip(
-            own_batches, prefetch(lambda i: data.batch(split, i, batch), own_batches, device), strict=True
-        ):
+        for index, (ids, targets) in zip(own_batches, prefetch(data, split, batch, own_batches, device), strict=True):
             targets[max(0, windows - index * batch) :] = -100
             _, nats, count, _ = objective(ids, targets)
             text_bytes = lengths[targets.clamp_min(0)] * (targets != -100)
