@@ -4,11 +4,18 @@ the evaluators in its config measure."""
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from toolkit.command import add_import_flags, run_command
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,9 +33,13 @@ def main(argv: list[str] | None = None) -> int:
     from toolkit.store import checkpoint
     from toolkit.store.disk import refuse_links
 
-    run = open_run(
-        arguments.run, arguments.overlays, arguments.bindings, imports=arguments.imports, code=not arguments.no_code
-    )
+    folders = None
+    if arguments.checkpoints is not None:
+        if not (arguments.run / "config.gin").is_file():
+            raise ValueError(f"{arguments.run} is not a run (a folder with config.gin); --checkpoints needs one")
+        folders = checkpoint.kept(arguments.run, arguments.checkpoints or None)
+    path = arguments.run if folders is None else next(iter(folders.values()))
+    run = open_run(path, arguments.overlays, arguments.bindings, imports=arguments.imports, code=not arguments.no_code)
     experiment, device = run.experiment, run.device
     openmp.use_threads(experiment.threads)
     if arguments.items:
@@ -39,28 +50,74 @@ def main(argv: list[str] | None = None) -> int:
     data = experiment.data(run.tokenizer, experiment.seq_len, experiment.seed)
     data.prepare()
     objective = Objective(run.model, experiment.loss(), run.tokenizer.eot if experiment.mask_documents else None)
-    windows = data.windows(arguments.split)
-    batch = micro_batch_size(experiment, 1)
-    with autocast(experiment, device), watched(device):
-        score = evaluate(objective, data, run.tokenizer, batch, windows, device, arguments.split)
-        measured = evaluators.measure(chosen, reader_of(experiment, run.model, run.tokenizer))
-    if arguments.items:
-        itemfile.write(Path(arguments.items), checkpoint.read_manifest(run.checkpoint)["step"], measured)
-    evaluated = {"checkpoint": str(run.checkpoint), "split": arguments.split, "windows": windows}
+    windows, batch = data.windows(arguments.split), micro_batch_size(experiment, 1)
+    reader = reader_of(experiment, run.model, run.tokenizer)
+    rows: list[dict[str, Any]] = []
+    for folder in [run.checkpoint] if folders is None else folders.values():
+        step = checkpoint.read_manifest(folder)["step"]
+        if folder != run.checkpoint:
+            checkpoint.load_weights(folder, run.model)
+        with autocast(experiment, device), watched(device):
+            score = evaluate(objective, data, run.tokenizer, batch, windows, device, arguments.split)
+            measured = evaluators.measure(chosen, reader)
+        if arguments.items:
+            itemfile.write(Path(arguments.items), step, measured)
+        rows.append({"checkpoint": str(folder), "step": step} | score | evaluators.row(measured))
+    about = {"split": arguments.split, "windows": windows}
     if arguments.json:
-        print(json.dumps(evaluated | score | evaluators.row(measured)))
-    else:
-        console = Terminal()
-        console.print(
-            f"{run.checkpoint}, split {arguments.split}: {windows:,} windows of {experiment.seq_len:,} tokens"
-        )
-        console.print(f"{score['loss_nats']:.4f} nats per token, perplexity {math.exp(score['loss_nats']):.2f}")
-        console.print(f"{score['bits_per_byte']:.4f} bits per byte")
-        for name, scores in measured.items():
-            for metric, each in scores.items():
-                count = f" over {len(each.items):,} items" if each.items else ""
-                console.print(f"eval/{name}/{metric} {each.value:.4f} {each.unit}{count}")
+        print(json.dumps(about | (rows[0] if folders is None else {"run": str(arguments.run), "checkpoints": rows})))
+        return 0
+    console = Terminal()
+    subject = arguments.run if folders else run.checkpoint
+    console.print(f"{subject}, split {arguments.split}: {windows:,} windows of {experiment.seq_len:,} tokens")
+    if folders is not None:
+        for table in curve(rows, console.width):
+            console.print(table)
+        return 0
+    console.print(f"{score['loss_nats']:.4f} nats per token, perplexity {math.exp(score['loss_nats']):.2f}")
+    console.print(f"{score['bits_per_byte']:.4f} bits per byte")
+    for name, scores in measured.items():
+        for metric, each in scores.items():
+            count = f" over {len(each.items):,} items" if each.items else ""
+            console.print(f"eval/{name}/{metric} {each.value:.4f} {each.unit}{count}")
     return 0
+
+
+def curve(rows: Sequence[Mapping[str, Any]], width: int) -> Iterator[Table]:
+    """Tables with a row for each checkpoint and a column for each metric. What does not fit into ``width`` terminal
+    columns follows in a further table. A name such as eval/Induction/nats_first_half is divided over several lines."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from toolkit.output import escape
+
+    metrics = [
+        name for name in dict.fromkeys(name for row in rows for name in row) if name not in ("checkpoint", "step")
+    ]
+    titles = {name: escape.line(name.removeprefix("eval/")).split("/") for name in metrics}
+    widths = {name: max(8, *map(len, lines)) + 2 for name, lines in titles.items()}
+    steps = [f"{row['step']:,}" for row in rows]
+    first = max(len("step"), *map(len, steps))
+    while metrics:
+        room = itertools.accumulate((widths[name] for name in metrics), initial=first)
+        count = max(1, sum(taken <= width for taken in room) - 1)
+        shown, metrics = metrics[:count], metrics[count:]
+        table = Table(box=None, pad_edge=False, padding=(0, 0, 0, 2), header_style="dim")
+        table.add_column("step", justify="right", no_wrap=True)
+        for name in shown:
+            table.add_column(Text("\n".join(titles[name])), justify="right", no_wrap=True, vertical="bottom")
+        for step, row in zip(steps, rows, strict=True):
+            table.add_row(step, *(f"{row[name]:.4f}" if name in row else "-" for name in shown))
+        yield table
+
+
+def _steps(text: str) -> list[int]:
+    """The value of --checkpoints: steps, or no step for "all"."""
+    if text == "all":
+        return []
+    if not re.fullmatch(r"\d+(,\d+)*", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r}: write all, or steps such as 1000,2000")
+    return [int(step) for step in text.split(",")]
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -70,7 +127,12 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         "what the evaluators of its config measure (Experiment.evaluators and final_evaluators).",
     )
     add = parser.add_argument
-    add("run", metavar="RUN|CHECKPOINT", help="folder of a checkpoint, or of a run (its best checkpoint is used)")
+    add(
+        "run",
+        type=Path,
+        metavar="RUN|CHECKPOINT",
+        help="folder of a checkpoint, or of a run (its best checkpoint is used)",
+    )
     add(
         "overlays",
         metavar="OVERLAY.gin",
@@ -87,6 +149,12 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         help="change one knob of the run's config: 'Experiment.batch_size = 4'",
     )
     add_import_flags(parser)
+    add(
+        "--checkpoints",
+        type=_steps,
+        metavar="all|STEP,STEP",
+        help="measure several checkpoints of the run: all that it kept, or those of these steps",
+    )
     add("--split", choices=("val", "train"), default="val", help="the split to measure on (default: val)")
     add("--items", metavar="FOLDER", help="write the items of the evaluators to FOLDER/NAME/step-XXXXXXXX.jsonl")
     add("--json", action="store_true", help="print one JSON object")

@@ -142,11 +142,12 @@ class GPT(nn.Module):
         weight = self.embed.weight if self.unembed is None else self.unembed.weight
         return self.norm(x), Head(weight, self.vocab_size, self.softcap)
 
-    def init_cache(self, batch: int) -> Caches | None:
-        """Create ``context.cache`` for decoding, one entry per layer. Returns None if some mixer has no cache."""
+    def init_cache(self, batch: int, length: int | None = None) -> Caches | None:
+        """Create ``context.cache`` for decoding, one entry per layer, with room for ``length`` positions (None:
+        ``max_len``). Returns None if some mixer has no cache."""
         if any(getattr(mixer, "cache", True) is False for mixer in self.mixers):
             return None
-        return [mixer.init_cache(batch, self.max_len) for mixer in self.mixers]
+        return [mixer.init_cache(batch, length or self.max_len) for mixer in self.mixers]
 
     def _append_layer(
         self, depth: tuple[int, int], classes: dict[str, type], widths: tuple[int, int, int], position: int, seed: int

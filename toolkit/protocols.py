@@ -68,7 +68,8 @@ class Mixer(Protocol):
 
     Optional:
     init_cache  init_cache(batch, max_len) returns the initial ``context.cache[index]`` for decoding: tensors of a fixed
-                size on the model's device. Generation may use a filled cache again, from position 0 on, for other text
+                size on the model's device, whose first axis is the batch. Generation may use a filled cache again, from
+                position 0 on, for other text
     cache       False for a mixer without a cache. It needs no ``init_cache``, and generation recomputes all tokens
     supports    as for Attention; usually the set of the attention part
     ignores     class attribute: the slots and knobs of GPT that the mixer does not use, such as ("attention",
@@ -151,7 +152,8 @@ class Model(Protocol):
 
     Optional:
     init_cache  init_cache(batch) returns ``context.cache`` for decoding, or None if some mixer has no cache. Without
-                this method, generation recomputes all tokens
+                this method, generation recomputes all tokens. If it takes a second argument ``length``, the positions
+                for which there must be room, evaluators use less memory
     mixers      the mixers of all layers, in order. With ``Experiment.mask_documents``, each must support "documents"
     supports    {"documents"} for a model without ``mixers`` in which no token attends to another document
     embed       the embedding, a module. ``components check`` follows gradients to its output

@@ -4,15 +4,19 @@ Shapes: B windows of a batch, T tokens, V vocabulary."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from toolkit.context import Context
-from toolkit.evaluation import windows
+from toolkit.context import Caches, Context
+from toolkit.evaluation import batches, prefixes, windows
+from toolkit.evaluation.prefixes import Group, Ids
 from toolkit.evaluation.windows import Window
 from toolkit.experiment import Experiment, micro_batch_size
 from toolkit.loop import sampling
@@ -23,16 +27,26 @@ from toolkit.protocols import Head, Tokenizer
 from toolkit.seeding import named_seed
 
 LOGITS = 2**26  # bytes of logits that are in memory at a time
-CACHE = 2**28  # bytes of the caches of all contexts of a batch
+CACHE = 2**28  # bytes of the caches of a batch
+Scored = tuple[np.ndarray, np.ndarray]  # nats (N,) float64, and whether each token is the likeliest, (N,) bool
+
+
+class Span(NamedTuple):
+    """Successive ``targets`` in one row of a batch. The first one is predicted from position ``start``."""
+
+    row: int
+    start: int
+    targets: tuple[int, ...]
 
 
 class Reader:
     """Reads texts with a model, which must be in evaluation mode; the caller also chooses the precision (autocast).
 
-    Results do not depend on the order of the arguments: windows are sorted by length before they are batched. They
-    depend on ``batch_tokens``, the tokens of a batch, only by rounding. No random number generator of torch is used.
-    If ``keep_documents_apart``, the model was trained with ``Experiment.mask_documents``, and a text is read as it was
-    then: without attention to the token that ends the document before."""
+    Results do not depend on the order of the arguments: sequences are sorted before they are batched. They depend on
+    ``batch_tokens``, the tokens of a batch, only by rounding. No random number generator of torch is used. If the model
+    has a cache, it reads only once what several sequences begin with (``prefixes``), such as the context of several
+    choices. If ``keep_documents_apart``, the model was trained with ``Experiment.mask_documents``, and a text is read
+    as it was then: without attention to the token that ends the document before."""
 
     def __init__(
         self,
@@ -46,7 +60,8 @@ class Reader:
         self.model, self.tokenizer, self.max_len = model, tokenizer, max_len
         self.batch_tokens, self.seed, self.keep_documents_apart = batch_tokens, seed, keep_documents_apart
         self._device = next(model.parameters()).device
-        self._init_cache: Callable[[int], list | None] | None = getattr(model, "init_cache", None)
+        self._init_cache: Callable[..., Caches | None] | None = getattr(model, "init_cache", None)
+        self._chooses_length = "length" in inspect.signature(self._init_cache or (lambda: None)).parameters
         self._byte_lengths = np.asarray(tokenizer.byte_lengths, dtype=np.int64)
 
     def nats(self, texts: Sequence[str]) -> list[TokenNats]:
@@ -78,8 +93,7 @@ class Reader:
         return results
 
     def continuations(self, pairs: Sequence[tuple[str, str]]) -> list[Continuation]:
-        """The nats of the second text of each pair, after the first (``windows.continuation``). Pairs with the same
-        context are computed together: the model reads the context once."""
+        """The nats of the second text of each pair, after the first (``windows.continuation``)."""
         scored = self._score([windows.continuation(self.tokenizer, *pair, self.max_len) for pair in pairs])
         return [Continuation(float(nats.sum()), len(nats), bool(greedy.all())) for nats, greedy in scored]
 
@@ -108,112 +122,123 @@ class Reader:
     # ---- windows ----------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def _score(self, requests: Sequence[Window]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For each window: the nats of its targets (float64), and whether each of them is the likeliest token."""
-        results: dict[Window, tuple[np.ndarray, np.ndarray]] = {}
-        shared, alone = self._by_context(set(requests))
-        for batch in self._batches(sorted(alone, key=lambda w: (-len(w.context) - len(w.targets), w))):
-            results |= zip(batch, self._read(batch), strict=True)
-        for contexts in self._context_batches(shared):
-            results |= self._read_shared(contexts, shared)
+    def _score(self, requests: Sequence[Window]) -> list[Scored]:
+        """For each window: the nats of its targets, and whether each of them is the likeliest token."""
+        windows_of: dict[Ids, list[Window]] = {}  # by what the model reads
+        for window in sorted(set(requests)):
+            windows_of.setdefault((*window.context, *window.targets[:-1]), []).append(window)
+        groups, alone = prefixes.groups(windows_of) if self._can_share else ([], list(windows_of))
+        results: dict[Window, Scored] = {}
+        alone.sort(key=lambda ids: (-len(ids), ids))
+        for batch in batches.padded([len(ids) for ids in alone], self.batch_tokens):
+            results |= self._read(alone[batch], windows_of)
+        groups.sort(key=lambda group: (-group.shared, group.sequences))
+        repeats = [len(group.sequences) - 1 for group in groups]
+        largest = self._most_rows(max((len(ids) for group in groups for ids in group.sequences), default=1))
+        for batch in batches.trimmed([group.shared for group in groups], repeats, self.batch_tokens, largest):
+            results |= self._read_groups(groups[batch], windows_of)
         return [results[window] for window in requests]
 
-    def _by_context(self, requests: set[Window]) -> tuple[dict[tuple[int, ...], list[Window]], list[Window]]:
-        """Windows that share a context, by context, and all other windows. Without a cache nothing can be shared."""
-        by_context: dict[tuple[int, ...], list[Window]] = {}
-        for window in sorted(requests):
-            by_context.setdefault(window.context, []).append(window)
-        if self.keep_documents_apart or self._new_caches(1) is None:
-            by_context = {}
-        shared = {context: group for context, group in by_context.items() if len(group) > 1 and len(context) > 1}
-        return shared, [window for window in requests if window.context not in shared]
-
-    def _batches(self, requests: Sequence[Window]) -> Iterator[list[Window]]:
-        """Consecutive windows, the longest first, in batches of at most ``batch_tokens`` tokens with the padding."""
-        start = 0
-        while start < len(requests):
-            longest = len(requests[start].context) + len(requests[start].targets) - 1
-            size = max(1, self.batch_tokens // longest)
-            yield list(requests[start : start + size])
-            start += size
-
-    def _read(self, batch: Sequence[Window]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Read windows side by side. Shorter ones are padded at the end, which no earlier token sees."""
-        ids = self._padded([(*context, *targets[:-1]) for context, targets in batch])
+    def _read(self, batch: Sequence[Ids], windows_of: Mapping[Ids, Sequence[Window]]) -> dict[Window, Scored]:
+        """Read sequences side by side. Shorter ones are padded at the end, which no earlier token sees."""
+        ids = self._padded(batch)
         context = Context(*documents(ids, self.tokenizer.eot)) if self.keep_documents_apart else None
         hidden, head = self.model(ids, context)
-        rows = [torch.arange(len(c) - 1, len(c) - 1 + len(t)) for c, t in batch]
-        target_hidden = torch.cat([hidden[row, places.to(hidden.device)] for row, places in enumerate(rows)])
-        return self._split(target_hidden, head, [targets for _, targets in batch])
+        requests = [(row, window) for row, each in enumerate(batch) for window in windows_of[each]]
+        spans = [Span(row, len(window.context) - 1, window.targets) for row, window in requests]
+        return dict(zip((window for _, window in requests), self._nats(hidden, head, spans), strict=True))
 
-    def _split(
-        self, hidden: Tensor, head: Head, targets: Sequence[tuple[int, ...]]
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """hidden (N,C) of the positions before all targets, one window after the other -> nats and greedy by window."""
-        flat = torch.tensor(list(itertools.chain.from_iterable(targets)), device=hidden.device)
-        nats, greedy = np.empty(len(flat)), np.empty(len(flat), dtype=bool)
-        rows = max(1, LOGITS // (4 * head.vocab_size))
-        for start in range(0, len(flat), rows):
-            logits, chosen = head.logits(hidden[start : start + rows]).float(), flat[start : start + rows, None]
-            of_chosen = logits.logsumexp(-1) - logits.gather(-1, chosen)[:, 0]
-            nats[start : start + rows] = of_chosen.double().cpu().numpy()
-            greedy[start : start + rows] = (logits.argmax(-1) == chosen[:, 0]).cpu().numpy()
-        ends = np.cumsum([len(each) for each in targets])[:-1]
-        return list(zip(np.split(nats, ends), np.split(greedy, ends), strict=True))
+    def _read_groups(self, groups: Sequence[Group], windows_of: Mapping[Ids, Sequence[Window]]) -> dict[Window, Scored]:
+        """Read what the sequences of each group share into a cache. Then read the rest of each sequence, with a copy of
+        its group's row of the cache."""
+        shared = groups[-1].shared  # the least of all groups, as a cache has one length for all its rows
+        length = max(len(ids) for group in groups for ids in group.sequences)
+        caches = self._new_caches(len(groups), length)
+        assert caches is not None, "groups are formed only for models with a cache"
+        heads = [group.sequences[0][: shared + 1] for group in groups]
+        hidden, head = self._read_cached([ids[:-1] for ids in heads], caches, 0)
+        firsts = [min(len(w.context) - 1 for ids in group.sequences for w in windows_of[ids]) for group in groups]
+        spans = [Span(row, first, heads[row][first + 1 :]) for row, first in enumerate(firsts)]
+        beginnings = self._nats(hidden, head, spans)
 
-    # ---- windows that share a context -------------------------------------------------------------------------------
-
-    def _context_batches(self, shared: dict[tuple[int, ...], list[Window]]) -> Iterator[list[tuple[int, ...]]]:
-        """Contexts of equal length, as a cache has one length for all its rows."""
-        one = (self._new_caches(1) if shared else None) or []
-        row_bytes = max(1, sum(tensor.numel() * tensor.element_size() for layer in one for tensor in layer))
-        ordered = sorted(shared, key=lambda context: (-len(context), context))
-        for length, group in itertools.groupby(ordered, key=len):
-            contexts, size = list(group), max(1, min(self.batch_tokens // length, CACHE // row_bytes))
-            yield from (contexts[start : start + size] for start in range(0, len(contexts), size))
-
-    def _read_shared(
-        self, contexts: list[tuple[int, ...]], shared: dict[tuple[int, ...], list[Window]]
-    ) -> dict[Window, tuple[np.ndarray, np.ndarray]]:
-        """Read the contexts once into a cache, and then the first continuation of each, the second of each, and so on.
-        Before each round, the cache is put back to what it was after the contexts."""
-        length, caches = len(contexts[0]), self._new_caches(len(contexts))
-        assert caches is not None, "only windows of models with a cache are read in this way"
-        last, head = self._read_cached(contexts, caches, 0)
-        after_context = [[tensor.clone() for tensor in layer] for layer in caches]
-        results: dict[Window, tuple[np.ndarray, np.ndarray]] = {}
-        for number in range(max(len(shared[context]) for context in contexts)):
-            rows = [row for row, context in enumerate(contexts) if number < len(shared[context])]
-            group = [shared[contexts[row]][number] for row in rows]
-            for layer, values in zip(caches, after_context, strict=True) if number else ():
-                for tensor, value in zip(layer, values, strict=True):
-                    tensor.copy_(value)
-            texts: list[tuple[int, ...]] = [()] * len(contexts)
-            for row, window in zip(rows, group, strict=True):
-                texts[row] = window.targets[:-1]
-            hidden = last[:, -1:]
-            if any(texts):
-                hidden = torch.cat((hidden, self._read_cached(texts, caches, length)[0]), dim=1)
-            target_hidden = torch.cat(
-                [hidden[row, : len(window.targets)] for row, window in zip(rows, group, strict=True)]
-            )
-            results |= zip(group, self._split(target_hidden, head, [window.targets for window in group]), strict=True)
+        results: dict[Window, Scored] = {}
+        tails = [(ids, row) for row, group in enumerate(groups) for ids in group.sequences]
+        tails.sort(key=lambda tail: (-len(tail[0]), tail))
+        lengths = [len(ids) - shared for ids, _ in tails]
+        for part in batches.padded(lengths, self.batch_tokens, self._most_rows(length)):
+            batch = tails[part]
+            rows = torch.tensor([row for _, row in batch], device=self._device)
+            copies = [tuple(tensor.index_select(0, rows) for tensor in layer) for layer in caches]
+            hidden, head = self._read_cached([ids[shared:] for ids, _ in batch], copies, shared)
+            requests = [(place, row, w) for place, (ids, row) in enumerate(batch) for w in windows_of[ids]]
+            spans = []
+            for place, _, window in requests:
+                before = len(window.context) - 1 - shared  # if negative, that many targets are predicted from the head
+                spans.append(Span(place, max(0, before), window.targets[max(0, -before) :]))
+            for (_, row, window), ending in zip(requests, self._nats(hidden, head, spans), strict=True):
+                skipped = len(window.context) - 1 - firsts[row]
+                beginning = (values[skipped:] for values in beginnings[row])
+                nats, greedy = (np.concatenate(both) for both in zip(beginning, ending, strict=True))
+                results[window] = nats, greedy
         return results
 
-    def _new_caches(self, rows: int) -> list | None:
-        return self._init_cache(rows) if self._init_cache else None
+    def _nats(self, hidden: Tensor, head: Head, spans: Sequence[Span]) -> list[Scored]:
+        """hidden (B,T,C) -> for each span, the nats of its targets, and whether each of them is the likeliest token."""
+        lengths, width = [len(span.targets) for span in spans], hidden.shape[1]
+        flat = [np.arange(span.start, span.start + len(span.targets)) + span.row * width for span in spans]
+        places = torch.from_numpy(np.concatenate(flat)).to(hidden.device)
+        targets = torch.tensor([token for span in spans for token in span.targets], dtype=torch.int64)
+        hidden, targets = hidden.flatten(0, 1)[places], targets.to(hidden.device)[:, None]
+        nats, greedy = np.empty(len(places)), np.empty(len(places), dtype=bool)
+        rows = max(1, LOGITS // (4 * head.vocab_size))
+        for start in range(0, len(places), rows):
+            values = _nats_and_greedy(head.logits(hidden[start : start + rows]).float(), targets[start : start + rows])
+            nats[start : start + rows], greedy[start : start + rows] = (value.cpu().numpy() for value in values)
+        ends = np.cumsum(lengths)[:-1]
+        return list(zip(np.split(nats, ends), np.split(greedy, ends), strict=True))
 
-    def _read_cached(self, texts: Sequence[tuple[int, ...]], caches: list, start: int) -> tuple[Tensor, Head]:
+    # ---- caches -----------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _can_share(self) -> bool:
+        """Whether the model can read the beginning of several sequences once: it has a cache, whose tensors have a row
+        for each sequence."""
+        caches = None if self.keep_documents_apart else self._new_caches(3, 1)
+        return caches is not None and all(tensor.shape[:1] == (3,) for layer in caches for tensor in layer)
+
+    def _new_caches(self, rows: int, length: int) -> Caches | None:
+        """Caches for ``length`` positions, or for more if the model has no choice."""
+        if self._init_cache is None:
+            return None
+        return self._init_cache(rows, length) if self._chooses_length else self._init_cache(rows)
+
+    def _most_rows(self, length: int) -> int:
+        """How many rows of caches for ``length`` positions may be in memory."""
+        one = self._new_caches(1, length) or []
+        return max(1, CACHE // max(1, sum(tensor.numel() * tensor.element_size() for layer in one for tensor in layer)))
+
+    def _read_cached(self, texts: Sequence[Ids], caches: Caches, start: int) -> tuple[Tensor, Head]:
         ids = self._padded(texts)
         at = torch.tensor(start, device=self._device)
         return self.model(ids, Context(cache=caches, start=at, end=start + ids.shape[1]))
 
-    def _padded(self, texts: Sequence[tuple[int, ...]]) -> Tensor:
+    def _padded(self, texts: Sequence[Ids]) -> Tensor:
         """(B,T) ids, padded at the end."""
-        ids = torch.full((len(texts), max(map(len, texts))), self.tokenizer.eot, dtype=torch.int64)
-        for row, text in enumerate(texts):
-            ids[row, : len(text)] = torch.tensor(text, dtype=torch.int64)
-        return ids.to(self._device)
+        ids = np.full((len(texts), max(map(len, texts))), self.tokenizer.eot, dtype=np.int64)
+        for row, text in zip(ids, texts, strict=True):
+            row[: len(text)] = text
+        return torch.from_numpy(ids).to(self._device)
+
+
+def _nats_and_greedy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """logits (N,V) float32, which are overwritten, and targets (N,1) -> the nats of the targets, (N,) float64, and
+    whether each is the likeliest token, of equal ones the first."""
+    largest, of_target = logits.amax(-1, keepdim=True), logits.gather(-1, targets)
+    greedy = (of_target == largest)[:, 0]
+    rows = greedy.nonzero()[:, 0]  # argmax alone would take longer than all of this
+    greedy[rows] = logits[rows].argmax(-1) == targets[rows, 0]
+    log_z = logits.sub_(largest).exp_().sum(-1).log_() + largest[:, 0]
+    return (log_z - of_target[:, 0]).double(), greedy
 
 
 def reader_of(experiment: Experiment, model: nn.Module, tokenizer: Tokenizer) -> Reader:

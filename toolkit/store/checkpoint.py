@@ -13,7 +13,7 @@ import errno
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +225,27 @@ def find(path: str | Path) -> tuple[Path, Path]:
     if reason:
         raise ValueError(f"{folder} can't be used: {reason}; name another checkpoint of the run")
     return run, folder
+
+
+def kept(run: Path, steps: Collection[int] | None = None) -> dict[int, Path]:
+    """The checkpoints that a run kept, in the order of their steps: {step: folder}. ``steps`` chooses some of them;
+    None: all. checkpoints/best counts at its step, unless another checkpoint has this step.
+
+    Raises ValueError, which names each one that is chosen and missing or damaged."""
+    root = run / "checkpoints"
+    folders = {int(folder.name.removeprefix("step-")): folder for folder in root.glob(STEPS)}
+    if (root / "best").is_dir():
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            folders.setdefault(int(read_manifest(root / "best")["step"]), root / "best")
+    if not folders:
+        raise ValueError(f"{run} has no checkpoint yet; let it train up to Experiment.checkpoint_every first")
+    chosen = sorted(set(folders if steps is None else steps))
+    problems = {step: problem(folders[step]) if step in folders else "not found" for step in chosen}
+    faults = [f"step {step}: {reason}" for step, reason in problems.items() if reason is not None]
+    if faults:
+        sound = [str(step) for step in sorted(folders) if problem(folders[step]) is None]
+        raise ValueError(f"{run}: {'; '.join(faults)}; it has sound checkpoints of steps {','.join(sound) or 'none'}")
+    return {step: folders[step] for step in chosen}
 
 
 def load_weights(folder: Path, model: nn.Module) -> None:
