@@ -126,6 +126,14 @@ def test_a_difference_of_these_items_only_is_said_to_be_one(tmp_path, capsys):
     note = f"NoPE: {nope['verdict']} on these 40 items, but that is not shown for items like these"
     for text in (capsys.readouterr().out, output(folder, "report.md"), output(folder, "compare.html")):
         assert note in words(text)
+    few = recorded(plan_of(tmp_path / "equal", draw(0.0, 0.05), effect=0.05))
+    assert arm(few, "NoPE")["verdict"] == "equivalent" and notes_on_items(few) == []
+    few = recorded(plan_of(tmp_path / "unequal", draw(0.0, 0.6), effect=0.15))
+    assert arm(few, "NoPE")["verdict"] == "equivalent"
+    assert (
+        "NoPE: equivalent on these 40 items" in notes_on_items(few)[0]
+        and "is not inside ±0.15" in notes_on_items(few)[0]
+    )
     assert notes_on_items(recorded(plan_of(tmp_path / "sure", draw(0.05, 0.01)))) == []
 
 

@@ -61,7 +61,7 @@ def compare(plan: PlanRecord, runs: list[Run], exclude: Sequence[tuple[str, str]
         for name, arm in arms.items()
     ]
 
-    by_item, item_notes = _by_item(arms, plan, metric, judgements)
+    by_item, item_notes = _by_item(arms, plan, metric, smallest_effect, judgements)
     results = [replace(arm, by_item=by_item.get(arm.name)) for arm in results]
 
     banners = guards.check(plan, judged, selection)
@@ -229,7 +229,7 @@ def _initial_difference(arm: ArmResult, baseline: ArmResult, seeds: Sequence[int
 
 
 def _by_item(
-    arms: dict[str, ArmResult], plan: PlanRecord, metric: str, judgements: dict[str, Judgement]
+    arms: dict[str, ArmResult], plan: PlanRecord, metric: str, effect: float, judgements: dict[str, Judgement]
 ) -> tuple[dict[str, ItemEvidence], list[str]]:
     """Compare the paired arms item by item, if the metric is an evaluator's. Returns ({arm: evidence}, notes): on arms
     that can't be compared so, and on verdicts that do not hold for items like these."""
@@ -249,14 +249,23 @@ def _by_item(
         except ValueError as error:
             reasons.setdefault(str(error), []).append(name)
             continue
-        word, found = judgement.verdict.word, by_item[name]
-        if word in ("better", "worse") and found.generalises is False:
-            notes.append(
-                f"{name}: {word} on these {found.items:,} items, but that is not shown for items like these: their "
-                f"interval [{found.low:+.4g}, {found.high:+.4g}] includes zero"
-            )
+        if reason := _reason_not_general(judgement.verdict.word, by_item[name], effect):
+            notes.append(f"{name}: {judgement.verdict.word} on these {by_item[name].items:,} items, but {reason}")
     notes += [f"{list_names(names)}: no interval for items like these: {why}" for why, names in reasons.items()]
     return by_item, notes
+
+
+def _reason_not_general(word: str, evidence: ItemEvidence, effect: float) -> str:
+    """Why a verdict on these items does not hold for items like these; "" if it does, or if there is no interval."""
+    low, high = evidence.low, evidence.high
+    if low is None or high is None:
+        return ""
+    interval = f"that is not shown for items like these: their interval [{low:+.4g}, {high:+.4g}]"
+    if word in ("better", "worse") and low <= 0 <= high:
+        return f"{interval} includes zero"
+    if word == "equivalent" and max(-low, high) >= effect:
+        return f"{interval} is not inside \u00b1{effect:.4g}"
+    return ""
 
 
 def _resolutions(

@@ -122,7 +122,7 @@ def _resolution(record: Record) -> list[Html]:
     if not rows:
         return []
     cells = [
-        [("a", metric), ("", unit), *(("n", cell) for cell in numbers), ("a", between), ("n", p), ("k", apart)]
+        [("k", metric), ("", unit), *(("n", cell) for cell in numbers), ("a", between), ("n", p), ("k", apart)]
         for metric, unit, *numbers, between, p, apart in rows
     ]
     classes = ("", "", "n", "n", "n", "n", "n", "", "n", "")

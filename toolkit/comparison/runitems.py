@@ -31,11 +31,6 @@ class ItemEvidence:
     share_items: float | None
     share_rest: float | None
 
-    @property
-    def generalises(self) -> bool | None:
-        """Whether the interval for items like these excludes zero; None without an interval."""
-        return None if self.low is None or self.high is None else self.low * self.high > 0
-
 
 class ItemReader:
     """The values of one metric, item by item, of runs; each run's file is read once."""
