@@ -20,6 +20,7 @@ from components.block import HyperConnections, Parallel
 from components.ffn import GELU, MixtureOfExperts
 from components.loss import ChunkedCrossEntropy, CrossEntropy
 from components.mixer import DifferentialAttention, GatedLinearRecurrence, LatentAttention, SelfAttention
+from toolkit import run
 from toolkit.cpu import switch
 from toolkit.model import Head
 from toolkit.objective import Objective
@@ -154,6 +155,31 @@ def test_probes_may_be_added_to_a_run_and_taken_away(tmp_path):
     assert sorted(probe_rows(tmp_path / "one")) == [5, 10, 11]
     assert small_run(tmp_path, "plain") == 0
     assert without_probes(rows(tmp_path / "one")) == rows(tmp_path / "plain")
+
+
+def test_a_run_without_the_slots_goes_on(tmp_path):
+    """Its config is of a version without probes."""
+    assert small_run(tmp_path, "old", "--stop-at", "4") == 0
+    lines = (tmp_path / "old" / "config.gin").read_text().splitlines(keepends=True)
+    old = [line for line in lines if "probe" not in line and "sha256" not in line.lower()]
+    assert len(old) <= len(lines) - 2
+    (tmp_path / "old.gin").write_text("".join(old))
+    base = ["--base", str(tmp_path / "old.gin"), "--runs", str(tmp_path), "--resume", "--name", "old"]
+    assert run.main(base) == 0
+    assert small_run(tmp_path, "plain") == 0
+    assert rows(tmp_path / "old") == rows(tmp_path / "plain")
+
+
+def test_a_run_is_observed_without_dropout_and_before_its_update(tmp_path):
+    """At step 0, two runs that differ only in dropout have the same weights, but not the same updates."""
+    for dropout in ("0.0", "0.4"):
+        small = ("Experiment.steps = 3", f"GPT.dropout = {dropout}", "Experiment.probe_every = 2")
+        assert small_run(tmp_path, dropout, overlays=ALL, bindings=small) == 0
+    one, other = (probe_rows(tmp_path / dropout) for dropout in ("0.0", "0.4"))
+    same = [name for name in one[0] if "update_ratio" not in name]
+    assert all(one[0][name] == other[0][name] for name in same) and len(same) < len(one[0])
+    assert any(one[0][name] != other[0][name] for name in one[0])
+    assert all(one[2][name] != other[2][name] for name in same if "rms" in name)
 
 
 # --- what the views show
