@@ -26,9 +26,10 @@ from toolkit.evaluation.items import Item, fingerprint, read_items, text_of
 from toolkit.groups import parameter_groups
 from toolkit.measures import Score, mean
 from toolkit.model import Head
-from toolkit.protocols import Reader, Tokenizer
+from toolkit.protocols import Reader, Tokenizer, Views
 from toolkit.registry import Entry, entry_of
 
+Values = dict[str, float | Tensor | np.ndarray | None]  # of a probe
 FAULTS: list[tuple[Entry, str]] = []
 SOUND: list[Entry] = []
 
@@ -939,6 +940,198 @@ class FingerprintOfNames(_Pairs):
         return " ".join(Path(path).name for path in self.paths)
 
 
+# --- probes
+
+
+class _Scale:
+    """The rms of each block's output: the sound probe that those below break in one place each."""
+
+    needs = {"activations"}
+
+    def observe(self, views: Views) -> Values:
+        return {f"rms/{name}": x.float().square().mean().sqrt() for name, x in self.outputs(views).items()}
+
+    def outputs(self, views: Views) -> dict[str, Tensor]:
+        """The outputs of the blocks."""
+        return {name: views.activations[name] for name, kind in views.places.items() if kind == "block"}
+
+
+@plant("probe", "returns named, finite numbers")
+class NameWithASpace(_Scale):
+    """The names of its statistics have white space."""
+
+    def __init__(self) -> None:
+        pass
+
+    def observe(self, views: Views) -> Values:
+        return {name.replace("rms", "root mean square"): value for name, value in super().observe(views).items()}
+
+
+@plant("probe", "returns named, finite numbers")
+class DividesByNothing(_Scale):
+    """Divides by the number of modules that are not there."""
+
+    def __init__(self) -> None:
+        pass
+
+    def observe(self, views: Views) -> Values:
+        return super().observe(views) | {"share": torch.zeros(()) / 0}
+
+
+@plant("probe", "returns named, finite numbers")
+class ReturnsTheActivations(_Scale):
+    """Returns lists of numbers, which are neither numbers nor arrays."""
+
+    def __init__(self) -> None:
+        pass
+
+    def observe(self, views: Views) -> Values:
+        return {f"all/{name}": x.float().mean(-1).tolist() for name, x in self.outputs(views).items()}  # type: ignore
+
+
+@plant("probe", "names are modules or parameters")
+class NumbersItsLayers(_Scale):
+    """Its names have numbers of layers."""
+
+    def __init__(self) -> None:
+        pass
+
+    def observe(self, views: Views) -> Values:
+        return {f"rms/layer-{i}": value for i, value in enumerate(super().observe(views).values())}
+
+
+@plant("probe", "observing changes nothing")
+class TakesTheAbsoluteValueInPlace(_Scale):
+    """Changes the captured activations, which other probes read."""
+
+    def __init__(self) -> None:
+        pass
+
+    def outputs(self, views: Views) -> dict[str, Tensor]:
+        return {name: x.abs_() for name, x in super().outputs(views).items()}
+
+
+@plant("probe", "observing changes nothing")
+class NormsTheWeights(_Scale):
+    """Norms the weights of the copy in place."""
+
+    def __init__(self) -> None:
+        pass
+
+    def observe(self, views: Views) -> Values:
+        values = super().observe(views)
+        for weight in views.weights.values():
+            weight.div_(weight.norm() + 1)
+        return values
+
+
+@plant("probe", "observing changes nothing")
+class TrainsTheCopy(_Scale):
+    """Leaves the copy in training mode, with a hook on it."""
+
+    def __init__(self) -> None:
+        pass
+
+    def observe(self, views: Views) -> Values:
+        views.model.train().register_forward_hook(lambda *_: None)
+        return super().observe(views)
+
+
+@plant("probe", "values do not depend on earlier calls")
+class AveragesOverSteps(_Scale):
+    """Averages its values over the calls so far."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.calls = 0
+
+    def observe(self, views: Views) -> Values:
+        self.calls += 1
+        for name, value in super().observe(views).items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(cast(Tensor, value))
+        return {name: total / self.calls for name, total in self.sums.items()}
+
+
+@plant("probe", "values depend on the model")
+class CountsParameters(_Scale):
+    """Counts what training does not change."""
+
+    needs = set[str]()
+
+    def __init__(self) -> None:
+        pass
+
+    def observe(self, views: Views) -> Values:
+        return {f"parameters/{name}": float(weight.numel()) for name, weight in views.weights.items()}
+
+
+@plant("probe", "keeps no tensors between calls")
+class KeepsTheOutputs(_Scale):
+    """Keeps what it has seen, for someone who may ask."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, Tensor]] = []
+
+    def outputs(self, views: Views) -> dict[str, Tensor]:
+        self.seen = [super().outputs(views)]
+        return self.seen[0]
+
+
+@plant("probe", "declares the views that it reads")
+class DeclaresNothing(_Scale):
+    """Reads activations without asking for them."""
+
+    needs = set[str]()
+
+    def __init__(self) -> None:
+        pass
+
+
+@plant("probe", "declares the views that it reads")
+class DeclaresEverything(_Scale):
+    """Asks for a backward pass that it does not need."""
+
+    needs = {"activations", "gradients"}
+
+    def __init__(self) -> None:
+        pass
+
+
+@plant("probe", "draws no global random numbers")
+class ShufflesTokens(_Scale):
+    """Draws an order of the tokens, which changes no value."""
+
+    def __init__(self) -> None:
+        pass
+
+    def observe(self, views: Views) -> Values:
+        torch.randperm(views.ids.numel())
+        return super().observe(views)
+
+
+@plant("probe", "works with any part and model")
+class KnowsTheNames(_Scale):
+    """Reads modules by the names that they have in the default model."""
+
+    def __init__(self) -> None:
+        pass
+
+    def outputs(self, views: Views) -> dict[str, Tensor]:
+        return {name: views.activations[name] for name in ("blocks.0.ffn.down", "blocks.1.ffn.down")}
+
+
+@plant("probe", "works in bfloat16")
+class TurnsToNumpy(_Scale):
+    """numpy has no bfloat16."""
+
+    def __init__(self) -> None:
+        pass
+
+    def observe(self, views: Views) -> Values:
+        parts = {name: x.numpy() for name, x in views.activations.items() if name in views.places}
+        return {f"rms/{name}": float(np.sqrt((x**2).mean())) for name, x in parts.items()}
+
+
 # --- odd, but correct
 
 
@@ -1121,3 +1314,43 @@ class ListsTheChoices(_Choices):
     def context(self, item: Item) -> str:
         listed = "; ".join(str(choice) for choice in cast(list, item.row["choices"]))
         return f"{text_of(item, 'context')} ({listed})"
+
+
+@sound("probe")
+class WeightsAlone:
+    """Needs no pass, has knobs and names without a module, and returns numpy numbers, arrays and None."""
+
+    needs: frozenset[str] = frozenset()
+
+    def __init__(self, bins: int = 8) -> None:
+        self.bins = bins
+
+    def observe(self, views: Views) -> Values:
+        everything = torch.cat([weight.float().flatten() for weight in views.weights.values()]).numpy()
+        counts, _ = np.histogram(everything, self.bins)
+        return {"mean": everything.mean(), "counts": counts, "largest": float(abs(everything).max()), "median": None}
+
+
+@sound("probe")
+class Patches:
+    """Runs the copy again with one block left out, and keeps a count of its own that changes no value."""
+
+    needs = {"activations"}
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def observe(self, views: Views) -> Values:
+        self.calls += 1
+        draw = torch.Generator().manual_seed(0)
+        values: Values = {}
+        for name in (name for name, kind in views.places.items() if kind == "block"):
+            block = views.model.get_submodule(name)
+            noise = 1 + 1e-3 * torch.randn(1, generator=draw)
+            handle = block.register_forward_hook(lambda module, args, out, noise=noise: out * noise)
+            try:
+                changed = views.model(views.ids)[0]
+            finally:
+                handle.remove()
+            values[f"effect/{name}"] = changed.float().square().mean() / views.activations[name].float().square().mean()
+        return values

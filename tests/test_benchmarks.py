@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import train
+from benchmarks import probes, train
 from benchmarks.__main__ import cpu, gpu
 from benchmarks.measure import interleave
 from benchmarks.peers import Sizes
@@ -62,3 +62,12 @@ def test_training_steps_are_measured_against_a_peer(capsys):
     ours, theirs = (found["contestants"][name] for name in names)
     assert abs(ours["parameters"] - 84 * 32 - theirs["parameters"]) <= 0.01 * theirs["parameters"]  # 84 rows of padding
     assert ours["over_fastest_peer"]["median"] > 0 and len(ours["tokens_per_s"]) == 2 and ours["peak"] > ours["before"]
+
+
+def test_the_share_of_probes_is_measured(capsys):
+    line = ["gin/model/tiny.gin", "-p", "GPT.dim = 32", "-p", "SyntheticStories.stories = 60"]
+    line += ["-p", "SyntheticStories.val_stories = 10", "-p", "Experiment.seq_len = 32"]
+    assert probes.main([*line, "--rounds", "2", "--steps", "1", "--json"]) == 0
+    shares = json.loads(capsys.readouterr().out)["shares"]
+    assert list(shares) == ["all", "Activations", "Updates", *list(shares)[3:]] and len(shares) == 7
+    assert all(len(each) == 2 and min(each) > 0 for each in shares.values())

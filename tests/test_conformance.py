@@ -54,8 +54,10 @@ def test_a_sound_part_is_not_accused(entry, bench_for):
     assert [line for line in run_checks(bench_for(entry), slow=False) if line.verdict == "fail"] == []
 
 
-@pytest.mark.parametrize("entry, line", [pytest.param(*f, id=f[0].name) for f in FAULTS if f[0].kind == "evaluator"])
-def test_a_planted_evaluator_fails_no_other_line(entry, line, bench_for):
+@pytest.mark.parametrize(
+    "entry, line", [pytest.param(*f, id=f[0].name) for f in FAULTS if f[0].kind in ("evaluator", "probe")]
+)
+def test_a_planted_measure_fails_no_other_line(entry, line, bench_for):
     assert {found.check for found in run_checks(bench_for(entry)) if found.verdict == "fail"} == {line}
 
 

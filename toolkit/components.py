@@ -193,6 +193,7 @@ def _print_line(line: Line) -> None:
 def _show(entry: Entry, as_json: bool) -> int:
     """Print one part: signature, docstring, kind, file, overlay and binding."""
     from toolkit.config import keys
+    from toolkit.conformance.bench import LISTS
     from toolkit.registry import CATALOG
     from toolkit.rundir import report
 
@@ -206,7 +207,7 @@ def _show(entry: Entry, as_json: bool) -> int:
     if entry.kind == "experiment":  # the root of the config: no binding names it
         return 0
     owner = "GPT" if entry.kind in CATALOG["GPT"].knobs else "Experiment"
-    slot, value = ("loggers", f"[@{entry.name}]") if entry.kind == "logger" else (entry.kind, f"@{entry.name}")
+    slot, value = LISTS.get(entry.kind, entry.kind), f"[@{entry.name}]" if entry.kind in LISTS else f"@{entry.name}"
     report.say(f"binding: {keys.spell(owner, slot)} = {value}")
     return 0
 

@@ -15,6 +15,7 @@ NUMERIC = (
     "optimizer",
     "schedule",
     "evaluator",
+    "probe",
 )
 
 

@@ -16,6 +16,7 @@ from toolkit.conformance import (
     mixers,
     optimizers,
     positions,
+    probes,
     schedules,
     texts,
     training,
@@ -25,5 +26,7 @@ from toolkit.conformance.lines import CHECKS, Line, run_checks
 
 __all__ = ["CHECKS", "Bench", "Line", "bench_of", "run_checks"]
 _LAYERS = (layers, alone, training, positions, mixers, decoding, kernels)
-_ORDER = [file.__name__ for file in (*_LAYERS, inits, losses, optimizers, schedules, texts, loggers, evaluators)]
+_ORDER = [
+    file.__name__ for file in (*_LAYERS, inits, losses, optimizers, schedules, texts, loggers, evaluators, probes)
+]
 CHECKS.sort(key=lambda check: _ORDER.index(check.run.__module__))  # the order of the report

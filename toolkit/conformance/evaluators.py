@@ -8,7 +8,6 @@ import contextlib
 import copy
 import json
 import math
-import pickle
 import random
 import re
 from collections import Counter
@@ -17,10 +16,11 @@ from typing import Any, SupportsFloat
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from toolkit.conformance.bench import Bench
 from toolkit.conformance.lines import Broken, Gauge, NotApplicable, check
+from toolkit.conformance.purity import generator_states, generators_restored, is_same, state_of
 from toolkit.conformance.readers import (
     LN2,
     NO_FILES,
@@ -133,10 +133,10 @@ def unchanged(bench: Bench) -> Gauge:
     for parameter in reader.model.parameters():
         parameter.grad = torch.full_like(parameter, 0.5)  # as in training, so that zero_grad() is seen
     with items_of(bench) as items:
-        part, before = prepared(bench, items), _state(reader.model)
+        part, before = prepared(bench, items), state_of(reader.model)
         part.evaluate(reader)
-        after = _state(reader.model)
-    changed = [name for name in before | after if not _is_same(before.get(name), after.get(name))]
+        after = state_of(reader.model)
+    changed = [name for name in before | after if not is_same(before.get(name), after.get(name))]
     if changed:
         raise Broken(
             f"evaluate() changes {', '.join(changed[:3])}{' and more' if len(changed) > 3 else ''}, and must change "
@@ -145,36 +145,6 @@ def unchanged(bench: Bench) -> Gauge:
     gauge = Gauge(note=f"{len(before)} weights, gradients, modes, hooks and settings")
     gauge.record(0, "one call")
     return gauge
-
-
-def _state(model: nn.Module) -> dict[str, object]:
-    """All that evaluate() must not change, by name."""
-    state: dict[str, object] = {
-        "torch's grad mode": torch.is_grad_enabled(),
-        "torch's default dtype": torch.get_default_dtype(),
-        "torch's number of threads": torch.get_num_threads(),
-        "torch.use_deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
-        "torch's matmul precision": torch.get_float32_matmul_precision(),
-    }
-    for name, parameter in model.named_parameters():
-        state[f"the weight {name}"] = parameter.detach().clone()
-        state[f"the gradient of {name}"] = None if parameter.grad is None else parameter.grad.clone()
-        state[f"requires_grad of {name}"] = parameter.requires_grad
-    for name, buffer in model.named_buffers():
-        state[f"the buffer {name}"] = buffer.clone()
-    for name, module in model.named_modules():
-        name = name or "the model"
-        state[f"the training mode of {name}"] = module.training
-        state[f"the hooks of {name}"] = sum(len(each) for key, each in vars(module).items() if key.endswith("_hooks"))
-        state[f"the method forward of {name}"] = id(vars(module).get("forward"))
-    return state
-
-
-def _is_same(one: object, other: object) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        same_form = one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
-        return same_form and bool(torch.equal(one.nan_to_num(), other.nan_to_num()))
-    return type(one) is type(other) and one == other
 
 
 @check(
@@ -187,14 +157,14 @@ def no_global_draws(bench: Bench) -> Gauge:
     were, and the scores do not depend on their seeds."""
     gauge, measured = Gauge(REPEATED, "largest difference between seeds"), []
     reader = new_reader(bench)
-    with items_of(bench) as items, _restored():
+    with items_of(bench) as items, generators_restored():
         for seed in (1, 2):
             torch.manual_seed(seed)
             np.random.seed(seed)
             random.seed(seed)
-            before = _generator_states()
+            before = generator_states()
             measured.append(prepared(bench, items).evaluate(reader))
-            moved = [name for name, state in _generator_states().items() if state != before[name]]
+            moved = [name for name, state in generator_states().items() if state != before[name]]
             if moved:
                 raise Broken(
                     f"it draws from the global generator of {' and '.join(moved)}, which training uses, and must leave "
@@ -203,25 +173,6 @@ def no_global_draws(bench: Bench) -> Gauge:
                 )
     gauge.record(difference(measured[1], measured[0], "with another seed"), "seeds 1 and 2")
     return gauge
-
-
-def _generator_states() -> dict[str, bytes]:
-    return {
-        "torch": torch.get_rng_state().numpy().tobytes(),
-        "numpy": pickle.dumps(np.random.get_state()),
-        "Python": pickle.dumps(random.getstate()),
-    }
-
-
-@contextlib.contextmanager
-def _restored() -> Iterator[None]:
-    """Restore numpy's and Python's generators on exit. (Every check restores that of torch.)"""
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    try:
-        yield
-    finally:
-        np.random.set_state(numpy_state)
-        random.setstate(python_state)
 
 
 @check("scores are finite numbers with a unit", "evaluator")

@@ -66,27 +66,31 @@ def capture(objective: Objective, ids: Tensor, targets: Tensor, needs: set[str],
 def _forward(
     objective: Objective, ids: Tensor, targets: Tensor, needs: set[str], precision: Precision, copied: set[str]
 ) -> tuple[Capture, Tensor]:
-    """One forward pass with hooks; returns what they captured, and the mean loss. ``copied``: the modules whose inputs
-    and outputs are copied, because later operations change them in place."""
+    """One forward pass with hooks; returns what they captured, and the mean loss. The modules in ``copied`` get a copy
+    of their input and pass on a copy of their output, because these are changed in place."""
     captured = Capture()
     counts: dict[str, int] = {}
     model, kernels = objective.model, set(attention_weights.kernels(objective.model).values())
 
-    def before(name: str, module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+    def before(name: str, module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> object:
         counts[name] = counts.get(name, 0) + 1
         call = name if counts[name] == 1 else f"{name}#{counts[name]}"
-        if "inputs" in needs and arguments and _is_float(arguments[0]):
-            captured.inputs[call] = Seen(_detached(arguments[0], call in copied))
         if "attention" in needs and module in kernels:
-            captured.calls[call] = module, _detached(arguments, True), _detached(options, True)
+            captured.calls[call] = module, _copied(arguments), _copied(options)
+        if "inputs" in needs and arguments and _is_float(arguments[0]):
+            captured.inputs[call] = Seen(arguments[0].detach())
+            if call in copied:
+                return (arguments[0].clone(), *arguments[1:]), options
+        return None
 
-    def after(name: str, module: nn.Module, arguments: tuple[Any, ...], output: object) -> None:
+    def after(name: str, module: nn.Module, arguments: tuple[Any, ...], output: object) -> Tensor | None:
         call = name if counts[name] == 1 else f"{name}#{counts[name]}"
-        if isinstance(output, Tensor) and _is_float(output):
-            if "activations" in needs:
-                captured.activations[call] = Seen(_detached(output, call in copied))
-            if "gradients" in needs and output.requires_grad:
-                output.register_hook(lambda gradient: captured.gradients.__setitem__(call, gradient.detach().clone()))
+        if not isinstance(output, Tensor) or not _is_float(output) or not needs & {"activations", "gradients"}:
+            return None
+        captured.activations[call] = Seen(output.detach())
+        if "gradients" in needs and output.requires_grad:
+            output.register_hook(lambda gradient: captured.gradients.__setitem__(call, gradient.detach().clone()))
+        return output.clone() if call in copied else None
 
     def keep_output(module: nn.Module, arguments: tuple[Any, ...], output: tuple[Tensor, Any]) -> None:
         captured.output = output
@@ -111,12 +115,12 @@ def _is_float(value: object) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _detached(value: Any, copied: bool) -> Any:
-    """A value whose tensors, also in tuples and dicts, are without a graph and, if ``copied``, are copies."""
+def _copied(value: Any) -> Any:
+    """A value whose tensors, also in tuples and dicts, are copies without a graph."""
     if isinstance(value, Tensor):
-        return value.detach().clone() if copied else value.detach()
+        return value.detach().clone()
     if isinstance(value, tuple):
-        return tuple(_detached(item, copied) for item in value)
+        return tuple(map(_copied, value))
     if isinstance(value, Mapping):
-        return {name: _detached(item, copied) for name, item in value.items()}
+        return {name: _copied(item) for name, item in value.items()}
     return value

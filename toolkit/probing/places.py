@@ -40,13 +40,13 @@ def _unregistered(model: nn.Module, named: dict[str, str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for index, block in stacks[largest].named_children():
         name = f"{largest}.{index}" if largest else index
-        if named.get(name):
-            found[name] = named[name]
+        found[name] = named.get(name, "block")
+        if name in named:
             continue
-        found[name] = "block"
-        inner = {part: kind for part, kind in named.items() if _is_inside(part, name)}
-        children = (f"{name}.{child}" for child, module in block.named_children() if list(module.parameters()))
-        found |= inner or dict.fromkeys(children, "part")
+        found |= {part: kind for part, kind in named.items() if _is_inside(part, name)}
+        for child in (f"{name}.{child}" for child, module in block.named_children() if list(module.parameters())):
+            if not any(part == child or _is_inside(part, child) for part in named):
+                found[child] = "part"
     return found
 
 

@@ -63,7 +63,7 @@ class Prober:
         """Before a step: copy the weights if the step is to be observed."""
         is_last = step == self.experiment.steps - 1
         if self.copy is not None and (is_last or step % self.experiment.probe_every == 0):
-            _fill(self.copy, self.parts.objective)
+            fill(self.copy, self.parts.objective)
             self.is_filled = True
 
     def observe(self, step: int, journal: Journal) -> None:
@@ -76,7 +76,7 @@ class Prober:
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(named_seed(self.experiment.seed, "probe", step))
             observation = observe(self.parts.probes, self.copy, self.parts.objective, batch, self._precision)
-        _empty(self.copy)
+        empty(self.copy)
         self.is_filled = False
         self._warn(observation)
         if observation.row:
@@ -121,7 +121,7 @@ def copy_of(objective: Objective) -> Objective:
             f"{type(objective.model).__name__} can't be copied, which probes need: {clean(error)}; keep open files, "
             "locks and tensors of a forward pass out of its attributes, or leave out Experiment.probes"
         ) from error
-    _empty(copied)
+    empty(copied)
     return copied
 
 
@@ -147,12 +147,13 @@ def observe(
     for name, probe in probes.items():
         views = Views(name, set(probe.needs), copied.model, objective.model, batch, captured, precision)
         with torch.no_grad():
-            _add(observation, name, probe.observe(views))
+            sort_values(observation, name, probe.observe(views))
     return observation
 
 
-def _add(observation: Observation, probe: str, values: object) -> None:
-    """Sort the result of a probe into single numbers, arrays and what is left out."""
+def sort_values(observation: Observation, probe: str, values: object) -> None:
+    """Sort the result of a probe into single numbers, arrays and what is left out. Raises ValueError for a result of
+    another form than toolkit/protocols.py asks for."""
     if not isinstance(values, dict):
         raise ValueError(
             f"{probe}.observe returned {values!r:.80}; it must return {{'STATISTIC/MODULE': number or array}}"
@@ -206,13 +207,13 @@ def check(parts: Parts) -> None:
         copy_of(parts.objective)
 
 
-def _fill(copied: nn.Module, source: nn.Module) -> None:
+def fill(copied: nn.Module, source: nn.Module) -> None:
     """Copy all parameters and buffers."""
     for mine, theirs in zip(_tensors(copied), _tensors(source), strict=True):
         mine.data = theirs.detach().clone()
 
 
-def _empty(copied: nn.Module) -> None:
+def empty(copied: nn.Module) -> None:
     """Release the memory of all parameters, gradients and buffers."""
     for tensor in _tensors(copied):
         tensor.data = tensor.data.new_empty(0)
