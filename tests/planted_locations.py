@@ -7,8 +7,7 @@ for others. The tests are those of toolkit/comparison/located.py, which ``compar
 import argparse
 
 import numpy as np
-from planted_truth import Rate
-
+from tests.planted_truth import Rate
 from toolkit.comparison import located
 
 STEPS, LAYERS, FAMILIES, ALPHA = 4, 6, 4, 0.05

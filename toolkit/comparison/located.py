@@ -22,7 +22,11 @@ apart with a probability of at most alpha.
 
 Time. Half of alpha tests the steps from the last one backwards, until a step has no significant cell: a difference
 that stays is followed to its beginning without a price for the number of steps. The other half is shared by all steps,
-for a difference that fades. Both keep the chance that a step without any difference is reported below alpha."""
+for a difference that fades. Both keep the chance that a step without any difference is reported below alpha.
+
+Origin. Paired runs begin with equal weights and read equal data, so there is no noise at all until something differs:
+what comes before the change is equal to the last bit. ``origin`` finds where that ends, also if the change has another
+sign in each seed, which no test of means can see."""
 
 from __future__ import annotations
 
@@ -71,8 +75,9 @@ def _examine(arm: Array, base: Array, families: NDArray[np.int_], paired: bool) 
     scale, gap = scale[..., None, :, None], gap[..., None, :]
     y_arm, y_base = np.arcsinh(arm / scale), np.arcsinh(base / scale)
     typical = np.fmax(np.nanmax(np.abs(arm), -1), np.nanmax(np.abs(base), -1))  # (..., steps, cells)
-    slope = 1 / np.hypot(typical, scale[..., 0])
-    floor = np.fmax(ROUNDING * typical, gap) * slope
+    c = scale[..., 0]
+    least = np.fmax(ROUNDING * typical, gap)  # the smallest step from a value that has a meaning
+    floor = np.arcsinh(typical / c) - np.arcsinh((typical - least) / c)
     if paired:
         difference = y_arm - y_base
         difference = np.where(np.abs(arm - base) <= ROUNDING * typical[..., None], 0 * difference, difference)
@@ -148,11 +153,11 @@ def weighted_holm(p: ArrayLike, shares: ArrayLike) -> Array:
     """Holm's (1979) step-down method with weights: p adjusted along the last axis. ``shares`` of alpha sum to 1; a cell
     with the share 0 gets 1."""
     p, shares = np.asarray(p, float), np.asarray(shares, float)
-    ratio = np.where(shares > 0, p / np.fmax(shares, 1e-300), np.inf)
+    ratio = np.where(shares > 0, p / np.fmax(shares, 1e-300), 1e300)
     order = np.argsort(ratio, -1)
     sorted_ratio, sorted_shares = (np.take_along_axis(x, order, -1) for x in (ratio, shares))
     remaining = np.flip(np.cumsum(np.flip(sorted_shares, -1), -1), -1)
-    raw = np.where(np.isfinite(sorted_ratio), sorted_ratio * remaining, 1.0)
+    raw = np.where(sorted_shares > 0, sorted_ratio * remaining, 1.0)
     adjusted = np.empty_like(raw)
     np.put_along_axis(adjusted, order, np.fmin(np.maximum.accumulate(raw, -1), 1.0), -1)
     return adjusted
@@ -176,3 +181,35 @@ def first(cells: Cells, depth: ArrayLike, alpha: float) -> list[tuple[int, int]]
     is_near = size * NEAR >= largest
     order = sorted(cells_of_step, key=lambda cell: (not is_near[cell], depth[cell] * is_near[cell], -size[cell]))
     return [(step, int(cell)) for cell in order]
+
+
+def origin(arm: ArrayLike, base: ArrayLike, families: ArrayLike, depth: ArrayLike) -> tuple[int, int] | None:
+    """Where paired runs begin to differ, as (index of the step, index of the cell). Arguments as of ``examine`` and
+    ``first``, for one repetition: ``(steps, cells, seeds)``. None if no such place can be told.
+
+    At the first step at which anything differs, a statistic tells the place if its values in earlier modules, some of
+    them not 0, are equal to the last bit in every seed, and the next module differs by more than ROUNDING in every
+    seed. Statistics of gradients usually differ everywhere and tell nothing. Of several places the first module counts,
+    and there the statistic with the largest relative difference."""
+    arm, base = np.asarray(arm, float), np.asarray(base, float)
+    families, depth = np.asarray(families), np.asarray(depth)
+    is_known = np.isfinite(arm) & np.isfinite(base)
+    differs = is_known & (arm != base)  # (steps, cells, seeds)
+    steps = np.flatnonzero(differs.any((-1, -2)))
+    if not len(steps):
+        return None
+    step = int(steps[0])
+    relative = np.zeros(arm.shape[1:])  # (cells, seeds)
+    largest = np.fmax(np.abs(arm[step]), np.abs(base[step]))
+    np.divide(np.abs(arm[step] - base[step]), largest, out=relative, where=differs[step])
+    places = []
+    for family in np.unique(families):
+        cells = np.flatnonzero((families == family) & is_known[step].any(-1))
+        cells = cells[np.argsort(depth[cells], kind="stable")]
+        changed = np.flatnonzero(differs[step, cells].any(-1))
+        if not len(changed):
+            continue
+        place = int(cells[changed[0]])
+        if (relative[place] > ROUNDING).all() and base[step, cells[: changed[0]]].any():
+            places.append((depth[place], -float(relative[place].mean()), place))
+    return (step, min(places)[2]) if places else None

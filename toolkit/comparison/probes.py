@@ -26,7 +26,7 @@ class CellRecord(TypedDict):
 
     arm_mean, baseline_mean  means over the seeds
     size_sd     difference in standard deviations of the seeds
-    p_adjusted  p of the difference, adjusted for all cells of the arm
+    p_adjusted  p of the difference, adjusted for all cells of the arm; None without a test
     """
 
     step: int
@@ -36,14 +36,16 @@ class CellRecord(TypedDict):
     arm_mean: float
     baseline_mean: float
     size_sd: float
-    p_adjusted: float
+    p_adjusted: float | None
 
 
 class ArmProbes(TypedDict):
     """What changed first in an arm.
 
-    first        the cells of the earliest step with a difference, the location first, at most LISTED of ``count``;
-                 empty without a difference
+    origin       where paired runs begin to differ: before this cell, everything is equal to the last bit; None if that
+                 can't be told, as for runs that aren't paired
+    first        the cells of the earliest step with a difference beyond the noise of seeds, at most LISTED of
+                 ``count``, the location first; empty without a difference
     steps        those at which both arms have rows
     cells        how many cells were tested; ``equal_cells`` more are equal in every seed
     only_in_arm, only_in_baseline  how many statistics of modules just one of the two has
@@ -57,6 +59,7 @@ class ArmProbes(TypedDict):
     steps: list[int]
     cells: int
     equal_cells: int
+    origin: CellRecord | None
     first: list[CellRecord]
     count: int
     only_in_arm: int
@@ -74,7 +77,7 @@ class ProbesRecord(TypedDict):
 @dataclass(frozen=True)
 class ArmCells:
     """The cells of an arm and the baseline: values ``(steps, keys, runs)`` and their tests ``(steps, keys)``. ``first``
-    holds the (step, key) indices of the cells that differ at the earliest step."""
+    holds the (step, key) indices of the origin and of the cells that differ at the earliest step."""
 
     name: str
     keys: tuple[Key, ...]
@@ -122,10 +125,14 @@ def _examine(arm: ArmResult, base: ArmResult, ours: Tables, theirs: Tables, alph
     keys, steps = tuple(key for key in keys_of if key in keys_of_base), tuple(sorted(steps_of & steps_of_base))
     values, base_values = _array(ours, steps, keys), _array(theirs, steps, keys)
     families = {family: i for i, family in enumerate(rows.statistics(keys))}
-    cells = located.examine(values, base_values, [families[key.probe, key.statistic] for key in keys], paired)
+    family_of_key = [families[key.probe, key.statistic] for key in keys]
+    cells = located.examine(values, base_values, family_of_key, paired)
     depth = rows.model_order(key.module for key in (*keys_of, *keys_of_base))
-    first = located.first(cells, [depth[key.module] for key in keys], alpha)
-    arm_cells = ArmCells(arm.name, keys, steps, values, base_values, cells, depth, first)
+    depth_of_key = [depth[key.module] for key in keys]
+    first = located.first(cells, depth_of_key, alpha)
+    origin = located.origin(values, base_values, family_of_key, depth_of_key) if paired and len(ours) > 1 else None
+    marked = [origin, *(cell for cell in first if cell != origin)] if origin else first
+    arm_cells = ArmCells(arm.name, keys, steps, values, base_values, cells, depth, marked)
     return {
         "arm": arm.name,
         "paired": paired,
@@ -134,6 +141,7 @@ def _examine(arm: ArmResult, base: ArmResult, ours: Tables, theirs: Tables, alph
         "steps": list(steps),
         "cells": int(np.isfinite(cells.p).sum()),
         "equal_cells": int(cells.equal.sum()),
+        "origin": _cell_record(arm_cells, *origin) if origin else None,
         "first": [_cell_record(arm_cells, step, key) for step, key in first[:LISTED]],
         "count": len(first),
         "only_in_arm": len(keys_of) - len(keys),
@@ -173,8 +181,12 @@ def _cell_record(arm: ArmCells, step: int, key: int) -> CellRecord:
         "arm_mean": float(np.nanmean(arm.arm[step, key])),
         "baseline_mean": float(np.nanmean(arm.base[step, key])),
         "size_sd": float(arm.cells.size[step, key]),
-        "p_adjusted": float(arm.cells.p_adjusted[step, key]),
+        "p_adjusted": _number(arm.cells.p_adjusted[step, key]),
     }
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 def _notes(arm: ArmResult, base: ArmResult, ours: Tables, theirs: Tables, cells: int) -> list[str]:

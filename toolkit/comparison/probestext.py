@@ -13,13 +13,16 @@ HUGE = 1000  # in sd of the seeds: larger sizes have no meaning of their own
 def sentence(arm: ArmProbes) -> str:
     """What changed first in an arm, in one sentence or two."""
     seeds = str(arm["seeds"]) if arm["paired"] else f"{arm['seeds']} and {arm['baseline_seeds']}"
-    if not arm["steps"] or not arm["cells"] + arm["equal_cells"]:
+    if not arm["steps"] or not min(arm["seeds"], arm["baseline_seeds"]):
         return f"{arm['arm']}: nothing to compare."
     steps = (
         f"steps {arm['steps'][0]:,} to {arm['steps'][-1]:,}" if len(arm["steps"]) > 1 else f"step {arm['steps'][0]:,}"
     )
     if min(arm["seeds"], arm["baseline_seeds"]) < 2:
         return f"{arm['arm']}: no verdict, since one seed can't tell a change from noise."
+    if arm["origin"]:
+        before = "Its values in earlier modules are equal to the last bit."
+        return f"{_changed(arm, arm['origin'])} {before}{_beyond_noise(arm)}"
     if not arm["first"]:
         if not arm["cells"]:
             return f"{arm['arm']}: every value is equal to the baseline's ({arm['equal_cells']:,} values, {steps})."
@@ -27,11 +30,26 @@ def sentence(arm: ArmProbes) -> str:
             f"{arm['arm']}: no change beyond the noise of {seeds} seeds in {arm['cells']:,} values ({steps}). That is "
             "no proof of equality."
         )
-    cell = arm["first"][0]
-    others = f" {arm['count'] - 1:,} other values differ at that step too." if arm["count"] > 1 else ""
+    others = f" At that step, {_values(arm['count'] - 1)} as well." if arm["count"] > 1 else ""
+    return f"{_changed(arm, arm['first'][0])} It is beyond the noise of {seeds} seeds.{others}"
+
+
+def _changed(arm: ArmProbes, cell: CellRecord) -> str:
+    baseline_mean, arm_mean = means(cell)
     return (
-        f"{arm['arm']}: changed first at step {cell['step']:,} in {module(cell)}: {name(cell)} is "
-        f"{number(cell['arm_mean'])}, and {number(cell['baseline_mean'])} in the baseline.{others}"
+        f"{arm['arm']}: changed first at step {cell['step']:,} in {module(cell)}: {name(cell)} is {arm_mean}, and "
+        f"{baseline_mean} in the baseline."
+    )
+
+
+def _beyond_noise(arm: ArmProbes) -> str:
+    """What is beyond the noise of seeds in an arm whose origin is known."""
+    if not arm["first"]:
+        return " No value differs beyond the noise of seeds."
+    cell = arm["first"][0]
+    return (
+        f" Beyond the noise of seeds, {_values(arm['count'])} at step {cell['step']:,}; the first of the largest is in "
+        f"{module(cell)}."
     )
 
 
@@ -43,6 +61,20 @@ def module(cell: CellRecord) -> str:
 def name(cell: CellRecord) -> str:
     """The probe and statistic of a cell."""
     return f"{cell['probe']}/{cell['statistic']}"
+
+
+def means(cell: CellRecord) -> tuple[str, str]:
+    """The means of the baseline and of the arm, with as many digits as it takes to tell them apart, up to 8."""
+    base, arm = cell["baseline_mean"], cell["arm_mean"]
+    shown = number(base), number(arm)
+    for digits in range(4, 9):
+        if shown[0] == shown[1] and base != arm:
+            shown = f"{base:.{digits}g}", f"{arm:.{digits}g}"
+    return shown
+
+
+def _values(count: int) -> str:
+    return "one value differs" if count == 1 else f"{count:,} values differ"
 
 
 def size(cell: CellRecord) -> str:
@@ -60,8 +92,7 @@ def table(record: ProbesRecord, most: int) -> list[list[str]]:
             f"{cell['step']:,}",
             module(cell),
             name(cell),
-            number(cell["baseline_mean"]),
-            number(cell["arm_mean"]),
+            *means(cell),
             size(cell),
             text.p_value(cell["p_adjusted"]),
         ]
