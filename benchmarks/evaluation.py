@@ -10,35 +10,38 @@ must find the same nats.
 The tokens of an evaluation are those that a model reads if it reads each sequence on its own: the context, and the
 continuation without its last token. So both are credited with the same number, whatever they read in fact. The times
 include the division into tokens, but not the reading of files. Training is the toolkit's, not compiled. It takes about
-five minutes on two cores."""
+five minutes on two cores.
+
+``--cost`` measures how much of the time of a run each evaluator takes, at the default size and cadence."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 
 from benchmarks import harness, measure, steps
 from benchmarks.generate import SLOTS, transplant
 from benchmarks.peers import Sizes
-from components.evaluator import MinimalPairs, MultipleChoice
 from components.stories import story
 from components.tokenizer import BPE
 from toolkit.command import run_command
+from toolkit.cpu.allocator import keep_freed_memory
 from toolkit.evaluation import windows
 from toolkit.evaluation.reader import Reader
+from toolkit.measures import Continuation
 from toolkit.model import GPT
+from toolkit.protocols import Evaluator
 
 STORIES = 400
 AGREEMENT = 1e-4  # the largest difference in nats per token
+DEVICE = torch.device("cpu")
+EVAL_EVERY, BATCH, SHARE = 1000, 8, 0.02  # of gin/default.gin; the share of a run's time that evaluators may take
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Case:
 CASES = {
     "tiny": Case(Sizes(4096, dim=64, layers=2, heads=4, context=128, hidden=176), 8, 1000, 200, (4, 16, 64, "auto")),
     # On a CPU, "auto" finds 64, with five passes more than 64 itself.
-    "default": Case(Sizes(100_277, dim=768, layers=12, heads=12, context=1024, hidden=2048), 1, 48, 10, (4, 16, 64)),
+    "default": Case(Sizes(100_277, dim=768, layers=12, heads=12, context=1024, hidden=2048), 1, 80, 16, (4, 16, 64)),
 }
 
 
@@ -65,8 +68,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _arguments(argv)
     torch.set_num_threads(arguments.threads or torch.get_num_threads())
     os.environ.setdefault("TOOLKIT_CACHE", os.path.join(tempfile.gettempdir(), "toolkit-benchmarks"))
+    keep_freed_memory()
     started = time.perf_counter()
-    tables = [speed(name, arguments) for name in arguments.only]
+    tables = [(cost if arguments.cost else speed)(name, arguments) for name in arguments.only]
     minutes = (time.perf_counter() - started) / 60
 
     def show() -> None:
@@ -78,108 +82,122 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+class Subject:
+    """What is measured: a model of a case, its reader, and stories for its items. ``train`` makes training steps, and
+    returns their tokens per second."""
+
+    def __init__(self, case: Case, arguments: argparse.Namespace):
+        self.case, self.sizes = case, case.sizes
+        self.timed = partial(measure.seconds, device=DEVICE, clock=arguments.clock)
+        self.texts, self.tokenizer = [story(0, index) for index in range(STORIES)], BPE(case.sizes.vocab)
+        self.tokenizer.train(self.texts)
+        torch.manual_seed(0)
+        shape = {"dim": self.sizes.dim, "n_layer": self.sizes.layers, "n_head": self.sizes.heads}
+        self.model = GPT(self.sizes.vocab, self.sizes.context, **shape, **SLOTS).eval()
+        self.reader = Reader(self.model, self.tokenizer, self.sizes.context, 8 * self.sizes.context)
+        self.rows = {
+            "MinimalPairs": harness.minimal_pairs(self.texts, max(2, round(case.pairs * arguments.items))),
+            "MultipleChoice": harness.multiple_choice(self.texts, max(2, round(case.questions * arguments.items))),
+        }
+        self.training = steps.Contestant("toolkit eager", self.sizes, case.batch, DEVICE)
+        self.timed(self.training.step, times=2)  # AdamW's state
+        self.times = max(1, round(2 / self.timed(self.training.step)))  # about two seconds
+
+    def train(self) -> float:
+        seconds = self.timed(self.training.step, times=self.times)
+        return self.times * self.case.batch * self.sizes.context / seconds
+
+    def count_tokens(self, pairs: list[tuple[str, str]]) -> int:
+        """The tokens that a model reads if it reads each (context, continuation) on its own."""
+        every = (windows.continuation(self.tokenizer, *pair, self.sizes.context) for pair in pairs)
+        return sum(len(window.context) + len(window.targets) - 1 for window in every)
+
+
 def speed(name: str, arguments: argparse.Namespace) -> dict[str, object]:
     """Tokens per second of two evaluators, ours and lm-eval's, and of training."""
-    case, device = CASES[name], torch.device("cpu")
-    sizes, timed = case.sizes, partial(measure.seconds, device=device, clock=arguments.clock)
-    tokenizer, texts = BPE(sizes.vocab), [story(0, index) for index in range(STORIES)]
-    tokenizer.train(texts)
-    torch.manual_seed(0)
-    shape = {"dim": sizes.dim, "n_layer": sizes.layers, "n_head": sizes.heads}
-    model = GPT(sizes.vocab, sizes.context, **shape, **SLOTS).eval()
-    reader = Reader(model, tokenizer, sizes.context, 8 * sizes.context)
-    rows = {"MinimalPairs": harness.minimal_pairs(texts, max(2, round(case.pairs * arguments.items)))}
-    rows["MultipleChoice"] = harness.multiple_choice(texts, max(2, round(case.questions * arguments.items)))
-    ours = _evaluators(rows)
-    theirs = harness.Harness(transplant(model).eval(), tokenizer, rows)
-    pairs = {task: _pairs(task, evaluator) for task, evaluator in ours.items()}
-    tokens = {task: count_tokens(tokenizer, each, sizes.context) for task, each in pairs.items()}
-    measure.note(f"{name}: tokens " + ", ".join(f"{task} {count:,}" for task, count in tokens.items()))
+    subject = Subject(CASES[name], arguments)
+    sizes, rows = subject.sizes, subject.rows
+    ours = harness.evaluators(rows)
+    theirs = harness.Harness(transplant(subject.model).eval(), subject.tokenizer, rows)
+    pairs = {task: harness.pairs(evaluator) for task, evaluator in ours.items()}
+    tokens = {task: subject.count_tokens(each) for task, each in pairs.items()}
 
-    agreement, batches = {}, {}
-    for task in ours:
-        rates = {}
-        for size in case.batch_sizes:
-            started = arguments.clock()
-            found = theirs.evaluate(task, size)
-            rates[size] = tokens[task] / (arguments.clock() - started)
-        batches[task] = max(rates, key=rates.__getitem__)
-        measure.note(f"{task}: lm-eval by batch size: " + ", ".join(f"{n}: {rate:,.0f}" for n, rate in rates.items()))
-        agreement[task] = difference(reader, pairs[task], [nats for item in found for nats in item])
+    def rate(task: str, work: partial) -> float:
+        return tokens[task] / subject.timed(work)
 
-    def turn(count: int, work: Callable[[], object]) -> Callable[[], float]:
-        return lambda: count / timed(work)
-
-    training = steps.Contestant("toolkit eager", sizes, case.batch, device)
-    timed(training.step, times=2)  # AdamW's state
-    times = max(1, round(2 / timed(training.step)))
-    turns = {}
+    agreement, batch_sizes, turns = {}, {}, {}
     for task, evaluator in ours.items():
-        turns[f"{task}, toolkit"] = turn(tokens[task], partial(evaluator.evaluate, reader))
-        turns[f"{task}, lm-eval"] = turn(tokens[task], partial(theirs.evaluate, task, batches[task]))
-    turns["training"] = lambda: times * case.batch * sizes.context / timed(training.step, times=times)
-    probe = steps.products(sizes, case.batch, device, arguments.clock)
+        expected = [nats for item in theirs.evaluate(task, subject.case.batch_sizes[0]) for nats in item]
+        agreement[task] = difference(subject.reader.continuations(pairs[task]), expected)
+        rates = {size: rate(task, partial(theirs.evaluate, task, size)) for size in subject.case.batch_sizes}
+        measure.note(f"{task}, lm-eval: " + ", ".join(f"batch size {size} {each:,.0f}" for size, each in rates.items()))
+        batch_sizes[task] = max(rates, key=rates.__getitem__)
+        turns[f"{task}, toolkit"] = partial(rate, task, partial(evaluator.evaluate, subject.reader))
+        turns[f"{task}, lm-eval"] = partial(rate, task, partial(theirs.evaluate, task, batch_sizes[task]))
+    turns["training"] = subject.train
+    probe = steps.products(sizes, subject.case.batch, DEVICE, arguments.clock)
     rounds = measure.interleave(turns, arguments.rounds, probe, arguments.repeats)
 
     over = {task: rounds.ratio(f"{task}, toolkit", f"{task}, lm-eval") for task in ours}
     of_training = {turn: rounds.ratio(turn, "training") for turn in turns if turn != "training"}
     lines = []
-    for each in turns:
-        shown = over[each.removesuffix(", toolkit")].show() if each.endswith("toolkit") else ""
-        share = of_training[each].show() if each in of_training else ""
-        lines.append([each, rounds.spread(each).show(0), shown, share])
-    title = f"evaluation, {name}: vocabulary {sizes.vocab:,}, {sizes.dim} wide, {sizes.layers} layers, float32"
+    for turn in turns:
+        shown = over[turn.removesuffix(", toolkit")].show() if turn.endswith(", toolkit") else ""
+        share = of_training[turn].show() if turn in of_training else ""
+        lines.append([turn, rounds.spread(turn).show(0), shown, share])
     counts = [f"{len(rows[task]):,} items of {task} have {tokens[task]:,} tokens" for task in ours]
-    caption = f"Median (lowest to highest): {rounds.summary()}.\n{'; '.join(counts)}. lm-eval's batch size is "
-    caption += ", ".join(f"{batches[task]} for {task}" for task in ours) + f", of {case.batch_sizes}.\n"
-    caption += f"Largest difference in nats per token: {max(agreement.values()):.1e}."
+    caption = (
+        f"Median (lowest to highest): {rounds.summary()}.\n{'; '.join(counts)}.\nThe fastest batch size of lm-eval "
+    )
+    caption += "is " + ", ".join(f"{batch_sizes[task]} for {task}" for task in ours)
+    caption += f", of {', '.join(map(str, subject.case.batch_sizes))}.\nLargest difference in nats per token: "
+    caption += f"{max(agreement.values()):.1e}."
     columns = ["", "tokens/s", "toolkit over lm-eval", "of training"]
-    table = {"title": title, "columns": columns, "rows": lines, "caption": caption}
-    found = {"case": name, "sizes": vars(sizes), "tokens": tokens, "batch_sizes": batches, "agreement": agreement}
+    table = {"title": _title("evaluation", name), "columns": columns, "rows": lines, "caption": caption}
+    found = {"case": name, "sizes": vars(sizes), "tokens": tokens, "batch_sizes": batch_sizes, "agreement": agreement}
     found |= {"tokens_per_s": rounds.values, "over_lm_eval": over, "of_training": of_training}
     return found | {"probes": rounds.probes, "table": table}
 
 
-def count_tokens(tokenizer: BPE, pairs: list[tuple[str, str]], max_len: int) -> int:
-    """The tokens that a model reads if it reads each (context, continuation) on its own."""
-    every = (windows.continuation(tokenizer, *pair, max_len) for pair in pairs)
-    return sum(len(window.context) + len(window.targets) - 1 for window in every)
-
-
-def difference(reader: Reader, pairs: list[tuple[str, str]], expected: list[float]) -> float:
+def difference(found: list[Continuation], expected: list[float]) -> float:
     """The largest difference from the ``expected`` nats, per token. Raises ValueError if it exceeds AGREEMENT."""
-    found = reader.continuations(pairs)
     largest = max(abs(each.nats - nats) / each.tokens for each, nats in zip(found, expected, strict=True))
     if not largest <= AGREEMENT:
-        raise ValueError(
-            f"the peer's nats differ from ours by up to {largest:.2g} per token; they do not compute alike"
-        )
+        raise ValueError(f"the peer's nats differ from ours by up to {largest:.2g} per token: not the same model")
     return largest
 
 
-def _evaluators(rows: dict[str, list[harness.Row]]) -> dict[str, MinimalPairs | MultipleChoice]:
-    """Our evaluators, prepared, with the items in ``rows``."""
-    with tempfile.TemporaryDirectory() as folder:
-        for task, items in rows.items():
-            Path(folder, f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in items))
-        pairs = MinimalPairs([f"{folder}/MinimalPairs.jsonl"], prefix=" ")
-        questions = MultipleChoice([f"{folder}/MultipleChoice.jsonl"])
-        pairs.prepare()
-        questions.prepare()
-    return {"MinimalPairs": pairs, "MultipleChoice": questions}
+def cost(name: str, arguments: argparse.Namespace) -> dict[str, object]:
+    """The share of a run's time that each evaluator takes at every evaluation, and the number of its items that take
+    SHARE. Evaluators are those of the overlays in gin/evaluator/, with the items of this benchmark."""
+    subject = Subject(CASES[name], arguments)
+    between = EVAL_EVERY * BATCH * subject.sizes.context / max(subject.train() for _ in range(arguments.rounds))
+    lines, found = [], {}
+    for task, (evaluator, count) in harness.every_evaluator(subject.rows, subject.texts[:8]).items():
+        seconds = min(_seconds(subject, evaluator) for _ in range(arguments.rounds))
+        found[task] = {"items": count, "seconds": seconds, "share": seconds / between}
+        affordable = SHARE * between / (seconds / count)
+        lines.append([task, f"{count:,}", f"{seconds:,.2f}", f"{seconds / between:.4%}", f"{affordable:,.0f}"])
+    caption = f"{EVAL_EVERY:,} steps of {BATCH} x {subject.sizes.context:,} tokens take {between:,.0f} s, by the speed "
+    caption += f"of {subject.case.batch} x {subject.sizes.context:,} tokens."
+    columns = ["evaluator", "items", "seconds", f"of {EVAL_EVERY:,} steps", f"items that take {SHARE:.0%}"]
+    table = {"title": _title("the cost of evaluators", name), "columns": columns, "rows": lines, "caption": caption}
+    return {"case": name, "sizes": vars(subject.sizes), "seconds": between, "evaluators": found, "table": table}
 
 
-def _pairs(task: str, evaluator: MinimalPairs | MultipleChoice) -> list[tuple[str, str]]:
-    """All (context, continuation) that an evaluator scores."""
-    if isinstance(evaluator, MultipleChoice):
-        return [(question.context, f" {choice}") for question in evaluator.questions for choice in question.choices]
-    fields = ("sentence_good", "sentence_bad")
-    return [("", f" {item.row[field]}") for item in evaluator.items for field in fields]
+def _seconds(subject: Subject, evaluator: Evaluator) -> float:
+    return subject.timed(partial(evaluator.evaluate, subject.reader))
+
+
+def _title(what: str, name: str) -> str:
+    sizes = CASES[name].sizes
+    return f"{what}, {name}: vocabulary {sizes.vocab:,}, {sizes.dim} wide, {sizes.layers} layers, float32"
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluation", description=__doc__.split("\n\n")[1])
     add = parser.add_argument
+    add("--cost", action="store_true", help="how much of a run's time each evaluator takes; needs no peer")
     add("--only", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help=" or ".join(CASES))
     add("--items", type=float, default=1.0, help="factor for the number of items (default: 1)")
     add("--rounds", type=int, default=3)

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import random
 import re
+import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 
-from components.evaluator import Question
+from components.evaluator import (
+    Completion,
+    Induction,
+    LastWord,
+    MinimalPairs,
+    MultipleChoice,
+    PositionLoss,
+    TextLoss,
+)
 from components.tokenizer import BPE
+from toolkit.protocols import Evaluator
 
 Row = dict[str, object]
 CHOICES = 4
@@ -50,9 +62,50 @@ def multiple_choice(texts: Sequence[str], count: int) -> list[Row]:
     return rows
 
 
-def question_texts(question: Question) -> list[tuple[str, str]]:
-    """The (context, continuation) of each choice of a question."""
-    return [(question.context, f" {choice}") for choice in question.choices]
+def evaluators(rows: dict[str, list[Row]]) -> dict[str, MinimalPairs | MultipleChoice]:
+    """Our evaluators MinimalPairs and MultipleChoice, prepared, with the items in ``rows``."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {name: [_write(folder, name, items)] for name, items in rows.items()}
+        found = {
+            "MinimalPairs": MinimalPairs(paths["MinimalPairs"], prefix=" "),
+            "MultipleChoice": MultipleChoice(paths["MultipleChoice"]),
+        }
+        for evaluator in found.values():
+            evaluator.prepare()
+    return found
+
+
+def every_evaluator(rows: dict[str, list[Row]], texts: Sequence[str]) -> dict[str, tuple[Evaluator, int]]:
+    """The evaluators of the shelf, prepared, each with its number of items; the knobs are those of gin/evaluator/."""
+    with tempfile.TemporaryDirectory() as folder:
+        stories = Path(folder, "stories.txt")
+        stories.write_text("<|endoftext|>".join(texts))
+        words = _write(folder, "words", [{"text": " ".join(text.split()[:60])} for text in texts])
+        prompts = ["Once upon a time", "One day", "The little"]
+        others = {
+            "TextLoss": (TextLoss([str(stories)]), len(texts)),
+            "PositionLoss": (PositionLoss([str(stories)]), len(texts)),
+            "LastWord": (LastWord([words]), len(texts)),
+            "Induction": (Induction(), Induction().sequences),
+            "Completion": (Completion(prompts, pattern="[.!?]"), len(prompts)),
+        }
+        for evaluator, _ in others.values():
+            evaluator.prepare()
+    return {name: (evaluator, len(rows[name])) for name, evaluator in evaluators(rows).items()} | others
+
+
+def pairs(evaluator: MinimalPairs | MultipleChoice) -> list[tuple[str, str]]:
+    """All (context, continuation) that an evaluator scores, in the order of its items."""
+    if isinstance(evaluator, MultipleChoice):
+        return [(question.context, f" {choice}") for question in evaluator.questions for choice in question.choices]
+    fields = ("sentence_good", "sentence_bad")
+    return [("", evaluator.prefix + str(item.row[field])) for item in evaluator.items for field in fields]
+
+
+def _write(folder: str, name: str, rows: list[Row]) -> str:
+    path = Path(folder, f"{name}.jsonl")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
 
 
 class Harness:
@@ -98,7 +151,7 @@ def _config(name: str, rows: list[Row]) -> dict[str, object]:
 
 
 @contextlib.contextmanager
-def quiet():
+def quiet() -> Iterator[None]:
     """Hide warnings, log lines and progress bars of other packages."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere), contextlib.redirect_stdout(nowhere):
         with warnings.catch_warnings():

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @register("logger")
 class Console:
-    """A progress bar in a terminal; elsewhere plain lines.
+    """A progress bar in a terminal, elsewhere plain lines; at each evaluation a line for each evaluator.
 
     ``seconds`` is the shortest time between two lines about training. The time left is estimated from the last 500
     rows, by the clock. So it includes evaluations, but not what came before the first row, such as compilation."""
@@ -65,7 +65,8 @@ class Console:
     def log(self, step: int, metrics: dict[str, float]) -> None:
         if "val/loss_nats" in metrics:
             self.val = f"{metrics['val/loss_nats']:.4f}"
-            self._print(_results(f"step {step:>{self.width},}", metrics))
+            for result in _evaluation(f"step {step:>{self.width},}", metrics, self.console.width):
+                self._print(result)
         if "train/loss_nats" not in metrics:
             return
         now = monotonic()
@@ -329,6 +330,28 @@ def _results(label: str, metrics: dict[str, float]) -> Text:
             line.append(f"   {before}", "not dim").append(f"{metrics[name]:.4f}", "not dim bold green")
             line.append(after, "not dim")
     return line
+
+
+def _evaluation(label: str, metrics: dict[str, float], width: int) -> Iterator[Text]:
+    """The losses, and a line for each evaluator: its name, and those of its metrics that fit into ``width`` terminal
+    columns. What the names of all its metrics begin with, as nats_at/1-1 and nats_at/2-3, follows its own name."""
+    yield _results(label, metrics)
+    values_of: dict[str, dict[str, float]] = {}
+    for name, value in metrics.items():
+        if name.startswith("eval/"):
+            _, evaluator, metric = name.split("/", 2)
+            values_of.setdefault(evaluator, {})[metric] = value
+    for evaluator, values in values_of.items():
+        shared = os.path.commonprefix(list(values)).rpartition("/")[0] if len(values) > 1 else ""
+        line = Text(" " * (len(label) + 3)).append(f"{evaluator}/{shared}".rstrip("/"), "dim")
+        for place, (metric, value) in enumerate(values.items()):
+            name, left = f"   {metric.removeprefix(f'{shared}/')} ", len(values) - place
+            needed = len(name) + len(f"{value:.4f}") + (len(f"   {left - 1} more") if left > 1 else 0)
+            if place and len(line) + needed > width:
+                line.append(f"   {left} more", "dim")
+                break
+            line.append(name).append(f"{value:.4f}", "bold green")
+        yield line
 
 
 def _time_left(steps: int, rows: deque[tuple[float, int]], step_ms: float) -> str:

@@ -416,6 +416,33 @@ def test_console_in_a_pipe_is_plain(run_dir):
     assert lines[7:] == ["final   val loss 2.2000 nats   inf bits/byte"]
 
 
+MANY = {f"eval/PositionLoss/nats_at/{2**n}-{2 ** (n + 1) - 1}": 5 - n / 10 for n in range(11)}
+EVALUATED = {
+    "eval/MinimalPairs/accuracy": 0.5123,
+    "eval/MinimalPairs/accuracy/agreement": 0.6,
+    "eval/far-TextLoss/bits_per_byte": 1.25,
+    "eval/far-TextLoss/loss_nats": math.nan,
+    "probe/rms/blocks.0": 3.0,
+}
+
+
+@pytest.mark.parametrize("columns, shown", [(80, 2), (120, 5), (40, 1)])
+def test_console_shows_what_evaluators_measured_in_a_line_each(columns, shown, run_dir, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    Console(run_dir, 0).log(1000, _val() | EVALUATED | MANY)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "step  1,000   val loss 2.3412 nats   0.7123 bits/byte" and len(lines) == 4
+    indent = " " * 14
+    pairs = "MinimalPairs   accuracy 0.5123   " + ("1 more" if columns == 40 else "accuracy/agreement 0.6000")
+    if columns > 40:
+        assert lines[2] == indent + "far-TextLoss   bits_per_byte 1.2500   loss_nats nan"
+        assert max(map(len, lines)) <= columns
+    assert lines[1] == indent + pairs
+    first = indent + "PositionLoss/nats_at   1-1 5.0000"
+    assert lines[3].startswith(first) and lines[3].endswith(f"   {11 - shown} more")
+    assert len(re.findall(r"\d+-\d+ \d\.\d{4}", lines[3])) == shown
+
+
 def test_console_survives_a_reader_that_leaves(run_dir):
     script = SCRIPT + "\nprint('others too', flush=True)\nprint('still here', file=sys.stderr)"
     command = [sys.executable, "-c", script, str(run_dir)]
