@@ -99,11 +99,12 @@ class InductionSequences:
 @register("evaluator")
 class RecallAccuracy:
     """Share of the answers of AssociativeRecall that are the model's likeliest token, of all ids. Chance is 1 / pairs
-    for a model that names one of the sequence's values, and below 0.01 for one that names any of 128.
+    for a model that names any value of the sequence, and (1 + 1/2 + ... + 1/pairs) / pairs, 0.21 for 16 pairs, for one
+    that leaves out the values that were answered before.
 
     ``length`` is that of a sequence in tokens, which must fit into the context; for a model that was trained on
-    AssociativeRecall, use its Experiment.seq_len, and the same ``pairs`` and ``power``. Sequence i depends on ``seed``,
-    i and the other knobs only. No ``seed`` gives the sequences of a data part. Items are the sequences."""
+    AssociativeRecall, use its Experiment.seq_len, and the same ``pairs`` and ``power``. Sequence i depends on i, the
+    knobs and the tokenizer's ids only. No ``seed`` gives the sequences of a data part. Items are the sequences."""
 
     higher_is_better = True
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -360,7 +361,11 @@ def test_slurm_without_slurm_says_so(tmp_path):
 
 SHIPPED = sorted((ROOT / "experiments").glob("*/plan.gin"))
 LESS = ("Experiment.eval_windows = 10", "SyntheticStories.stories = 200", "SyntheticStories.val_stories = 20")
-TRUE = {"position": {"parameters"}}  # a learned table has 7 % more than no table
+TRUE = {
+    "position": {"parameters"},  # a learned table has 7 % more than no table
+    "recall": {"parameters", "FLOPs per token"},  # a convolution has filters, and attention computes scores
+    "induction": {"parameters", "FLOPs per token"},  # one layer against two
+}
 
 
 @pytest.mark.slow
@@ -368,14 +373,15 @@ TRUE = {"position": {"parameters"}}  # a learned table has 7 % more than no tabl
 def test_no_guard_fires_on_a_plan_that_we_ship_but_for_what_is_so(path, tmp_path, inline):
     """Each plan of experiments/, at its size, trained for real on two seeds for twelve steps on less text."""
     text = path.read_text(encoding="utf-8")
+    less = LESS[:1] if "gin/data/" in text else LESS  # the others have no stories
     for old, new in {
-        "seeds = [0, 1, 2, 3, 4]": "seeds = [0, 1]",
-        "steps = 400": "steps = 12",
-        "'warmup_steps = 40'": "'warmup_steps = 2'",
-        "Ablation.common = [": f"Ablation.common = [{repr(LESS)[1:-1]},",
+        r"seeds = \[0, 1, 2, 3, 4\]": "seeds = [0, 1]",
+        r"Ablation\.steps = \d+": "Ablation.steps = 12",
+        r"'warmup_steps = \d+'": "'warmup_steps = 2'",
+        r"Ablation\.common = \[": f"Ablation.common = [{', '.join(map(repr, less))},",
     }.items():
-        assert text.count(old) == 1, old
-        text = text.replace(old, new)
+        text, count = re.subn(old, new, text)
+        assert count == 1, old
     plan = tmp_path / path.parent.name / "plan.gin"
     plan.parent.mkdir()
     plan.write_text(text, encoding="utf-8")

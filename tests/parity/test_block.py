@@ -10,7 +10,17 @@ from torch import nn
 from transformers.models.gemma2 import modeling_gemma2 as gemma2
 
 from components.attention import SDPA
-from components.block import DeepNorm, HyperConnections, LayerScale, Parallel, PostNorm, PreNorm, ReZero, Sandwich
+from components.block import (
+    DeepNorm,
+    HyperConnections,
+    LayerScale,
+    MixerOnly,
+    Parallel,
+    PostNorm,
+    PreNorm,
+    ReZero,
+    Sandwich,
+)
 from components.ffn import GELU, SwiGLU
 from components.mixer import SelfAttention
 from components.norm import LayerNorm, RMSNorm
@@ -60,6 +70,16 @@ def test_the_parallel_block_equals_the_formula(parity):
     mixed = F.linear(attention_loop(q, k, v).flatten(2).float(), mixer.out.weight, mixer.out.bias)
     expected = x + mixed + F.linear(F.gelu(F.linear(n, up.weight, up.bias)), down.weight, down.bias)
     parity("Parallel", "the formula, attention in loops", run(ours, x), expected)
+
+
+def test_a_mixer_alone_equals_the_formula_and_has_no_ffn(parity):
+    ours, x = built(MixerOnly), torch.randn(2, 13, 32)
+    mixer = ours.mixer
+    n = F.layer_norm(x, (32,), ours.norm.weight, ours.norm.bias, 1e-5)
+    q, k, v = F.linear(n, mixer.qkv.weight, mixer.qkv.bias).view(2, 13, 3, 4, 8).unbind(2)
+    mixed = F.linear(attention_loop(q, k, v).flatten(2).float(), mixer.out.weight, mixer.out.bias)
+    parity("MixerOnly", "the formula, attention in loops", run(ours, x), x + mixed)
+    assert {name.partition(".")[0] for name, _ in ours.named_parameters()} == {"mixer", "norm"}
 
 
 def test_the_sandwich_equals_gemma2(parity):

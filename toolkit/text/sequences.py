@@ -36,11 +36,13 @@ def alphabet_of(tokenizer: Tokenizer) -> np.ndarray:
 
 
 def draw_rows(task: Task, seed: tuple[int, ...], count: int, length: int, alphabet: np.ndarray) -> np.ndarray:
-    """(count, length) ids. Row i depends on the task, ``seed``, i, ``length`` and ``alphabet`` only."""
-    blocks = [
-        task.draw(np.random.default_rng((*seed, block)), BLOCK, length, alphabet) for block in range(-(-count // BLOCK))
-    ]
-    return np.concatenate(blocks)[:count]
+    """(count, length) ids, in the smallest dtype that holds them. Row i depends on the task, ``seed``, i, ``length``
+    and ``alphabet`` only."""
+    rows = np.empty((count, length), dtype=np.min_scalar_type(alphabet.max(initial=0)))
+    for block, start in enumerate(range(0, count, BLOCK)):
+        drawn = task.draw(np.random.default_rng((*seed, block)), BLOCK, length, alphabet)
+        rows[start : start + BLOCK] = drawn[: count - start]
+    return rows
 
 
 class Sequences:
@@ -76,14 +78,13 @@ class Sequences:
                 f"Experiment.tokenizer = @{name} learns from text, and {self.owner} has none; bind @Symbols or @Bytes"
             )
         self._alphabet = alphabet_of(self.tokenizer)
-        dtype = np.min_scalar_type(self.tokenizer.vocab_size)
         rows = {
             split: draw_rows(self.task, (self.corpus_seed, number), self.sizes[split], self.seq_len, self._alphabet)
             for split, number in SPLITS.items()
             if split in self.sizes
         }
-        rows = {split: each.astype(dtype) for split, each in rows.items()}
-        total, distinct = sum(map(len, rows.values())), {row.tobytes() for each in rows.values() for row in each}
+        total = sum(map(len, rows.values()))
+        distinct = {hashlib.blake2b(row.tobytes(), digest_size=16).digest() for each in rows.values() for row in each}
         if len(distinct) < total:
             raise ValueError(
                 f"{self.owner}: {total - len(distinct)} of {total} sequences are drawn twice, since there are too few "
@@ -92,7 +93,7 @@ class Sequences:
             )
         digest = hashlib.sha256(json.dumps([self.owner, self.tokenizer.fingerprint(), self.seq_len]).encode())
         for each in rows.values():
-            digest.update(np.ascontiguousarray(each, dtype="<i8").tobytes())
+            digest.update(each.astype(each.dtype.newbyteorder("<")).tobytes())
         self._fingerprint = digest.hexdigest()
         self._rows = rows
 
@@ -111,6 +112,7 @@ class Sequences:
 
     def targets(self, samples: np.ndarray) -> np.ndarray:
         """Samples (B, T+1) -> (B, T): the answers, and -100 elsewhere."""
+        self.prepare()
         rows = samples[:, 1:]
         return np.where(self.task.answers(rows, self._alphabet), rows, IGNORED)
 
