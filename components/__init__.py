@@ -7,6 +7,7 @@ from components import (  # noqa: F401
     data,
     evaluator,
     ffn,
+    harness,
     init,
     logger,
     loss,

@@ -63,7 +63,17 @@ def knobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     }
     for name, rows in items.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {
+        "task": "own",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"validation": f"{folder}/own.jsonl"}},
+    }
+    task |= {"validation_split": "validation", "output_type": "multiple_choice", "doc_to_text": "{{context}}"}
+    task |= {"doc_to_choice": "{{choices}}", "doc_to_target": "{{answer}}", "metric_list": [{"metric": "acc"}]}
+    (folder / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in choices))
+    (folder / "own.yaml").write_text(json.dumps(task))
     return {
+        "LMEval": ["LMEval.tasks = ['own']", f"LMEval.include_path = '{folder}'"],
         **{name: [f"{name}.paths = ['{folder}/{name}.jsonl']"] for name in items},
         **{name: [f"{name}.paths = ['{folder}/stories.txt']"] for name in ("TextLoss", "PositionLoss")},
         "Completion": ["Completion.prompts = ['the red hen', 'the old mill']", "Completion.pattern = '[aeiou]'"],
@@ -81,9 +91,12 @@ def knobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("part", ALL)
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")  # of what lm_eval imports
 def test_the_conformance_report_has_no_failure(part, knobs, request):
     if part.name == "WandB":  # it keeps the mode of its first run for the life of the process
         request.addfinalizer(pytest.importorskip("wandb").teardown)
+    if part.name == "LMEval":
+        pytest.importorskip("lm_eval")
     bench = bench_of(part.name, knobs.get(part.name, ()))
     if part.name in ("TinyStories", "HubDataset"):
         bench.unavailable = (

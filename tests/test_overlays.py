@@ -1,6 +1,7 @@
 """Every overlay under gin/: it changes what it says, and a run of 30 steps with it learns. Layers that differ."""
 
 import functools
+import json
 import math
 import re
 from pathlib import Path
@@ -48,15 +49,14 @@ def knobs(overlay, tmp_path):
         learnt.train_from_iterator(["the old hen ran home"] * 9, trainers.BpeTrainer(initial_alphabet=alphabet))
         learnt.save(str(tmp_path / "tokenizer.json"))
         return [f"TokenizerFile.path = '{tmp_path}/tokenizer.json'"]
-    if overlay.startswith("gin/evaluator/"):
-        (tmp_path / "pairs.jsonl").write_text('{"sentence_good": "The hen runs.", "sentence_bad": "The hen run."}\n')
-        (tmp_path / "choices.jsonl").write_text('{"context": "The hen", "choices": ["runs.", "run."], "answer": 0}\n')
-        (tmp_path / "words.jsonl").write_text('{"text": "The old hen ran home."}\n')
-        (tmp_path / "text.txt").write_text("The old hen ran home, and slept.\n")
-        files = {"MinimalPairs": "pairs.jsonl", "MultipleChoice": "choices.jsonl", "LastWord": "words.jsonl"}
-        files |= {"TextLoss": "text.txt", "PositionLoss": "text.txt"}
-        named = re.search(r"@(\w+)", (ROOT / overlay).read_text(encoding="utf-8"))[1]
-        return [f"{named}.paths = ['{tmp_path / files[named]}']"] if named in files else []
+    if overlay.endswith("lm_eval.gin"):
+        pytest.importorskip("lm_eval")
+        (tmp_path / "own.jsonl").write_text('{"context": "The hen", "answer": "runs."}\n')
+        task = {"task": "own", "dataset_path": "json", "output_type": "loglikelihood", "validation_split": "validation"}
+        task |= {"dataset_kwargs": {"data_files": {"validation": f"{tmp_path}/own.jsonl"}}}
+        task |= {"doc_to_text": "{{context}}", "doc_to_target": " {{answer}}", "metric_list": [{"metric": "acc"}]}
+        (tmp_path / "own.yaml").write_text(json.dumps(task))
+        return ["LMEval.tasks = ['own']", f"LMEval.include_path = '{tmp_path}'"]
     if overlay.endswith(("text_files.gin", "hub_dataset.gin", "shakespeare.gin")):
         pytest.skip("needs data that tests don't fetch; tests/test_data.py reads local files the same way")
     if overlay.endswith("wandb.gin"):

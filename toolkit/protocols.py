@@ -340,7 +340,12 @@ class Evaluator(Protocol):
 
     ``evaluate`` gets a Reader, with which it reads and continues texts. Its scores depend on nothing but the model's
     weights, the items and the knobs: it draws no random numbers from torch, and does not change the model. Each Score
-    (toolkit/measures.py) has a value, a unit and, if the metric is measured item by item, the value of each item."""
+    (toolkit/measures.py) has a value, a unit and, if the metric is measured item by item, the value of each item.
+
+    Optional:
+    lower_is_better  the names of metrics for which lower is better although ``higher_is_better`` is True; ``prepare``
+                     may set it
+    """
 
     higher_is_better: bool
 

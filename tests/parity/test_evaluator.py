@@ -5,6 +5,7 @@ import json
 import math
 import random
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +24,9 @@ from components.evaluator import (
     PositionLoss,
     TextLoss,
 )
+from components.harness import LMEval
 from components.tokenizer import BPE, Bytes
+from toolkit.evaluation.evaluators import is_higher_better
 from toolkit.evaluation.reader import Reader
 
 MAX_LEN = 48
@@ -473,60 +476,98 @@ def test_the_fingerprint_covers_items_and_knobs(tmp_path):
 # ---- lm-evaluation-harness
 
 
+class Naive:
+    """A model of lm-eval over a tiny GPT, once lm-eval's TemplateLM is its base. It gets tokens from lm-eval and reads
+    them one window at a time, as lm-eval's class HFLM does, without a batch or a cache."""
+
+    def __init__(self, model, tokenizer):
+        super().__init__()
+        self.model, self.tokenizer = model, tokenizer
+
+    @property
+    def eot_token_id(self):
+        return self.tokenizer.eot
+
+    def tok_encode(self, string, add_special_tokens=None, **_):
+        return list(self.tokenizer.encode(string))
+
+    def _loglikelihood_tokens(self, requests, **_):
+        return [self._read(context, targets) for _, context, targets in requests]
+
+    @torch.no_grad()
+    def _read(self, context, targets):
+        ids = (list(context) + list(targets))[-(MAX_LEN + 1) :]
+        hidden, head = self.model(torch.tensor([ids[:-1]]))
+        rows = head.logits(hidden)[0, -len(targets) :].double().log_softmax(-1)
+        greedy = rows.argmax(-1).tolist() == list(targets)
+        return rows[range(len(targets)), targets].sum().item(), greedy
+
+    def loglikelihood_rolling(self, requests, disable_tqdm=False):
+        from lm_eval import utils
+
+        return [
+            sum(
+                self._read(*utils.make_disjoint_window(window))[0]
+                for window in utils.get_rolling_token_windows(
+                    self.tok_encode(request.args[0]), self.prefix_token_id, MAX_LEN, 1
+                )
+            )
+            for request in requests
+        ]
+
+    def generate_until(self, requests, disable_tqdm=False):
+        return [self._generate(*request.args) for request in requests]
+
+    def _generate(self, prompt, settings):
+        ids, new = self.tok_encode(prompt), []
+        while len(new) < settings["max_gen_toks"]:
+            token = int(logits(self.model, ids + new).argmax())
+            if token == self.tokenizer.eot:
+                break
+            new.append(token)
+        text = self.tokenizer.decode(new)
+        for mark in settings["until"]:
+            text = text.split(mark)[0]
+        return text
+
+
+def task_file(task, path, split, **changes):
+    """The file of a task of lm-eval, or of a new one (None), that reads a local file."""
+    lm_eval = pytest.importorskip("lm_eval")
+    local = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": {split: path}}}
+    splits = {f"{each}_split": None for each in ("training", "test")} | {"validation_split": split}
+    base = {} if task is None else {"include": str(Path(lm_eval.__file__).parent / "tasks" / task)}
+    own = Path(path).with_suffix(".yaml")
+    own.write_text(json.dumps({**base, "task": own.stem, **local, **splits, **changes}))
+    return own
+
+
 def harness_scores(learnt, task, path, split, **changes):
     """What lm-evaluation-harness's own code makes of one of its tasks on a local file: its samples, in order."""
-    lm_eval = pytest.importorskip("lm_eval")
+    own = task_file(task, path, split, **changes)
+    return harness_results(learnt, own)
+
+
+def harness_results(learnt, own, **settings):
     import datasets
-    from lm_eval import evaluator, utils
     from lm_eval.api.model import TemplateLM
+    from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    model, tokenizer, _ = learnt
-
-    class Tiny(TemplateLM):
-        """Gets tokens from lm-eval and reads them one window at a time, as its class HFLM does, without a batch."""
-
-        eot_token_id = tokenizer.eot
-
-        def tok_encode(self, string, add_special_tokens=None, **_):
-            return list(tokenizer.encode(string))
-
-        def _loglikelihood_tokens(self, requests, **_):
-            return [self._read(context, targets) for _, context, targets in requests]
-
-        @torch.no_grad()
-        def _read(self, context, targets):
-            ids = (list(context) + list(targets))[-(MAX_LEN + 1) :]
-            hidden, head = model(torch.tensor([ids[:-1]]))
-            rows = head.logits(hidden)[0, -len(targets) :].double().log_softmax(-1)
-            greedy = rows.argmax(-1).tolist() == list(targets)
-            return rows[range(len(targets)), targets].sum().item(), greedy
-
-        def loglikelihood_rolling(self, requests, disable_tqdm=False):
-            return [
-                sum(
-                    self._read(*utils.make_disjoint_window(window))[0]
-                    for window in utils.get_rolling_token_windows(
-                        self.tok_encode(request.args[0]), self.prefix_token_id, MAX_LEN, 1
-                    )
-                )
-                for request in requests
-            ]
-
-        def generate_until(self, requests, disable_tqdm=False):
-            raise NotImplementedError
-
     datasets.disable_progress_bars()
-    local = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": {split: path}}}
-    splits = {f"{each}_split": None for each in ("training", "validation", "test")} | {"validation_split": split}
-    config = {"include": str(Path(lm_eval.__file__).parent / "tasks" / task), **local, **splits, **changes}
-    own = Path(path).with_suffix(".yaml")
-    own.write_text(json.dumps(config))
-    built = TaskManager(include_defaults=False).load(str(own))
-    results = evaluator.evaluate(Tiny(), built, bootstrap_iters=0, log_samples=True)
+    naive = type("NaiveLM", (Naive, TemplateLM), {})(*learnt[:2])
+    manager = TaskManager(include_path=str(own.parent), include_defaults=False)
+    results = simple_evaluate(naive, tasks=[own.stem], task_manager=manager, bootstrap_iters=0, **settings)
     (samples,) = results["samples"].values()
     (figures,) = results["results"].values()
     return figures, sorted(samples, key=lambda sample: sample["doc_id"])
+
+
+def measured_by_the_part(own, reader, **knobs):
+    """The scores of LMEval on the task of a file, without the name of the task."""
+    evaluator = LMEval([own.stem], include_path=str(own.parent), **knobs)
+    scores = measure(evaluator, reader)
+    return {name.removeprefix(f"{own.stem}/"): score for name, score in scores.items()}
 
 
 def same_answers(parity, name, ours, samples, metric, figure, what):
@@ -546,6 +587,9 @@ def test_minimal_pairs_equal_lm_eval_blimp(learnt, tmp_path, parity):
     figures, samples = harness_scores(learnt, "blimp/adjunct_island.yaml", path, "train")
     score = measure(MinimalPairs([path], prefix=" "), learnt[2])["accuracy"]
     same_answers(parity, "MinimalPairs", score, samples, "acc", figures["acc,none"], "blimp")
+    own = measured_by_the_part(Path(path).with_suffix(".yaml"), learnt[2])["acc"]
+    same_answers(parity, "LMEval", own, samples, "acc", figures["acc,none"], "blimp")
+    assert listed(own) == listed(score)
 
 
 def hellaswag_rows(count):
@@ -606,6 +650,10 @@ def test_multiple_choice_equals_lm_eval(learnt, tmp_path, parity, task, rows):
     same_answers(
         parity, "MultipleChoice", per_byte, samples, "acc_bytes", figures["acc_bytes,none"], f"{task} per byte"
     )
+    own = measured_by_the_part(Path(path).with_suffix(".yaml"), learnt[2])
+    for metric, score in {"acc": scores["accuracy"], "acc_bytes": per_byte}.items():
+        same_answers(parity, "LMEval", own[metric], samples, metric, figures[f"{metric},none"], f"{task} {metric}")
+        assert listed(own[metric]) == listed(score)
     asked = [(question.context, " " + choice) for question in evaluator.questions for choice in question.choices]
     theirs = [tuple(arguments) for sample in samples for arguments in sample["arguments"]]
     assert asked == theirs
@@ -621,6 +669,10 @@ def test_last_word_equals_lm_eval_lambada(learnt, tmp_path, parity):
     figures, samples = harness_scores(learnt, "lambada/lambada_openai.yaml", path, "test")
     score = measure(LastWord([path]), learnt[2])["accuracy"]
     same_answers(parity, "LastWord", score, samples, "acc", figures["acc,none"], "lambada_openai")
+    own = measured_by_the_part(Path(path).with_suffix(".yaml"), learnt[2])
+    same_answers(parity, "LMEval", own["acc"], samples, "acc", figures["acc,none"], "lambada_openai")
+    assert listed(own["acc"]) == listed(score)
+    parity("LMEval", "lm_eval, lambada_openai: perplexity", own["perplexity"].value, figures["perplexity,none"], 1e-5)
 
 
 @quiet
@@ -632,3 +684,111 @@ def test_text_loss_equals_lm_eval_pile(learnt, tmp_path, parity):
     theirs = [-nats / (length * math.log(2)) for nats, length in (sample["bits_per_byte"] for sample in samples)]
     parity("TextLoss", "lm_eval, pile: each document", listed(score), theirs, 1e-5)
     parity("TextLoss", "lm_eval, pile: all documents", score.value, figures["bits_per_byte,none"], 1e-5)
+    own = measured_by_the_part(Path(path).with_suffix(".yaml"), learnt[2])
+    parity("LMEval", "lm_eval, pile: each document", listed(own["bits_per_byte"]), theirs, 1e-5)
+    for metric in ("bits_per_byte", "byte_perplexity", "word_perplexity"):
+        parity("LMEval", f"lm_eval, pile: {metric}", own[metric].value, figures[f"{metric},none"], 1e-4)
+
+
+# ---- LMEval
+
+
+@quiet
+def test_lm_eval_generates_as_lm_eval(learnt, tmp_path, parity):
+    """Texts, stopped at a mark, with examples in the prompt, through a filter, and on the first documents only."""
+    words = [sentence.split(" ")[-3:] for sentence in sentences(60, 15)]  # short: two of them fit into the context
+    rows = [{"start": f"{first} {second}", "end": last} for first, second, last in words]
+    path = write(tmp_path / "endings.jsonl", rows)
+    settings = {
+        "output_type": "generate_until",
+        "doc_to_text": "{{start}}",
+        "doc_to_target": " {{end}}",
+        "generation_kwargs": {"until": ["."], "max_gen_toks": 6, "do_sample": False},
+        "metric_list": [{"metric": "exact_match", "regexes_to_ignore": ["[.]"]}],
+        "fewshot_split": "validation",
+        "fewshot_config": {"sampler": "default"},
+    }
+    filters = {name: [{"function": function} for function in functions] for name, functions in FILTERS.items()}
+    settings |= {"filter_list": [{"name": name, "filter": steps} for name, steps in filters.items()]}
+    own = task_file(None, path, "validation", **settings)
+    for examples in (0, 1):
+        figures, samples = harness_results(learnt, own, num_fewshot=examples, limit=50)
+        scores = measured_by_the_part(own, learnt[2], num_fewshot=examples, limit=50)
+        assert list(scores) == ["exact_match/plain_text", "exact_match/lower_case"]
+        for name in FILTERS:
+            chosen = [sample for sample in samples if sample["filter"] == name]
+            score = scores[f"exact_match/{name.replace(' ', '_')}"]
+            assert listed(score) == [sample["exact_match"] for sample in chosen] and len(chosen) == 50
+            assert score.value == pytest.approx(figures[f"exact_match,{name}"], abs=1e-12)
+        if examples == 0:
+            figure = figures["exact_match,plain text"]
+            parity("LMEval", "lm_eval: generated texts", scores["exact_match/plain_text"].value, figure, 1e-12)
+        assert examples or 0 < scores["exact_match/plain_text"].value < 1
+        texts = {sample["resps"][0][0] for sample in samples}
+        assert len(texts) > 3 and not any("." in text for text in texts)
+
+
+FILTERS = {"plain text": ["take_first"], "lower case": ["lowercase", "take_first"]}
+
+
+@quiet
+def test_lm_eval_says_which_direction_is_better_of_each_metric(tmp_path):
+    task = task_file("lambada/lambada_openai.yaml", write(tmp_path / "a.jsonl", [{"text": "a b"}]), "test")
+    evaluator = LMEval([task.stem], include_path=str(tmp_path))
+    evaluator.prepare()
+    assert evaluator.lower_is_better == {"a/perplexity"}
+    assert is_higher_better(evaluator, "a/acc") and not is_higher_better(evaluator, "a/perplexity")
+
+
+@quiet
+def test_the_fingerprint_of_lm_eval_covers_documents_prompts_and_knobs(tmp_path):
+    rows = [{"start": "a", "end": "b"}, {"start": "c", "end": "d"}]
+
+    def print_of(rows=rows, text="{{start}}", version=1, **knobs):
+        settings = {"output_type": "loglikelihood", "doc_to_text": text, "doc_to_target": " {{end}}"}
+        settings |= {"metric_list": [{"metric": "acc"}], "metadata": {"version": version}}
+        task_file(None, write(tmp_path / "own.jsonl", rows), "validation", **settings)
+        evaluator = LMEval(["own"], include_path=str(tmp_path), **knobs)
+        evaluator.prepare()
+        return evaluator.fingerprint()
+
+    prints = [print_of(), print_of(rows[:1]), print_of(text="{{start}}!"), print_of(version=2), print_of(limit=1)]
+    assert print_of() == prints[0] and len(set(prints)) == len(prints) - 1
+    assert prints[1] == prints[4]  # the same document is asked
+
+
+@quiet
+@pytest.mark.parametrize(
+    ("tasks", "include_path", "message"),
+    [
+        (["owm"], ".", "LMEval.tasks: lm-eval has no task 'owm'; did you mean 'own'"),
+        (["own"], "none", "LMEval.include_path: no folder"),
+        (["own"], "run/tasks", "is in the run's folder"),
+        (["lost"], ".", "LMEval.tasks: the task 'lost' can't be loaded: FileNotFoundError"),
+    ],
+)
+def test_what_lm_eval_can_not_measure_is_refused_by_prepare(tmp_path, monkeypatch, tasks, include_path, message):
+    settings = {"output_type": "loglikelihood", "doc_to_text": "{{text}}", "doc_to_target": " b"}
+    monkeypatch.setattr("toolkit.evaluation.harness._with_defaults", without_defaults)
+    for name in ("own", "lost"):
+        task_file(None, write(tmp_path / f"{name}.jsonl", [{"text": "a"}]), "validation", **settings)
+    (tmp_path / "lost.jsonl").unlink()
+    (tmp_path / "run" / "tasks").mkdir(parents=True)
+    for name in ("config.gin", "facts.json"):
+        (tmp_path / "run" / name).touch()
+    with pytest.raises(ValueError, match=re.escape(message)):
+        LMEval(tasks, include_path=str(tmp_path / include_path)).prepare()
+
+
+def without_defaults(include_path):
+    """lm-eval's own tasks take many seconds to read."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=include_path, include_defaults=False)
+
+
+def test_lm_eval_not_installed_names_the_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    with pytest.raises(ValueError, match=re.escape('python -m pip install -e ".[eval]"')):
+        LMEval(["hellaswag"]).prepare()

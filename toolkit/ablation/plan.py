@@ -212,13 +212,13 @@ def _direction(ablation: Ablation, chosen: Mapping[str, Evaluator], where: dict[
     family, _, rest = ablation.metric.partition("/")
     if family != "eval":
         return ablation.higher_is_better
-    name = rest.partition("/")[0]
+    name, _, metric = rest.partition("/")
     if name not in chosen:
         raise ConfigError(
             f"{where['metric']}: Ablation.metric = {ablation.metric!r}, but no evaluator is called {name!r}"
             f"{suggest(name, chosen)}; add it to Experiment.final_evaluators in Ablation.common"
         )
-    direction = chosen[name].higher_is_better
+    direction = evaluators.is_higher_better(chosen[name], metric)
     if ablation.higher_is_better not in (None, direction):
         raise ConfigError(
             f"{where['higher_is_better']}: Ablation.higher_is_better = {ablation.higher_is_better}, but {name} says "

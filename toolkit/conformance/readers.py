@@ -216,7 +216,9 @@ def prepared(bench: Bench, items: Items | Sequence[str] = ()) -> Evaluator:
     try:
         part = instance(bench, items.write("plain") if isinstance(items, Items) else items)
         part.prepare()
-    except (ImportError, OSError) as error:
+    except (ImportError, OSError, ValueError) as error:
+        if isinstance(error, ValueError) and not isinstance(error.__cause__, ImportError):
+            raise
         raise NotApplicable(f"it can't be used here: {str(error)[:160]}") from error
     return part
 

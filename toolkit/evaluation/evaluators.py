@@ -28,6 +28,11 @@ def fingerprints(evaluators: Mapping[str, Evaluator]) -> dict[str, str]:
     return {name: evaluator.fingerprint() for name, evaluator in evaluators.items()}
 
 
+def is_higher_better(evaluator: Evaluator, metric: str) -> bool:
+    """Whether a higher value of a metric is better. The evaluator must be prepared."""
+    return evaluator.higher_is_better and metric not in getattr(evaluator, "lower_is_better", ())
+
+
 def measure(evaluators: Mapping[str, Evaluator], reader: Reader) -> dict[str, dict[str, Score]]:
     """Measure a model with each evaluator: {name: {metric: Score}}. An evaluator that generates text is left out, with
     a warning, if the model's logits are not finite. Raises ValueError for scores that are not of the form that
