@@ -132,7 +132,7 @@ def copy_of(objective: Objective) -> Objective:
 def probe_batch(data: Data, batch_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """ids and targets (B, T): the first sequences of the validation split."""
     sequences = min(max(1, batch_size // SHARE), MOST_SEQUENCES, data.windows("val"))
-    with contextlib.closing(prefetch(lambda index: data.batch("val", index, sequences), [0], device)) as batches:
+    with contextlib.closing(prefetch(data, "val", sequences, [0], device)) as batches:
         return next(batches)
 
 
