@@ -71,7 +71,7 @@ def measured(
     parts = build(experiment, device, blank.tokenizer, blank.data)
     module = one_step.training_module(experiment, parts.objective, device)
     size = micro_batch_size(experiment, 1)
-    batches = prefetch(lambda index: blank.data.batch("train", index, size), iter(range(1_000_000)), device)
+    batches = prefetch(blank.data, "train", size, iter(range(1_000_000)), device)
 
     numbers = itertools.count()
 
