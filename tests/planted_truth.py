@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special, stats
 
-from toolkit.comparison.itemwise import MeanSquares, intervals, itemwise, mean_squares
+from toolkit.comparison.itemwise import MeanSquares, intervals, mean_squares
 from toolkit.comparison.resolution import separation
 from toolkit.comparison.statistics import detectable, measure, words
 
@@ -95,7 +95,7 @@ def welch_coverage(n, alpha=0.05, points=20_000):
 
 # ---- values by item
 
-KINDS = ("normal", "noisy", "0/1")  # differences of items: normal with little or much rest; right or wrong
+KINDS = {"normal": 0, "noisy": 3, "0/1": 2}  # little or much rest; right or wrong: the number of the random stream
 ITEM_SETTINGS = [
     (kind, seeds, items, ratio)
     for kind in KINDS
@@ -169,8 +169,9 @@ def planted_binary(rng, repetitions, seeds, items, ratio, shift) -> Planted:
 
 
 def planted_of(arm, base, these, like) -> Planted:
-    by_seeds = measure(arm.mean(-1), base.mean(-1), True)
-    return Planted(itemwise(arm, base), satterthwaite(by_seeds, mean_squares(arm - base)), these, like)
+    """What ``itemwise`` does, with the mean squares kept."""
+    by_seeds, squares = measure(arm.mean(-1), base.mean(-1), True), mean_squares(arm - base)
+    return Planted(intervals(by_seeds, squares, 0.05), satterthwaite(by_seeds, squares), these, like)
 
 
 def draw_items(rng, repetitions, kind, seeds, items, ratio, shift) -> Planted:
@@ -182,7 +183,7 @@ def draw_items(rng, repetitions, kind, seeds, items, ratio, shift) -> Planted:
 def item_rates(kind, seeds, items, ratio, repetitions, draw=draw_items) -> dict[str, Rate]:
     """How often intervals miss the truth, and how often a difference of zero is called a difference of other items
     too. Repetitions without an interval, whose seeds all have one mean, are left out."""
-    rng = np.random.default_rng([KINDS.index(kind), seeds, items, int(10 * ratio)])
+    rng = np.random.default_rng([KINDS[kind], seeds, items, int(10 * ratio)])
     most = max(1, CHUNK // (seeds * items)) if kind == "0/1" else repetitions
     counts = dict.fromkeys(("these items", "items like these", "by seeds alone", "Satterthwaite", "false"), 0)
     tested = 0
@@ -204,10 +205,11 @@ def missed(low, high, truth) -> int:
     return int(((low > truth) | (high < truth)).sum())
 
 
-def item_table(repetitions, kind) -> str:
-    """One line for each setting: coverage of both intervals, of those that are not used, and false differences."""
+def item_table(repetitions, kind):
+    """Lines: a heading, and one for each setting, with the coverage of both intervals, how often a difference of zero
+    is called one, and the coverage for items like these of two intervals that are not used for them."""
     heads = ("these items", "items like these", "false", "by seeds alone", "Satterthwaite")
-    lines = [f"{kind:7}{'seeds':>6}{'items':>6}{'ratio':>6}  {'  '.join(heads)}"]
+    yield f"{kind:7}{'seeds':>6}{'items':>6}{'ratio':>6}  {'  '.join(heads)}"
     for setting in ITEM_SETTINGS:
         if setting[0] == kind:
             found = item_rates(*setting, repetitions)
@@ -216,8 +218,7 @@ def item_table(repetitions, kind) -> str:
                 rate = found[head].rate if head == "false" else 1 - found[head].rate
                 star = " *" if head in heads[:3] and not found[head].holds else ""
                 cells.append(f"{rate:.4f}{star}".rjust(len(head)))
-            lines.append(f"{'':7}{setting[1]:>6}{setting[2]:>6}{setting[3]:>6}  {'  '.join(cells)}")
-    return "\n".join(lines)
+            yield f"{'':7}{setting[1]:>6}{setting[2]:>6}{setting[3]:>6}  {'  '.join(cells)}"
 
 
 # ---- all arms at once
@@ -278,5 +279,7 @@ if __name__ == "__main__":
     repetitions = parser.parse_args().repetitions
     print(table(repetitions))
     for kind in KINDS:
-        print(f"\n{item_table(repetitions, kind)}")
+        print()
+        for line in item_table(repetitions, kind):
+            print(line, flush=True)
     print(f"\n{separation_table(repetitions)}")

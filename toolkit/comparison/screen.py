@@ -22,15 +22,15 @@ _PROBE_COLUMNS = [
 
 
 def show(record: Record, console: Terminal, verbose: bool = False) -> None:
-    """Print the answer and the guards; with ``verbose``, also intervals by item, what each metric can tell apart,
+    """Print the answer, intervals by item and the guards; with ``verbose``, also what each metric can tell apart,
     costs, reasons and pairing."""
     answer(record, console)
     _legend(record, console)
+    _by_item(record, console)
     _guards(record, console, verbose)
     if "probes" in record:
         _probes(record["probes"], console, verbose)
     if verbose:
-        _by_item(record, console)
         _resolution(record, console)
         _costs(record, console)
         _reasons(record, console)
