@@ -54,8 +54,9 @@ def agreement() -> Iterator[Row]:
 
 
 def attractors() -> Iterator[Row]:
-    """Minimal pairs as in ``agreement``, with a noun of the other number between the subject and its verb: "The roofs
-    near the old mill were warm." They are joined from phrases that stories use apart from each other."""
+    """Minimal pairs as in ``agreement``, with another noun between the subject and its verb: "The roofs near the old
+    mill were warm." In half of them it has the other number, so that nothing can be known from it. They are joined from
+    phrases that stories use apart from each other."""
     weather = {
         sky.strip().removesuffix(" <lately>")
         for row in stories.WEATHER.strip().split("\n")
@@ -67,14 +68,14 @@ def attractors() -> Iterator[Row]:
     for verb in VERBS:
         parts = [clause.partition(f" {verb} ") for clause in clauses]
         chosen = [(subject, rest) for subject, found, rest in parts if found and subject.split()[-1] in nouns]
-        made: set[str] = set()
+        made = dict[str, bool]()  # sentence: whether the noun nearest to the verb is plural
         while len(made) < PAIRS:
             subject, rest = stories.choose(chosen, rng)
             place = f"{grow(NODES['near'], rng)} {grow(NODES['past'], rng)}"
             is_plural = place.endswith(("trees", "rows"))
             good, bad = (f"{_capital(subject)} {place} {each} {rest}." for each in (verb, VERBS[verb]))
-            if is_plural == (verb == "was") and good not in made and _is_new(good):
-                made.add(good)
+            if good not in made and list(made.values()).count(is_plural) < PAIRS // 2 and _is_new(good):
+                made[good] = is_plural
                 yield {"sentence_good": good, "sentence_bad": bad}
 
 
