@@ -2,6 +2,7 @@
 they are balanced. Every overlay runs with them."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -158,6 +159,7 @@ def test_an_installed_toolkit_has_the_items_and_the_extra_eval(tmp_path):
     """In an environment of its own: the package, built and installed without its dependencies, and lm-eval. What the
     toolkit needs besides comes from this environment."""
     source, env, work = tmp_path / "source", tmp_path / "env", tmp_path / "work"
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     ignored = shutil.ignore_patterns(".git", "runs", "build", "*.egg-info", "__pycache__", ".*_cache")
     shutil.copytree(ROOT, source, ignore=ignored)
     work.mkdir()
@@ -166,9 +168,11 @@ def test_an_installed_toolkit_has_the_items_and_the_extra_eval(tmp_path):
     (site,) = (env / "lib").glob("*/site-packages")
     ours = [path for path in sys.path if path.endswith("site-packages")]
     (site / "ours.pth").write_text("\n".join(ours) + "\n")
-    install = [python, "-m", "pip", "install", "-q", "--retries", "1", "--timeout", "20", "--no-build-isolation"]
-    subprocess.run([*install, "--no-deps", "--no-index", str(source)], check=True, capture_output=True)
-    extra = subprocess.run([*install, "lm-eval>=0.4.13"], capture_output=True, text=True)
+    offline = ["--no-deps", "--no-build-isolation", "--no-index", "--ignore-installed", "--prefix", str(env)]
+    built = subprocess.run([sys.executable, "-m", "pip", "install", "-q", *offline, str(source)], capture_output=True)
+    assert built.returncode == 0, built.stderr.decode()
+    extra = [python, "-m", "pip", "install", "-q", "--retries", "1", "--timeout", "20", "lm-eval>=0.4.13"]
+    extra = subprocess.run(extra, env=alone, capture_output=True, text=True)
     if extra.returncode:
         pytest.skip(f"no package index is reachable: {extra.stderr.strip().splitlines()[-1][:200]}")
     (work / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows("coherence")))
@@ -176,12 +180,12 @@ def test_an_installed_toolkit_has_the_items_and_the_extra_eval(tmp_path):
     (work / "own.yaml").write_text(json.dumps(task))
     assert small_run(tmp_path, "run") == 0
     code = "import toolkit; print(toolkit.__file__)"
-    used = subprocess.run([python, "-c", code], cwd=work, check=True, capture_output=True, text=True)
+    used = subprocess.run([python, "-c", code], cwd=work, env=alone, check=True, capture_output=True, text=True)
     assert str(site) in used.stdout
     flags = ["-p", "Experiment.final_evaluators = [@LMEval, @MultipleChoice]", "-p", "LMEval.tasks = ['own']"]
     flags += ["-p", f"LMEval.include_path = '{work}'", "-p", "MultipleChoice.paths = ['builtin:coherence']"]
     evaluate = [python, "-m", "toolkit.evaluate", str(tmp_path / "run"), *flags, "--json"]
-    done = subprocess.run(evaluate, cwd=work, capture_output=True, text=True)
+    done = subprocess.run(evaluate, cwd=work, env=alone, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     measured = json.loads(done.stdout)
     assert measured["eval/LMEval/own/acc"] == measured["eval/MultipleChoice/accuracy"]
