@@ -30,6 +30,7 @@ NOT_PARTS = {
     "arguments": "what argparse has read",
     "ablation": "a dataclass of the toolkit, field by field",
     "self.ablation": "a dataclass of the toolkit, field by field",
+    "task": "a task of lm-evaluation-harness",
     "arm": "a dataclass of the toolkit, field by field",
     "base": "a dataclass of the toolkit, field by field",
     "m": "a dataclass of the toolkit, field by field",

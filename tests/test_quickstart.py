@@ -1,5 +1,6 @@
 """The README's first command, as it stands there, and what it promises."""
 
+import json
 import re
 from pathlib import Path
 
@@ -39,3 +40,6 @@ def test_the_quick_start_learns_to_tell_stories(tmp_path):
     assert sum(word in known for word in words) / len(words) >= 0.95
     copied = [" ".join(words[i : i + 12]) for i in range(len(words) - 11) if tuple(words[i : i + 12]) in runs]
     assert not copied
+    pairs = ["-p", "MinimalPairs.paths = ['builtin:agreement']"]
+    measured = command("toolkit.evaluate", str(run), "gin/evaluator/minimal_pairs.gin", *pairs, "--json")
+    assert json.loads(measured.stdout)["eval/MinimalPairs/accuracy"] > 0.85  # 0.977 was measured, chance is 0.5

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from components import stories
-from components.stories import NODES, Node, grow, parse, story, tell
+from components.stories import NODES, Node, grow, story, tell
 from toolkit.evaluation.builtin import FOLDER
 from toolkit.store.disk import write_bytes
 
@@ -54,28 +54,26 @@ def agreement() -> Iterator[Row]:
 
 
 def attractors() -> Iterator[Row]:
-    """Minimal pairs as in ``agreement``, with a noun of the other number between the subject and its verb: "The roofs
-    near the old mill were warm." They are joined from phrases that stories use apart from each other."""
-    weather = {
-        sky.strip().removesuffix(" <lately>")
-        for row in stories.WEATHER.strip().split("\n")
-        for sky in row.split(";")[1:]
+    """Minimal pairs as in ``agreement``, with another noun between the subject and its verb: "The merry pigeons near
+    the old mill were proud." In half of them it has the other number, so that nothing can be known from it. They are
+    joined from words and phrases that stories use apart from each other."""
+    rng, counts = random.Random(SEED), dict.fromkeys(itertools.product(VERBS, (True, False)), 0)
+    sights = re.findall(r"<some> \[([^\]]+)\] were", stories.PLACES)
+    subjects = {
+        "was": _leaves(NODES["helpword"]),
+        "were": sorted({noun for each in sights for noun in each.split("|")}),
     }
-    clauses = sorted(" ".join(clause.split()) for sky in weather for clause in _expansions(parse(sky)))
-    nouns = "wind air breeze clouds mist ground grass roofs stones roads leaves".split()  # what can be near a place
-    rng = random.Random(SEED)
-    for verb in VERBS:
-        parts = [clause.partition(f" {verb} ") for clause in clauses]
-        chosen = [(subject, rest) for subject, found, rest in parts if found and subject.split()[-1] in nouns]
-        made: set[str] = set()
-        while len(made) < PAIRS:
-            subject, rest = stories.choose(chosen, rng)
-            place = f"{grow(NODES['near'], rng)} {grow(NODES['past'], rng)}"
-            is_plural = place.endswith(("trees", "rows"))
-            good, bad = (f"{_capital(subject)} {place} {each} {rest}." for each in (verb, VERBS[verb]))
-            if is_plural == (verb == "was") and good not in made and _is_new(good):
-                made.add(good)
-                yield {"sentence_good": good, "sentence_bad": bad}
+    made: set[str] = set()
+    while len(made) < 2 * PAIRS:
+        verb, mood = stories.choose([*VERBS], rng), grow([NODES["happy"], NODES["blue2"]], rng)
+        subject = f"The {grow(NODES['helptrait'], rng)} {stories.choose(subjects[verb], rng)}"
+        place = f"{grow(NODES['near'], rng)} {grow(NODES['past'], rng)}"
+        group = verb, place.endswith(("trees", "rows"))
+        good, bad = (f"{subject} {place} {each} {mood}." for each in (verb, VERBS[verb]))
+        if good not in made and counts[group] < PAIRS // 2 and _is_new(good):
+            made.add(good)
+            counts[group] += 1
+            yield {"sentence_good": good, "sentence_bad": bad}
 
 
 def pronouns() -> Iterator[Row]:
@@ -233,10 +231,6 @@ def _words(text: str) -> list[str]:
 def _kind_of_word(word: str) -> str:
     """A word in lower case; all names are one word."""
     return "NAME" if word.strip(",.") in NAMES else word.strip(",.").lower()
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]
 
 
 def _is_new(sentence: str) -> bool:
