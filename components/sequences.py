@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated, Protocol
 
 import numpy as np
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Lt
 
 from toolkit.measures import Score, mean
 from toolkit.protocols import Reader, Tokenizer
@@ -20,7 +20,8 @@ from toolkit.registry import register
 from toolkit.text.sequences import SPLITS, Sequences, Task, alphabet_of, draw_rows, reads_sequences
 
 Count = Annotated[int, Gt(0)]
-Seed = Annotated[int, Ge(0)]
+Seed = Annotated[int, Ge(0), Lt(2**32)]
+LONGER = "make the sequences longer: Experiment.seq_len, or length in an evaluator"
 Power = Annotated[float, Gt(0)]
 
 
@@ -179,14 +180,14 @@ def _fingerprint(part: _Measure) -> str:
 
 
 def _accuracy(part: _Measure, reader: Reader) -> dict[str, Score]:
+    name = type(part).__name__
     if part.length > reader.max_len:
-        name = type(part).__name__
         raise ValueError(
             f"{name}.length = {part.length} is longer than the model's context (Experiment.seq_len), {reader.max_len} "
             f"tokens; set {name}.length to {reader.max_len} or less"
         )
     alphabet = alphabet_of(reader.tokenizer)
-    rows = draw_rows(part.task, (part.seed, SPLITS["evaluator"]), part.sequences, part.length, alphabet)
+    rows = draw_rows(name, part.task, (part.seed, SPLITS["evaluator"]), part.sequences, part.length, alphabet)
     right = np.array(reader.token_greedy(rows.tolist()))
     answers = part.task.answers(rows, alphabet)
     shares = (right & answers).sum(1) / answers.sum(1)
@@ -206,7 +207,7 @@ class _Recall:
         if slots < self.pairs:
             raise ValueError(
                 f"pairs = {self.pairs}: they and their queries have {4 * self.pairs} tokens, and a sequence has "
-                f"{length}; set pairs to {length // 4} or less, or raise Experiment.seq_len"
+                f"{length}; set pairs to {length // 4} or less, or {LONGER}"
             )
         if half - 1 < self.pairs:
             raise ValueError(
@@ -235,7 +236,7 @@ class _Copy:
         if length < 3 or len(alphabet) < 3:
             raise ValueError(
                 f"a copy needs 3 tokens and 3 symbols or more, and has {length} and {len(alphabet)}; raise "
-                "Experiment.seq_len or Symbols.symbols"
+                f"Symbols.symbols, or {LONGER}"
             )
         copied = (length - 1) // 2
         rows = np.full((count, length), alphabet[0])
@@ -257,12 +258,12 @@ class _Induction:
         if longest < self.shortest:
             raise ValueError(
                 f"shortest = {self.shortest}: at most half of a sequence of {length} tokens is not repeated; set "
-                f"shortest to {longest} or less, or raise Experiment.seq_len"
+                f"shortest to {longest} or less, or {LONGER}"
             )
         if len(alphabet) - 1 < longest:
             raise ValueError(
                 f"{length} tokens have up to {longest} distinct symbols and a blank, and the tokenizer has "
-                f"{len(alphabet)}; set Symbols.symbols to {longest + 1} or more, or lower Experiment.seq_len"
+                f"{len(alphabet)}; set Symbols.symbols to {longest + 1} or more, or make the sequences shorter"
             )
         symbols = alphabet[1 + _distinct(rng, count, len(alphabet) - 1, longest)]
         period = rng.integers(self.shortest, longest + 1, size=(count, 1))

@@ -125,7 +125,7 @@ def test_an_evaluator_draws_none_of_the_datas_sequences():
 @pytest.mark.parametrize(
     "data, message",
     [
-        (lambda: AssociativeRecall(Bytes(), 32, 0, pairs=9), "pairs = 9: .*set pairs to 8 or less"),
+        (lambda: AssociativeRecall(Bytes(), 32, 0, pairs=9), "^AssociativeRecall: pairs = 9: .*set pairs to 8 or less"),
         (lambda: AssociativeRecall(Symbols(8), 32, 0, pairs=4), "pairs = 4: .*3 keys and 4 values; .* to 10 or more"),
         (
             lambda: AssociativeRecall(Symbols(10), 8, 0, pairs=1),
@@ -135,8 +135,8 @@ def test_an_evaluator_draws_none_of_the_datas_sequences():
             lambda: AssociativeRecall(BPE(), 32, 0),
             "@BPE learns from text, and AssociativeRecall has none; bind @Symbols",
         ),
-        (lambda: Copy(Bytes(), 2, 0), "raise Experiment.seq_len"),
-        (lambda: Copy(Symbols(2), 20, 0), "or Symbols.symbols"),
+        (lambda: Copy(Bytes(), 2, 0), "^Copy: .*make the sequences longer: Experiment.seq_len"),
+        (lambda: Copy(Symbols(2), 20, 0), "raise Symbols.symbols"),
         (lambda: InductionSequences(Bytes(), 14, 0), "shortest = 8: .*set shortest to 7 or less"),
         (lambda: InductionSequences(Symbols(16), 32, 0), "set Symbols.symbols to 17 or more"),
     ],

@@ -35,12 +35,17 @@ def alphabet_of(tokenizer: Tokenizer) -> np.ndarray:
     return np.flatnonzero(np.asarray(tokenizer.byte_lengths))
 
 
-def draw_rows(task: Task, seed: tuple[int, ...], count: int, length: int, alphabet: np.ndarray) -> np.ndarray:
+def draw_rows(
+    owner: str, task: Task, seed: tuple[int, ...], count: int, length: int, alphabet: np.ndarray
+) -> np.ndarray:
     """(count, length) ids, in the smallest dtype that holds them. Row i depends on the task, ``seed``, i, ``length``
-    and ``alphabet`` only."""
+    and ``alphabet`` only. ``owner`` is the name of the part, for messages. Raises ValueError if the task does."""
     rows = np.empty((count, length), dtype=np.min_scalar_type(alphabet.max(initial=0)))
     for block, start in enumerate(range(0, count, BLOCK)):
-        drawn = task.draw(np.random.default_rng((*seed, block)), BLOCK, length, alphabet)
+        try:
+            drawn = task.draw(np.random.default_rng((*seed, block)), BLOCK, length, alphabet)
+        except ValueError as error:
+            raise ValueError(f"{owner}: {error}") from error
         rows[start : start + BLOCK] = drawn[: count - start]
     return rows
 
@@ -79,9 +84,10 @@ class Sequences:
             )
         self._alphabet = alphabet_of(self.tokenizer)
         rows = {
-            split: draw_rows(self.task, (self.corpus_seed, number), self.sizes[split], self.seq_len, self._alphabet)
-            for split, number in SPLITS.items()
-            if split in self.sizes
+            split: draw_rows(
+                self.owner, self.task, (self.corpus_seed, SPLITS[split]), size, self.seq_len, self._alphabet
+            )
+            for split, size in self.sizes.items()
         }
         total = sum(map(len, rows.values()))
         distinct = {hashlib.blake2b(row.tobytes(), digest_size=16).digest() for each in rows.values() for row in each}
