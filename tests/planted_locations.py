@@ -7,6 +7,7 @@ for others. The tests are those of toolkit/comparison/located.py, which ``compar
 import argparse
 
 import numpy as np
+
 from tests.planted_truth import Rate
 from toolkit.comparison import located
 
