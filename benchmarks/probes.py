@@ -21,7 +21,6 @@ import torch
 from benchmarks import measure
 from toolkit.command import run_command
 from toolkit.compose import compose, try_build
-from toolkit.config.layers import Config
 from toolkit.cpu.allocator import keep_freed_memory
 from toolkit.experiment import Experiment, Parts, build, micro_batch_size
 from toolkit.loop import step as one_step
@@ -40,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(arguments.threads)
     config, _ = compose([*(arguments.overlays or ["gin/quickstart.gin"]), SHELF], arguments.bindings)
     experiment, blank = try_build(config)
-    shares = measured(config, experiment, blank, arguments.rounds, arguments.steps, CLOCKS[arguments.clock])
+    shares = measured(experiment, blank, arguments.rounds, arguments.steps, CLOCKS[arguments.clock])
     result: dict[str, object] = {
         "benchmark": "probes",
         "minutes": (time.perf_counter() - started) / 60,
@@ -63,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measured(
-    config: Config, experiment: Experiment, blank: Parts, rounds: int, steps: int, clock: Callable[[], float]
+    experiment: Experiment, blank: Parts, rounds: int, steps: int, clock: Callable[[], float]
 ) -> dict[str, list[float]]:
     """{"all", and the name of each probe: the share of time of each round}. A round times ``steps`` training steps,
     then an observation with all probes, and one with each of them."""

@@ -99,7 +99,7 @@ class DeadUnits:
     def observe(self, views: Views) -> Values:
         inputs, values = views.inputs, Values()
         for ffn in (name for name, kind in views.places.items() if kind in ("ffn", "part")):
-            names = [name for name in inputs if f"{name}.".startswith(f"{ffn}.")]
+            names = [name for name in inputs if f"{name.partition('#')[0]}.".startswith(f"{ffn}.")]
             names = [n for n in names if getattr(views.model.get_submodule(n.partition("#")[0]), "residual", False)]
             for name in names:
                 units = inputs[name].float().abs().flatten(0, -2)  # (N, hidden)

@@ -20,7 +20,11 @@ from components.block import HyperConnections, Parallel
 from components.ffn import GELU, MixtureOfExperts
 from components.loss import ChunkedCrossEntropy, CrossEntropy
 from components.mixer import DifferentialAttention, GatedLinearRecurrence, LatentAttention, SelfAttention
+from toolkit import run
+from toolkit.compose import compose
+from toolkit.conformance.purity import generator_states, is_same, state_of
 from toolkit.cpu import switch
+from toolkit.experiment import build
 from toolkit.model import Head
 from toolkit.objective import Objective
 from toolkit.probing import prober
@@ -101,21 +105,20 @@ def test_probes_change_nothing_for_an_optimizer_that_swaps_weights(tmp_path):
 
 @pytest.mark.slow
 def test_probes_change_nothing_in_compiled_training(tmp_path):
-    compiled = ("Experiment.compile = True", "GPT.dropout = 0.2")
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    assert small_run(tmp_path, "plain", bindings=compiled) == 0
-    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    assert small_run(tmp_path, "probed", bindings=(*compiled, *EVERY), overlays=ALL) == 0
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs > 0  # nothing is compiled again
+    compilations = {}
+    for name, overlays, more in (("plain", (), ()), ("probed", ALL, EVERY)):
+        bindings = ("Experiment.compile = True", "GPT.dropout = 0.2", *more)
+        words = arguments(tmp_path, name, overlays=overlays, bindings=bindings)
+        done = command("toolkit.run", *words, TORCH_LOGS="graph,recompiles")
+        assert done.returncode == 0, done.stderr
+        compilations[name] = done.stderr.count("===== __compiled_fn"), done.stderr.count("Recompiling function")
+    assert compilations["plain"] == compilations["probed"] and compilations["plain"][0] > 0
     assert facts(tmp_path / "probed")["compiled"]
     assert_same_training(tmp_path / "plain", tmp_path / "probed")
     assert small_run(tmp_path, "eager", bindings=("GPT.dropout = 0.2", *EVERY), overlays=ALL) == 0
     first, other = (probe_rows(tmp_path / name)[0] for name in ("probed", "eager"))
-    forward = {name: value for name, value in first.items() if "/Updates/" not in name}
-    assert forward == {name: other[name] for name in forward}  # the copy is not compiled
+    same = [name for name in first if "update_ratio" not in name]
+    assert {name: first[name] for name in same} == {name: other[name] for name in same}  # the copy is not compiled
 
 
 @pytest.mark.slow
@@ -154,6 +157,64 @@ def test_probes_may_be_added_to_a_run_and_taken_away(tmp_path):
     assert sorted(probe_rows(tmp_path / "one")) == [5, 10, 11]
     assert small_run(tmp_path, "plain") == 0
     assert without_probes(rows(tmp_path / "one")) == rows(tmp_path / "plain")
+
+
+def test_a_run_without_the_slots_goes_on(tmp_path):
+    """Its config is of a version without probes."""
+    assert small_run(tmp_path, "old", "--stop-at", "4") == 0
+    lines = (tmp_path / "old" / "config.gin").read_text().splitlines(keepends=True)
+    old = [line for line in lines if "probe" not in line and not line.startswith("# seal")]
+    assert len(old) <= len(lines) - 2
+    (tmp_path / "old.gin").write_text("".join(old))
+    base = ["--base", str(tmp_path / "old.gin"), "--runs", str(tmp_path), "--resume", "--name", "old"]
+    assert run.main(base) == 0
+    assert small_run(tmp_path, "plain") == 0
+    assert rows(tmp_path / "old") == rows(tmp_path / "plain")
+
+
+def test_a_run_is_observed_without_dropout_and_before_its_update(tmp_path):
+    """At step 0, two runs that differ only in dropout have the same weights, but not the same updates."""
+    for dropout in ("0.0", "0.4"):
+        small = ("Experiment.steps = 3", f"GPT.dropout = {dropout}", "Experiment.probe_every = 2")
+        assert small_run(tmp_path, dropout, overlays=ALL, bindings=small) == 0
+    one, other = (probe_rows(tmp_path / dropout) for dropout in ("0.0", "0.4"))
+    same = [name for name in one[0] if "update_ratio" not in name]
+    assert all(one[0][name] == other[0][name] for name in same) and len(same) < len(one[0])
+    assert any(one[0][name] != other[0][name] for name in one[0])
+    assert all(one[2][name] != other[2][name] for name in same if "rms" in name)
+
+
+class Draws:
+    """Draws random numbers, which a probe must not do."""
+
+    needs = {"activations", "gradients", "attention", "logits", "updates"}
+
+    def observe(self, views):
+        return {"draw": torch.rand(())}
+
+
+def test_observing_leaves_model_and_generator_as_they_were(tmp_path):
+    """Even with a probe that draws, whose values then depend on seed and step alone."""
+    experiment = compose(["gin/model/check.gin"], ["GPT.dropout = 0.2"])[0].build()
+    parts = build(experiment, torch.device("cpu"))
+    parts.data.prepare()
+    parts.probes, values = {"Draws": Draws()}, []
+    parts.model.register_buffer("count", torch.ones(3))
+    for parameter in parts.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    prober_of_run, journal = prober.Prober(experiment, parts, torch.device("cpu")), Journal(tmp_path, [], 0)
+    for step, seed in ((0, 1), (1, 1), (50, 1), (0, 2)):
+        torch.manual_seed(seed)
+        before = state_of(parts.model) | generator_states()
+        prober_of_run.keep_weights(step)
+        assert all(p.numel() == 0 for p in prober_of_run.copy.parameters()) == (step == 1)
+        prober_of_run.observe(step, journal)
+        after = state_of(parts.model) | generator_states()
+        assert [name for name in before if not is_same(before[name], after[name])] == []
+        values.append(journal.latest.get("probe/Draws/draw"))
+        assert all(p.numel() == 0 and p.grad is None for p in prober_of_run.copy.parameters())
+    journal.close()
+    assert values[0] == values[1] == values[3] != values[2]  # step 1 is not observed
 
 
 # --- what the views show

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import math
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.experiment import Experiment, Parts, autocast
+from toolkit.loop.prefetch import prefetch
 from toolkit.objective import Objective
 from toolkit.output.errors import clean
 from toolkit.probing.capture import Precision, capture
@@ -56,6 +58,7 @@ class Prober:
     def __init__(self, experiment: Experiment, parts: Parts, device: torch.device, enabled: bool = True):
         self.experiment, self.parts, self.device = experiment, parts, device
         self.copy = copy_of(parts.objective) if enabled and parts.probes else None
+        self.batch: tuple[Tensor, Tensor] | None = None  # ids and targets, once they are drawn
         self.is_filled = False  # whether the copy holds weights
         self.warned: set[str] = set()
 
@@ -72,10 +75,11 @@ class Prober:
         for."""
         if self.copy is None or not self.is_filled:
             return
-        batch = probe_batch(self.parts.data, self.experiment.batch_size, self.device)
+        if self.batch is None:
+            self.batch = probe_batch(self.parts.data, self.experiment.batch_size, self.device)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(named_seed(self.experiment.seed, "probe", step))
-            observation = observe(self.parts.probes, self.copy, self.parts.objective, batch, self._precision)
+            observation = observe(self.parts.probes, self.copy, self.parts.objective, self.batch, self._precision)
         empty(self.copy)
         self.is_filled = False
         self._warn(observation)
@@ -128,8 +132,8 @@ def copy_of(objective: Objective) -> Objective:
 def probe_batch(data: Data, batch_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """ids and targets (B, T): the first sequences of the validation split."""
     sequences = min(max(1, batch_size // SHARE), MOST_SEQUENCES, data.windows("val"))
-    batch = torch.from_numpy(data.batch("val", 0, sequences)).to(device)
-    return batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
+    with contextlib.closing(prefetch(lambda index: data.batch("val", index, sequences), [0], device)) as batches:
+        return next(batches)
 
 
 def observe(
