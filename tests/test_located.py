@@ -134,7 +134,7 @@ def test_missing_values_lost_seeds_and_constants_do_no_harm(paired):
 def test_of_the_largest_differences_the_first_module_is_the_location():
     rng = np.random.default_rng(6)
     arm, base = one_arm(rng)
-    arm[1:, 1], arm[1:, 3], arm[1:, 4] = base[1:, 1] + 1.0, base[1:, 3] + 8.0, base[1:, 4] + 9.0
+    arm[1:, 1], arm[1:, 3], arm[1:, 4] = base[1:, 1] + 1.0, base[1:, 3] + 8.0, base[1:, 4] + 14.0
     answer = [cell for _, cell in first(examine(arm, base, FAMILY, True), DEPTH, ALPHA)]
     assert answer[:2] == [3, 4]
 
