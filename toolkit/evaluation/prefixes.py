@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -29,7 +28,7 @@ def groups(sequences: Iterable[Ids]) -> tuple[list[Group], list[Ids]]:
     ordered = sorted(sequences)
     equal = [common(a, b) for a, b in itertools.pairwise(ordered)]
     found, alone = [], []
-    for start, end in _runs(equal):
+    for start, end in _runs(equal, [len(each) for each in ordered]):
         members, shared = ordered[start:end], min(equal[start : end - 1], default=1) - 1
         if shared * (end - start - 1) > WORTH * sum(map(len, members)):
             found.append(Group(members, shared))
@@ -50,22 +49,22 @@ def common(a: Sequence[int], b: Sequence[int]) -> int:
     return low
 
 
-def _runs(equal: Sequence[int]) -> list[tuple[int, int]]:
+def _runs(equal: Sequence[int], lengths: Sequence[int]) -> list[tuple[int, int]]:
     """The (start, end) of each run, where ``equal`` has the tokens that neighbours share. Found by dynamic programming:
     ``saved[n]`` is the largest number of tokens that the first n sequences can save."""
     saved, begins = [0], [0]
-    for end in range(1, len(equal) + 2):
-        best, begin, shared = saved[end - 1], end - 1, math.inf
+    for end in range(1, len(lengths) + 1):
+        best, begin, shared, shortest = saved[end - 1], end - 1, lengths[end - 1], lengths[end - 1]
         for start in range(end - 2, max(-1, end - 1 - LARGEST), -1):
-            shared = min(shared, equal[start] - 1)
-            if shared < 1:
+            shared, shortest = min(shared, equal[start] - 1), min(shortest, lengths[start])
+            if shared <= WORTH * shortest:  # too little to read together
                 break
-            total = saved[start] + int(shared) * (end - start - 1)
+            total = saved[start] + shared * (end - start - 1)
             if total > best:
                 best, begin = total, start
         saved.append(best)
         begins.append(begin)
-    runs, end = [], len(equal) + 1
+    runs, end = [], len(lengths)
     while end > 0:
         runs.append((begins[end], end))
         end = begins[end]
