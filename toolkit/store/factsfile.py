@@ -90,6 +90,9 @@ class Facts(_From, total=False):
     """{name: fingerprint of its items and knobs} of the evaluators. Older runs lack it."""
     windows: Windows
     """Numbers of training and validation samples."""
+    converted_from: str
+    """The folder or the name on the Hub of the transformers model that became this run. Only of such runs, which lack
+    the facts of a training."""
 
     # ---- how and where ----------------------------------------------------------------------------------------------
     precision: str

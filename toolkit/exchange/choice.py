@@ -1,0 +1,45 @@
+"""Choose the architecture of transformers that a model of ours is, or say why there is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from toolkit.architectures import ARCHITECTURES, Architecture, Model, mismatches
+from toolkit.exchange import library, tensors
+
+
+def choose(model: Model, entries: dict[str, Any]) -> tuple[Architecture, Any]:
+    """Return the first architecture that a model is, with its config. ``entries`` are added to the config.
+
+    Raises ValueError with the conditions that fail, those of the nearest architecture first."""
+    failures: dict[str, list[str]] = {}
+    for name, each in ARCHITECTURES.items():
+        try:
+            config = library.make_config(name, each.config(model) | entries)
+            failures[name] = conditions(each, config, model)
+        except ValueError as error:
+            failures[name] = str(error).splitlines()
+            continue
+        if not failures[name]:
+            return each, config
+    nearest = sorted(failures, key=lambda name: len(failures[name]))
+    lines = ["no architecture of transformers computes what this model does (tier native); conditions that fail:"]
+    for name in nearest[:3]:
+        lines += [f"  {name}: {line.removeprefix(f'{name}: ')}" for line in failures[name]]
+    others = ", ".join(f"{name} ({len(failures[name])})" for name in nearest[3:])
+    raise ValueError("\n".join([*lines, f"  others, with the number of conditions that fail: {others}"]))
+
+
+def conditions(architecture: Architecture, config: Any, model: Model) -> list[str]:
+    """The conditions that keep a model from being of a config: parts and sizes first, then shapes of tensors."""
+    lines = mismatches(architecture.layout(config), model)
+    if lines:
+        return lines
+    rules = architecture.rules(config)
+    theirs = {name: tuple(t.shape) for name, t in library.tensors_of(library.empty_model(config)).items()}
+    try:
+        tensors.check_names(rules, "theirs", model.shapes, theirs)
+        tensors.check_shapes(rules, model.shapes, theirs)
+    except ValueError as error:
+        return [str(error)]
+    return []
