@@ -15,7 +15,6 @@ from toolkit.architectures import (
     Knobs,
     Layout,
     Model,
-    Offset,
     Part,
     Permuted,
     Rule,
@@ -48,7 +47,7 @@ GATED = {  # activation in transformers: the network with three matrices
 
 @architecture
 class StableLm:
-    """LayerNorm before each sublayer or one for both, RoPE on a share of the channels, SwiGLU: the toolkit's default."""
+    """LayerNorm before each sublayer or one for both, RoPE on a share of the channels, SwiGLU: our default."""
 
     model_type = "stablelm"
 
@@ -178,9 +177,7 @@ class Qwen2:
         position = _rope(config, config.hidden_size // config.num_attention_heads, refused)
         ffn = _network(GATED, config.hidden_act, False, config.intermediate_size, refused)
         _raise(self.model_type, refused)
-        layout = _layout(
-            config, Part("PreNorm"), _self_attention(True), position, _softmax(), _rms_norm(config), ffn
-        )
+        layout = _layout(config, Part("PreNorm"), _self_attention(True), position, _softmax(), _rms_norm(config), ffn)
         return _with_windows(layout, config)
 
     def rules(self, config: Any) -> Rules:
@@ -232,7 +229,7 @@ class Qwen3:
 
 @architecture
 class GPT2:
-    """LayerNorm before each sublayer, learned positions, a plain network, biases everywhere, as many keys as queries."""
+    """LayerNorm before each sublayer, learned positions, a plain network, biases everywhere, no grouped heads."""
 
     model_type = "gpt2"
 
@@ -279,7 +276,7 @@ class GPT2:
 @architecture
 class GPTNeoX:
     """GPT-NeoX and Pythia: LayerNorm before each sublayer or two norms in parallel, RoPE on a share of the channels, a
-    plain network with biases, as many keys as queries."""
+    plain network with biases, no grouped heads."""
 
     model_type = "gpt_neox"
 
@@ -322,8 +319,8 @@ class GPTNeoX:
 
 @architecture
 class Mpt:
-    """LayerNorm without bias before each sublayer, ALiBi, an exact GELU of width 4C, no biases, tied tables, as many
-    keys as queries."""
+    """LayerNorm without bias before each sublayer, ALiBi, an exact GELU of width 4C, no biases, tied tables, no
+    grouped heads."""
 
     model_type = "mpt"
 
@@ -474,7 +471,7 @@ class Cohere:
 
 @architecture
 class Gemma2:
-    """An RMSNorm before and after each sublayer, GEGLU, embeddings times sqrt(C), soft caps, windows in some layers."""
+    """RMSNorm (gain - 1 is learned) around each sublayer, GEGLU, embeddings times sqrt(C), soft caps, some windows."""
 
     model_type = "gemma2"
 
@@ -502,15 +499,15 @@ class Gemma2:
         position = _rope(config, config.head_dim, refused)
         ffn = _network(GATED, config.hidden_activation, False, config.intermediate_size, refused)
         _raise(self.model_type, refused)
-        cap, norm = config.attn_logit_softcapping, _rms_norm(config)
+        cap = config.attn_logit_softcapping
+        norm = Part("RMSNorm", {"eps": config.rms_norm_eps, "gain": True, "gain_minus_one": True})
         mixer = _self_attention(config.attention_bias, head_dim=_wide(config))
         return _with_windows(
             _layout(config, Part("Sandwich"), mixer, position, _softmax(softcap=cap), norm, ffn), config, cap
         )
 
     def rules(self, config: Any) -> Rules:
-        one = (Offset(-1.0),)  # theirs multiplies by 1 + weight
-        rules = _tables(config, "model.embed_tokens", "lm_head") + _norm("norm", "model.norm", False, one)
+        rules = _tables(config, "model.embed_tokens", "lm_head") + _norm("norm", "model.norm", False)
         for ours, theirs in _layers(config, "model.layers"):
             rules += _projections(config, ours, f"{theirs}.self_attn", config.attention_bias)
             rules += _gated_network(config, ours, f"{theirs}.mlp", False)
@@ -520,7 +517,7 @@ class Gemma2:
                 ("ffn_norm", "pre_feedforward_layernorm"),
                 ("ffn_out_norm", "post_feedforward_layernorm"),
             ):
-                rules += _norm(f"{ours}.{norm}", f"{theirs}.{their_norm}", False, one)
+                rules += _norm(f"{ours}.{norm}", f"{theirs}.{their_norm}", False)
         return rules
 
 
@@ -622,13 +619,14 @@ def _softmax(window: int | None = None, softcap: float | None = None, bias: bool
 
 def _self_attention(bias: bool, qk_norm: Part | None = None, head_dim: int | None = None) -> Part:
     """``head_dim``: None if it is C / H. Of ours, its value shows in the shapes of the tensors."""
-    knobs = {"bias": bias, "qk_norm": qk_norm, "gate": False}
-    before = {} if qk_norm is None else {"qk_norm_after_rotation": False}
-    return Part("SelfAttention", knobs | before, {"head_dim": head_dim})
+    knobs: dict[str, object] = {"bias": bias, "qk_norm": qk_norm, "gate": False}
+    if qk_norm is not None:
+        knobs["qk_norm_after_rotation"] = False
+    return Part("SelfAttention", knobs, {"head_dim": head_dim})
 
 
 def _rms_norm(config: Any) -> Part:
-    return Part("RMSNorm", {"eps": config.rms_norm_eps, "gain": True})
+    return Part("RMSNorm", {"eps": config.rms_norm_eps, "gain": True, "gain_minus_one": False})
 
 
 def _wide(config: Any) -> int | None:
@@ -638,9 +636,7 @@ def _wide(config: Any) -> int | None:
     return None if head_dim == usual else head_dim
 
 
-def _network(
-    table: dict[str, Part], activation: str, bias: bool, hidden: int, refused: list[str]
-) -> tuple[Part, ...]:
+def _network(table: dict[str, Part], activation: str, bias: bool, hidden: int, refused: list[str]) -> tuple[Part, ...]:
     """The feed-forward network with an activation; adds a line to ``refused`` for one that no part has."""
     part = table.get(activation)
     if part is None:
@@ -681,8 +677,10 @@ def _rope(config: Any, head_dim: int, refused: list[str], partial: bool = False)
 def _yarn(config: Any, rope: dict[str, Any], theta: float, refused: list[str]) -> tuple[Part, ...]:
     scale, length = float(rope["factor"]), rope["original_max_position_embeddings"]
     usual = 0.1 * math.log(scale) + 1
-    if not math.isclose(rope.get("attention_factor") or usual, usual) or rope.get("mscale") or not rope.get(
-        "truncate", True
+    if (
+        not math.isclose(rope.get("attention_factor") or usual, usual)
+        or rope.get("mscale")
+        or not rope.get("truncate", True)
     ):
         refused.append("rope_type 'yarn': attention_factor, mscale and truncate must have their defaults")
     knobs = {
@@ -814,8 +812,8 @@ def _linear(
     return rules
 
 
-def _norm(ours: str, theirs: str, bias: bool, changes: tuple[Change, ...] = ()) -> Rules:
-    rules: Rules = [Rule(f"{ours}.weight", f"{theirs}.weight", changes=changes)]
+def _norm(ours: str, theirs: str, bias: bool) -> Rules:
+    rules: Rules = [Rule(f"{ours}.weight", f"{theirs}.weight")]
     return rules + ([Rule(f"{ours}.bias", f"{theirs}.bias")] if bias else [])
 
 
@@ -863,13 +861,13 @@ def _gated_network(config: Any, ours: str, theirs: str, bias: bool) -> Rules:
 
 
 def _interleaved(heads: int, head_dim: int) -> tuple[int, ...]:
-    """For each row of theirs, which rotates neighbouring channels, the row of ours: 0, D/2, 1, D/2 + 1, ... per head."""
+    """The row of ours for each row of theirs, which rotates neighbours: 0, D/2, 1, D/2 + 1, ... in each head."""
     half = head_dim // 2
     return tuple(head * head_dim + i + part * half for head in range(heads) for i in range(half) for part in (0, 1))
 
 
 def _by_head(heads: int, dim: int) -> tuple[int, ...]:
-    """For each row of theirs, which has q, k and v of a head together, the row of ours, which has all heads of q first."""
+    """The row of ours, with all heads of q first, for each row of theirs, with q, k and v of a head together."""
     head_dim = dim // heads
     return tuple(
         part * dim + head * head_dim + i for head in range(heads) for part in range(3) for i in range(head_dim)

@@ -50,9 +50,7 @@ class Parallel(nn.Module):
     """x + mixer(norm(x)) + ffn(norm(x)), with one norm for both (GPT-J: Wang & Komatsuzaki 2021; PaLM: Chowdhery et al.
     2022, arXiv:2204.02311). ``two_norms=True`` gives the ffn a norm of its own, as in GPT-NeoX and Pythia."""
 
-    def __init__(
-        self, dim: int, mixer: nn.Module, ffn: nn.Module, norm: type, depth: Depth, two_norms: bool = False
-    ):
+    def __init__(self, dim: int, mixer: nn.Module, ffn: nn.Module, norm: type, depth: Depth, two_norms: bool = False):
         super().__init__()
         self.mixer, self.ffn, self.norm = mixer, ffn, norm(dim)
         self.ffn_norm = norm(dim) if two_norms else None

@@ -404,7 +404,9 @@ class CompactVocabulary:
         return _digest("CompactVocabulary", self.vocab_size, self.inner.fingerprint(), self._kept)
 
     def tokenizer_json(self) -> str:
-        raise ValueError("CompactVocabulary spells the ids that were left out in bytes, which no tokenizer.json can say")
+        raise ValueError(
+            "CompactVocabulary spells the ids that were left out in bytes, which no tokenizer.json can say"
+        )
 
     def save(self, folder: Path) -> None:
         (Path(folder) / "inner").mkdir(exist_ok=True)

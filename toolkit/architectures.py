@@ -27,9 +27,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 class Part:
     """A part with its knobs.
 
-    In a layout, ``knobs`` are those that must be equal in a model of ours; ``further`` knobs are only bound when a model
-    comes in, for example a width, which the shapes of the tensors prove anyway. ``where`` is a further condition on the
-    knobs of a part of ours."""
+    In a layout, ``knobs`` must be equal in a model of ours. ``further`` knobs are only bound when a model comes in, for
+    example a width, which the shapes of the tensors prove anyway. ``where`` is a further condition on the knobs of a
+    part of ours."""
 
     name: str
     knobs: Knobs = field(default_factory=dict)
@@ -122,22 +122,6 @@ class Permuted:
 
 
 @dataclass(frozen=True)
-class Offset:
-    """Theirs is ours plus ``value``: -1 for a norm that multiplies by 1 + weight. It rounds: a weight outside [0.5, 2]
-    may come back changed in its last bits."""
-
-    value: float
-
-    def out(self, tensor: Tensor) -> Tensor:
-        """Add the value."""
-        return tensor + self.value
-
-    def back(self, tensor: Tensor) -> Tensor:
-        """Subtract the value."""
-        return tensor - self.value
-
-
-@dataclass(frozen=True)
 class Rule:
     """Rows of a tensor of ours are rows of a tensor of theirs, after the changes.
 
@@ -166,8 +150,8 @@ class Architecture(Protocol):
     """A class of models in transformers. The first sentence of the docstring says what such a model is made of.
 
     ``config`` proposes the entries of a transformers config for a model of ours. It need not check anything: the
-    proposal is accepted only if its ``layout`` is the model. ``layout`` raises ValueError, with a line for each entry of
-    a config that our parts can't express. ``rules`` are the tensors of a config."""
+    proposal is accepted only if its ``layout`` is the model. ``layout`` raises ValueError, with a line for each entry
+    of a config that our parts can't express. ``rules`` are the tensors of a config."""
 
     model_type: str
 

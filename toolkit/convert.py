@@ -26,7 +26,9 @@ def _export(arguments: argparse.Namespace) -> int:
     from toolkit.compose import open_run
 
     run = open_run(arguments.source, device="cpu", imports=arguments.imports, code=not arguments.no_code)
-    result = outgoing.export(run, Path(arguments.out), arguments.dtype, not arguments.no_tokenizer)
+    result = outgoing.export(
+        run, Path(arguments.out), arguments.dtype, not arguments.no_tokenizer, arguments.architecture
+    )
     print(f"{run.checkpoint} is written to {result.folder} as {result.model_type}, in {arguments.dtype}")
     for computed, proof in result.proofs.items():
         print(f"loaded by transformers in a new process, computed in {computed}: {proof}")
@@ -93,6 +95,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         default="float32",
         help="--to: type of the weights (default: float32)",
     )
+    add("--architecture", metavar="TYPE", help="--to: a model type of --list (default: the first that the model is)")
     add("--no-tokenizer", action="store_true", help="--to: leave out the tokenizer files")
     add("--name", help="--from: name of the run's folder")
     add("--runs", metavar="DIR", default="runs", help="--from: folder that holds the runs (default: runs)")

@@ -56,7 +56,7 @@ def write_card(run: Run, model_type: str, dtype: str, proof: Proof, folder: str)
         "context": f"{run.experiment.seq_len:,} tokens",
         "vocabulary": f"{run.tokenizer.vocab_size:,} ({type(run.tokenizer).__name__})",
         "type of the weights": dtype,
-        "data": f"{run.experiment.data.__name__} (fingerprint {facts.get('data', 'unknown')[:12]}); its licence is not known",
+        "data": f"{run.experiment.data.__name__} (fingerprint {facts.get('data', 'unknown')[:12]}), licence not known",
         "training": f"step {step:,} of {steps:,}" if steps else f"step {step:,}",
     }
     if tokens and steps:

@@ -8,12 +8,15 @@ from toolkit.architectures import ARCHITECTURES, Architecture, Model, mismatches
 from toolkit.exchange import library, tensors
 
 
-def choose(model: Model, entries: dict[str, Any]) -> tuple[Architecture, Any]:
+def choose(model: Model, entries: dict[str, Any], only: str | None = None) -> tuple[Architecture, Any]:
     """Return the first architecture that a model is, with its config. ``entries`` are added to the config.
+    ``only``: the only architecture to consider.
 
     Raises ValueError with the conditions that fail, those of the nearest architecture first."""
+    if only is not None and only not in ARCHITECTURES:
+        raise ValueError(f"--architecture {only}: it has no mapping; known are {', '.join(ARCHITECTURES)}")
     failures: dict[str, list[str]] = {}
-    for name, each in ARCHITECTURES.items():
+    for name, each in ARCHITECTURES.items() if only is None else [(only, ARCHITECTURES[only])]:
         try:
             config = library.make_config(name, each.config(model) | entries)
             failures[name] = conditions(each, config, model)
@@ -23,11 +26,13 @@ def choose(model: Model, entries: dict[str, Any]) -> tuple[Architecture, Any]:
         if not failures[name]:
             return each, config
     nearest = sorted(failures, key=lambda name: len(failures[name]))
-    lines = ["no architecture of transformers computes what this model does (tier native); conditions that fail:"]
+    subject = "no architecture of transformers computes" if only is None else f"{only} does not compute"
+    lines = [f"{subject} what this model does (tier native); conditions that fail:"]
     for name in nearest[:3]:
         lines += [f"  {name}: {line.removeprefix(f'{name}: ')}" for line in failures[name]]
-    others = ", ".join(f"{name} ({len(failures[name])})" for name in nearest[3:])
-    raise ValueError("\n".join([*lines, f"  others, with the number of conditions that fail: {others}"]))
+    if others := ", ".join(f"{name} ({len(failures[name])})" for name in nearest[3:]):
+        lines.append(f"  others, with the number of conditions that fail: {others}")
+    raise ValueError("\n".join(lines))
 
 
 def conditions(architecture: Architecture, config: Any, model: Model) -> list[str]:

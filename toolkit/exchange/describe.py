@@ -6,7 +6,6 @@ from toolkit.architectures import Model, Part, Sizes
 from toolkit.compose import Run
 from toolkit.config import keys
 from toolkit.config.layers import Config, Reference, references
-from toolkit.model import tile
 
 SLOTS = ("block", "mixer", "position", "attention", "norm", "ffn")
 ROOT = ("", "Experiment")
@@ -46,8 +45,7 @@ def _integer(value: object) -> int:
 def _layers(config: Config, scope: str, slot: str, value: object, n_layer: int) -> list[Part]:
     """The part of each layer in a slot of GPT."""
     parts = [_part(config, scope, reference) for reference in references(value)]
-    places = tile(slot, list(range(len(parts))), n_layer)  # type: ignore[arg-type]  # any list is repeated alike
-    return [parts[place] for place in places]  # type: ignore[index]
+    return [parts[i % len(parts)] for i in range(n_layer)]  # as GPT repeats a list
 
 
 def _part(config: Config, scope: str, reference: Reference) -> Part:

@@ -25,7 +25,7 @@ def measure(folder: str, probes: Mapping[str, Tensor], about: Mapping[str, Any])
     returned), "dtype", and "texts" to encode, [] for none.
 
     Results: "plain.NAME" and "cached.NAME" (B, T', V) float32, without and with a cache; "greedy" (N,); "loss" (), the
-    model's own loss on the probe "loss"; "ids.I" for text number I."""
+    loss on the probe "loss" in nats per token; "ids.I" for text number I."""
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -36,7 +36,7 @@ def measure(folder: str, probes: Mapping[str, Tensor], about: Mapping[str, Any])
         for name, ids in probes.items():
             results[f"plain.{name}"] = _logits(model, ids, about)
             results[f"cached.{name}"] = _cached(model, ids, about)
-        results["loss"] = model(probes["loss"], labels=probes["loss"]).loss.float()
+        results["loss"] = _loss(model, probes["loss"], about["vocab_size"])
         results["greedy"] = _greedy(model, probes["prompt"], about)
     if about["texts"]:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -68,6 +68,15 @@ def pieces(length: int) -> list[int]:
     first = max(1, length // 2)
     single = min(3, length - first)
     return [piece for piece in (first, *[1] * single, length - first - single) if piece]
+
+
+def _loss(model: Any, ids: Tensor, vocab_size: int) -> Tensor:
+    """The model's own loss on ids (B, T), (); over ``vocab_size`` ids if the model has rows for more."""
+    out = model(ids, labels=ids)
+    if model.config.vocab_size == vocab_size:
+        return out.loss.float()
+    logits = out.logits[:, :-1, :vocab_size].float().flatten(0, 1)
+    return torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten())
 
 
 def _greedy(model: Any, prompt: Tensor, about: Mapping[str, Any]) -> Tensor:

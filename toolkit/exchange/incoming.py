@@ -63,8 +63,8 @@ def bring_in(
 
     ``seq_len``: the run's context in tokens; None: that of the model. ``pickle``: accept pickled weights. ``imports``:
     modules or files that register parts or architectures. ``measure`` replaces the process in which transformers loads
-    the source. Code in the source is never run. Raises ValueError, and leaves no run, if the source is no model that our
-    parts compute, or if the run computes something else."""
+    the source. Code in the source is never run. Raises ValueError, and leaves no run, if the source is no model that
+    our parts compute, or if the run computes something else."""
     load_shelf(imports)
     run = RunDir(runs, name, resume=False)
     if run.path.exists():
@@ -79,8 +79,8 @@ def bring_in(
         result, ids = proof.prove(opened.model, opened.tokenizer, model_source.folder, measure, texts=texts)
         if result.problem:
             raise ValueError(
-                f"the run does not compute what transformers does: {result.problem}; the run was deleted. Please report "
-                f"this with {model_source.folder / 'config.json'}"
+                f"the run does not compute what transformers does: {result.problem}; the run was deleted. Please "
+                f"report this with {model_source.folder / 'config.json'}"
             )
         tokens.check_source(opened.tokenizer, texts, ids)
     except BaseException:
@@ -130,16 +130,20 @@ def read(folder: Path, pickle: bool) -> Source:
 
 def _names_of_ours(rules: Sequence[Any]) -> dict[str, tuple[int, ...]]:
     """The names of our tensors in rules; only their names count here."""
-    names = (rule.ours if hasattr(rule, "ours") else rule.name for rule in rules if getattr(rule, "owner", "") != "theirs")
+    names = (
+        rule.ours if hasattr(rule, "ours") else rule.name for rule in rules if getattr(rule, "owner", "") != "theirs"
+    )
     return dict.fromkeys(names, ())
 
 
 def _load(folder: Path, config: Any, pickle: bool) -> dict[str, Tensor]:
-    """The tensors of a folder in float32, by the names of a model in memory. The library's own class reads them; code in
-    the folder is not run. Raises ValueError for weights that are missing, surplus or of another shape."""
+    """The tensors of a folder in float32, by the names of a model in memory. The library's own class reads them; code
+    in the folder is not run. Raises ValueError for weights that are missing, surplus or of another shape."""
     has_safetensors = any(folder.glob("*.safetensors"))
     if not has_safetensors and not pickle:
-        kind = "only pickled weights, which can run code when they are read" if any(folder.glob("*.bin")) else "no weights"
+        kind = (
+            "only pickled weights, which can run code when they are read" if any(folder.glob("*.bin")) else "no weights"
+        )
         remedy = "; --pickle reads them as weights only" if any(folder.glob("*.bin")) else ""
         raise ValueError(f"{folder} has {kind} (no *.safetensors){remedy}")
     try:
@@ -197,7 +201,9 @@ def _write(
     rows = source.layout.sizes.vocab_size
     tokenizer: Tokenizer = first.build().tokenizer()
     if tokenizer.vocab_size > rows:
-        raise ValueError(f"{file} has ids up to {tokenizer.vocab_size - 1}, but the model only has {rows} rows for them")
+        raise ValueError(
+            f"{file} has ids up to {tokenizer.vocab_size - 1}, but the model only has {rows} rows for them"
+        )
     # The rows that no id of the tokenizer has are kept as padding, which gives no logits.
     padding = [f"GPT.pad_vocab_to = {rows}"] if tokenizer.vocab_size < rows else []
     config, code = compose(bindings=[*bindings["final"], *padding], imports=imports)
@@ -215,12 +221,15 @@ def _write(
         run.write_status("stopped", 0)
 
 
-def _facts(run: RunDir, config: Any, experiment: Experiment, model: nn.Module, tokenizer: Tokenizer, name: str) -> Facts:
+def _facts(
+    run: RunDir, config: Any, experiment: Experiment, model: nn.Module, tokenizer: Tokenizer, name: str
+) -> Facts:
     """The facts that are known of a run that was not trained here."""
     return {
         "name": run.path.name,
         "steps": experiment.steps,
         "seed": experiment.seed,
+        "tokens": experiment.steps * experiment.batch_size * experiment.seq_len,
         "parameters": facts.parameters(model),
         **facts.environment(torch.device("cpu")),
         "tokenizer": tokenizer.fingerprint(),

@@ -33,7 +33,9 @@ def explain(model_type: str | None, entries: Mapping[str, object]) -> str:
     lines = [f"the architecture {model_type!r} has no mapping; known are {listed}. The nearest is {nearest}"]
     lines += [f"  it has no {', '.join(surplus[:SHOWN])}"] if surplus else []
     lines += [f"  it also has {', '.join(missing[:SHOWN])}"] if missing else []
-    lines.append("  a class with @architecture in a file of your own adds a mapping (--import FILE.py; docs/exchange.md)")
+    lines.append(
+        "  a class with @architecture in a file of your own adds a mapping (--import FILE.py; docs/exchange.md)"
+    )
     return "\n".join(lines)
 
 

@@ -33,16 +33,23 @@ class Exported:
 
 
 def export(
-    run: Run, folder: Path, dtype: str = "float32", tokenizer: bool = True, measure: Measure | None = None
+    run: Run,
+    folder: Path,
+    dtype: str = "float32",
+    tokenizer: bool = True,
+    only: str | None = None,
+    measure: Measure | None = None,
 ) -> Exported:
     """Write the model of an opened run into ``folder``, which must not exist or be empty.
 
-    ``dtype``: the type of the weights. ``tokenizer`` False leaves out the tokenizer files. ``measure`` replaces the
-    process in which transformers loads the files. Raises ValueError, and writes nothing, if the model has no
+    ``dtype``: the type of the weights. ``tokenizer`` False leaves out the tokenizer files. ``only``: the name
+    of the architecture to write; None: the first that the model is. ``measure`` replaces the process in which
+    transformers loads the files. Raises ValueError, and writes nothing, if the model has no
     architecture in transformers, if the tokenizer can't be written, or if transformers computes something else."""
     check_free(folder)
     eot = run.tokenizer.eot
-    architecture, config = choose(describe(run), {"bos_token_id": eot, "eos_token_id": eot, "pad_token_id": None})
+    entries = {"bos_token_id": eot, "eos_token_id": eot, "pad_token_id": None}
+    architecture, config = choose(describe(run), entries, only)
     temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     sealed.sweep(folder.parent, folder.name)

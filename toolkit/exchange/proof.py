@@ -23,7 +23,10 @@ from toolkit.loop.sampling import stream
 from toolkit.protocols import Model, Tokenizer
 
 TOLERANCE = 1e-5  # of the largest logit, in float32
-HALF_TOLERANCE = {"bfloat16": 0.1, "float16": 0.02}  # of a model that computes in a half type: about 25 of its roundings
+HALF_TOLERANCE = {
+    "bfloat16": 0.1,
+    "float16": 0.02,
+}  # of a model that computes in a half type: about 25 of its roundings
 GREEDY = 64  # tokens
 LARGEST = 2**26  # logits of one probe; of longer ones, only the last positions are compared
 TEXT = (
@@ -37,8 +40,8 @@ Measure = Callable[[Path, Mapping[str, Tensor], Mapping[str, Any]], dict[str, Te
 class Proof:
     """Largest differences between two models, as shares of the largest logit, by what was compared.
 
-    ``loss`` is the relative difference of their losses. ``greedy`` is the number of equal greedy tokens, ``tie`` whether
-    they end at two tokens whose logits are equal within the tolerance."""
+    ``loss`` is the relative difference of their losses. ``greedy`` is the number of equal greedy tokens, ``tie``
+    whether they end at two tokens whose logits are equal within the tolerance."""
 
     differences: dict[str, float]
     tolerance: float
@@ -173,7 +176,8 @@ def _measure_ours(model: nn.Module, probes: Mapping[str, Tensor], about: Mapping
 
 def _cached(model: nn.Module, ids: Tensor, keep: int) -> Tensor | None:
     """The logits of the last positions, read in pieces with the cache, (B, T', V); None without a cache."""
-    caches = cast(Model, model).init_cache(len(ids))
+    init_cache = getattr(model, "init_cache", None)
+    caches = init_cache(len(ids)) if init_cache else None
     if caches is None:
         return None
     start, logits = 0, []

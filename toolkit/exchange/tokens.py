@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import random
@@ -46,7 +47,8 @@ def write(tokenizer: Tokenizer, folder: Path, max_len: int) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
 
 
-def fuzzed() -> list[str]:
+@functools.cache
+def fuzzed() -> tuple[str, ...]:
     """Texts on which tokenizers differ first: random characters of all of Unicode that Python knows, frequent ones, and
     fixed ones. The same texts every time."""
     draw = random.Random(0)
@@ -56,7 +58,7 @@ def fuzzed() -> list[str]:
         alphabet = [draw.choice(COMMON), draw.choice(COMMON), chr(draw.choice(codes)), chr(draw.choice(codes[:3000]))]
         texts.append("".join(draw.choice(alphabet + list(COMMON)) for _ in range(draw.randint(1, 40))))
         texts.append("".join(chr(draw.choice(codes)) for _ in range(draw.randint(1, 20))))
-    return [*texts, *TRICKY, *probe([])]
+    return (*texts, *TRICKY, *probe([]))
 
 
 def differing(tokenizer: Tokenizer, texts: Sequence[str], theirs: Sequence[Sequence[int]]) -> list[str]:

@@ -47,8 +47,8 @@ def characters(known: str, size: int, unknown: int, eot: int, first: int) -> str
 
 
 def with_eot(content: str, size: int, eot: int) -> str:
-    """A file in which id ``eot`` is the special token at the end of a document, and in which every id below ``size`` has
-    a name. What adds ids to a text, shortens it or draws at random is left out."""
+    """A file in which id ``eot`` is the special token at the end of a document, and in which every id below ``size``
+    has a name. What adds ids to a text, shortens it or draws at random is left out."""
     about = json.loads(content)
     about |= {"post_processor": None, "truncation": None, "padding": None}
     model, added = about["model"], about.get("added_tokens") or []
@@ -74,7 +74,9 @@ def eot_name(content: str, eot: int) -> str:
 def merges_of(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
     """The merges of a tiktoken vocabulary: each piece of two bytes or more is made of the two pieces that the merges
     before it leave of it."""
-    return [_halves(piece, rank, ranks) for piece, rank in sorted(ranks.items(), key=lambda item: item[1]) if len(piece) > 1]
+    return [
+        _halves(piece, rank, ranks) for piece, rank in sorted(ranks.items(), key=lambda item: item[1]) if len(piece) > 1
+    ]
 
 
 def oniguruma(pattern: str) -> str:
