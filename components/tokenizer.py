@@ -99,9 +99,7 @@ class Tiktoken:
         return _digest("Tiktoken", self.name)
 
     def tokenizer_json(self) -> str:
-        merges = exported.merges_of(self._encoding._mergeable_ranks)
-        pattern = exported.oniguruma(self._encoding._pat_str)
-        return exported.byte_level(self.pieces, merges, self.eot, pattern=pattern, ignore_merges=True)
+        return exported.ranks(self._encoding._mergeable_ranks, self._encoding._pat_str, self.vocab_size, self.eot)
 
     def save(self, folder: Path) -> None:
         about = {"encoding": self.name, "pattern": self._encoding._pat_str, "special": self._encoding._special_tokens}

@@ -187,15 +187,15 @@ def same_layers(n_layer: int, **slots: Iterable[Part]) -> tuple[dict[str, tuple[
     return tuple({slot: tuple(parts) for slot, parts in slots.items()} for _ in range(n_layer))
 
 
-def mismatches(layout: Layout, model: Model) -> list[str]:
+def mismatches(layout: Layout, described: Model) -> list[str]:
     """What keeps a model of ours from being of a layout: a line for each condition that fails."""
     lines = []
     for knob, wanted in vars(layout.sizes).items():
-        own = getattr(model.sizes, knob)
+        own = vars(described.sizes)[knob]
         if own != wanted:
             lines.append(f"GPT.{knob} is {_shown(own)}, but must be {_shown(wanted)}")
     failing: dict[str, list[int]] = {}
-    for index, (accepted, own_parts) in enumerate(zip(layout.layers, model.layers, strict=False)):
+    for index, (accepted, own_parts) in enumerate(zip(layout.layers, described.layers, strict=False)):
         for slot, alternatives in accepted.items():
             own_part = own_parts[slot]
             if not any(_matches(each, own_part) for each in alternatives):
@@ -204,10 +204,10 @@ def mismatches(layout: Layout, model: Model) -> list[str]:
                 shown = Part(own_part.name, {k: own_part.knobs[k] for k in compared if k in own_part.knobs})
                 failing.setdefault(f"GPT.{slot} is {shown}, but must be {wanted_parts}", []).append(index)
     for line, indices in failing.items():
-        everywhere = len(indices) == len(model.layers)
+        everywhere = len(indices) == len(described.layers)
         lines.append(line if everywhere else f"{line} (in layers {', '.join(map(str, indices))})")
-    if not any(_matches(each, model.norm) for each in layout.norm):
-        line = f"GPT.norm is {model.norm} at the end, but must be {' or '.join(map(str, layout.norm))}"
+    if not any(_matches(each, described.norm) for each in layout.norm):
+        line = f"GPT.norm is {described.norm} at the end, but must be {' or '.join(map(str, layout.norm))}"
         lines += [] if any(other.startswith("GPT.norm is ") for other in lines) else [line]
     return lines
 

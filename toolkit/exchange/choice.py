@@ -8,7 +8,7 @@ from toolkit.architectures import ARCHITECTURES, Architecture, Model, mismatches
 from toolkit.exchange import library, tensors
 
 
-def choose(model: Model, entries: dict[str, Any], only: str | None = None) -> tuple[Architecture, Any]:
+def choose(described: Model, entries: dict[str, Any], only: str | None = None) -> tuple[Architecture, Any]:
     """Return the first architecture that a model is, with its config. ``entries`` are added to the config.
     ``only``: the only architecture to consider.
 
@@ -18,8 +18,8 @@ def choose(model: Model, entries: dict[str, Any], only: str | None = None) -> tu
     failures: dict[str, list[str]] = {}
     for name, each in ARCHITECTURES.items() if only is None else [(only, ARCHITECTURES[only])]:
         try:
-            config = library.make_config(name, each.config(model) | entries)
-            failures[name] = conditions(each, config, model)
+            config = library.make_config(name, each.config(described) | entries)
+            failures[name] = conditions(each, config, described)
         except ValueError as error:
             failures[name] = str(error).splitlines()
             continue
@@ -35,16 +35,16 @@ def choose(model: Model, entries: dict[str, Any], only: str | None = None) -> tu
     raise ValueError("\n".join(lines))
 
 
-def conditions(architecture: Architecture, config: Any, model: Model) -> list[str]:
+def conditions(architecture: Architecture, config: Any, described: Model) -> list[str]:
     """The conditions that keep a model from being of a config: parts and sizes first, then shapes of tensors."""
-    lines = mismatches(architecture.layout(config), model)
+    lines = mismatches(architecture.layout(config), described)
     if lines:
         return lines
     rules = architecture.rules(config)
     theirs = {name: tuple(t.shape) for name, t in library.tensors_of(library.empty_model(config)).items()}
     try:
-        tensors.check_names(rules, "theirs", model.shapes, theirs)
-        tensors.check_shapes(rules, model.shapes, theirs)
+        tensors.check_names(rules, "theirs", described.shapes, theirs)
+        tensors.check_shapes(rules, described.shapes, theirs)
     except ValueError as error:
         return [str(error)]
     return []

@@ -30,14 +30,14 @@ def measure(folder: str, probes: Mapping[str, Tensor], about: Mapping[str, Any])
 
     transformers.logging.set_verbosity_error()
     dtype = getattr(torch, about["dtype"])
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True).eval()
+    network = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True).eval()
     results: dict[str, Tensor] = {}
     with torch.no_grad():
         for name, ids in probes.items():
-            results[f"plain.{name}"] = _logits(model, ids, about)
-            results[f"cached.{name}"] = _cached(model, ids, about)
-        results["loss"] = _loss(model, probes["loss"], about["vocab_size"])
-        results["greedy"] = _greedy(model, probes["prompt"], about)
+            results[f"plain.{name}"] = _logits(network, ids, about)
+            results[f"cached.{name}"] = _cached(network, ids, about)
+        results["loss"] = _loss(network, probes["loss"], about["vocab_size"])
+        results["greedy"] = _greedy(network, probes["prompt"], about)
     if about["texts"]:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         for number, text in enumerate(about["texts"]):
@@ -45,19 +45,19 @@ def measure(folder: str, probes: Mapping[str, Tensor], about: Mapping[str, Any])
     return results
 
 
-def _logits(model: Any, ids: Tensor, about: Mapping[str, Any], **options: object) -> Tensor:
+def _logits(network: Any, ids: Tensor, about: Mapping[str, Any], **options: object) -> Tensor:
     """(B, T) -> the logits of the last positions, (B, T', V) in float32."""
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:  # else all are computed, and cut
+    if "logits_to_keep" in inspect.signature(network.forward).parameters:  # else all are computed, and cut
         options["logits_to_keep"] = min(ids.shape[1], about["keep"])
-    logits = model(ids, **options).logits
+    logits = network(ids, **options).logits
     return logits[:, -about["keep"] :, : about["vocab_size"]].float()
 
 
-def _cached(model: Any, ids: Tensor, about: Mapping[str, Any]) -> Tensor:
+def _cached(network: Any, ids: Tensor, about: Mapping[str, Any]) -> Tensor:
     """As ``_logits``, but in pieces: the first half, three tokens one by one, and the rest, with the cache."""
     cache, logits = None, []
     for piece in ids.split(pieces(ids.shape[1]), dim=1):
-        out = model(piece, past_key_values=cache, use_cache=True)
+        out = network(piece, past_key_values=cache, use_cache=True)
         cache = out.past_key_values
         logits.append(out.logits[:, -about["keep"] :, : about["vocab_size"]].float())
     return torch.cat(logits, dim=1)[:, -about["keep"] :]
@@ -70,21 +70,21 @@ def pieces(length: int) -> list[int]:
     return [piece for piece in (first, *[1] * single, length - first - single) if piece]
 
 
-def _loss(model: Any, ids: Tensor, vocab_size: int) -> Tensor:
+def _loss(network: Any, ids: Tensor, vocab_size: int) -> Tensor:
     """The model's own loss on ids (B, T), (); over ``vocab_size`` ids if the model has rows for more."""
-    out = model(ids, labels=ids)
-    if model.config.vocab_size == vocab_size:
+    out = network(ids, labels=ids)
+    if network.config.vocab_size == vocab_size:
         return out.loss.float()
     logits = out.logits[:, :-1, :vocab_size].float().flatten(0, 1)
     return torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten())
 
 
-def _greedy(model: Any, prompt: Tensor, about: Mapping[str, Any]) -> Tensor:
+def _greedy(network: Any, prompt: Tensor, about: Mapping[str, Any]) -> Tensor:
     """The tokens with which ``generate`` continues the prompt, (N,)."""
-    settings = model.generation_config
+    settings = network.generation_config
     settings.eos_token_id = None  # or it would stop
-    outside = list(range(about["vocab_size"], model.config.vocab_size))
-    ids = model.generate(
+    outside = list(range(about["vocab_size"], network.config.vocab_size))
+    ids = network.generate(
         prompt,
         attention_mask=torch.ones_like(prompt),
         max_new_tokens=about["greedy"],

@@ -121,19 +121,11 @@ def read(folder: Path, pickle: bool) -> Source:
     own = {name: tuple(t.shape) for name, t in library.tensors_of(library.empty_model(config)).items()}
     theirs = _load(folder, config, pickle)
     try:
-        tensors.check_names(rules, "ours", theirs, _names_of_ours(rules))
+        tensors.check_names(rules, "ours", theirs, dict.fromkeys(tensors.names_of(rules, "ours"), ()))
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
     assert own.keys() == theirs.keys(), "the library's own model has other tensors than the loaded one"
     return Source(folder, config, architecture, layout, theirs)
-
-
-def _names_of_ours(rules: Sequence[Any]) -> dict[str, tuple[int, ...]]:
-    """The names of our tensors in rules; only their names count here."""
-    names = (
-        rule.ours if hasattr(rule, "ours") else rule.name for rule in rules if getattr(rule, "owner", "") != "theirs"
-    )
-    return dict.fromkeys(names, ())
 
 
 def _load(folder: Path, config: Any, pickle: bool) -> dict[str, Tensor]:
@@ -147,21 +139,22 @@ def _load(folder: Path, config: Any, pickle: bool) -> dict[str, Tensor]:
         remedy = "; --pickle reads them as weights only" if any(folder.glob("*.bin")) else ""
         raise ValueError(f"{folder} has {kind} (no *.safetensors){remedy}")
     try:
-        model, info = library.model_class(config).from_pretrained(
+        network, loading = library.model_class(config).from_pretrained(
             folder,
             config=config,
             dtype=torch.float32,
             use_safetensors=has_safetensors,
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that they are named below
         )
     except Exception as error:  # the library has no common class of errors
         reason = " ".join(str(error).split())[:400] or type(error).__name__
         raise ValueError(f"{folder}: transformers can't load the weights: {reason}") from error
     problems = {
-        "is missing": info["missing_keys"],
-        "is surplus": info["unexpected_keys"],
-        "has another shape": info["mismatched_keys"],
+        "is missing": loading["missing_keys"],
+        "is surplus": loading["unexpected_keys"],
+        "has another shape": loading["mismatched_keys"],
     }
     lines = []
     for problem, names in problems.items():
@@ -170,7 +163,7 @@ def _load(folder: Path, config: Any, pickle: bool) -> dict[str, Tensor]:
         lines += [f"{len(shown) - tensors.SHOWN} more" for _ in shown[tensors.SHOWN : tensors.SHOWN + 1]]
     if lines:
         raise ValueError(f"the weights in {folder} are not those of its config.json: {'; '.join(lines)}")
-    return library.tensors_of(model)
+    return library.tensors_of(network)
 
 
 def _bindings(source: Source, file: Path, copy: Path, seq_len: int | None) -> dict[str, list[str]]:
@@ -233,7 +226,7 @@ def _facts(
         "parameters": facts.parameters(model),
         **facts.environment(torch.device("cpu")),
         "tokenizer": tokenizer.fingerprint(),
-        "converted_from": name,
+        "from": name,
         "config": config.flat,
         "config_sha256": config.digest,
         "started": run.opened_at,

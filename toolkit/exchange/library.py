@@ -47,19 +47,19 @@ def empty_model(config: Any) -> Any:
         return model_class(config)(config)
 
 
-def tensors_of(model: Any) -> dict[str, Tensor]:
+def tensors_of(network: Any) -> dict[str, Tensor]:
     """The tensors of a model of transformers by name, without those that are tied to others."""
-    tensors = model.state_dict()
-    if model.config.tie_word_embeddings:
-        for name in getattr(model, "_tied_weights_keys", None) or ():
+    tensors = network.state_dict()
+    if network.config.tie_word_embeddings:
+        for name in getattr(network, "_tied_weights_keys", None) or ():
             tensors.pop(name, None)
     return tensors
 
 
-def fill(model: Any, tensors: dict[str, Tensor]) -> None:
+def fill(network: Any, tensors: dict[str, Tensor]) -> None:
     """Put values into an empty model."""
-    model.load_state_dict(tensors, strict=False, assign=True)
-    model.tie_weights()
+    network.load_state_dict(tensors, strict=False, assign=True)
+    network.tie_weights()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -80,8 +80,8 @@ def check_free(folder: Path) -> None:
 def _write_model(run: Run, rules: list[Any], config: Any, folder: Path, dtype: str) -> None:
     """Write config.json, the weights and generation_config.json. With a half type, the run's own model gets the rounded
     weights too, so that the proof compares like with like."""
-    model = library.empty_model(config)
-    shapes = {name: tuple(tensor.shape) for name, tensor in library.tensors_of(model).items()}
+    network = library.empty_model(config)
+    shapes = {name: tuple(tensor.shape) for name, tensor in library.tensors_of(network).items()}
     ours = {name: tensor.cpu() for name, tensor in run.model.state_dict().items()}
     theirs = tensors.move(rules, ours, "theirs", shapes)
     if dtype != "float32":
@@ -89,9 +89,9 @@ def _write_model(run: Run, rules: list[Any], config: Any, folder: Path, dtype: s
         rounded = {name: tensor.float() for name, tensor in theirs.items()}
         back = tensors.move(rules, rounded, "ours", {name: tuple(tensor.shape) for name, tensor in ours.items()})
         run.model.load_state_dict(back)
-    model.config.dtype = getattr(torch, dtype)
-    library.fill(model, theirs)
-    model.save_pretrained(folder, max_shard_size=SHARD)
+    network.config.dtype = getattr(torch, dtype)
+    library.fill(network, theirs)
+    network.save_pretrained(folder, max_shard_size=SHARD)
 
 
 def _prove(run: Run, folder: Path, dtype: str, texts: Sequence[str], measure: Measure | None) -> dict[str, Proof]:

@@ -58,9 +58,9 @@ def check_names(
 ) -> None:
     """Raise ValueError, naming the tensors, if one that a rule reads or writes is missing, or one is in no rule."""
     for side, names in (("theirs" if to == "ours" else "ours", source.keys()), (to, shapes.keys())):
-        ruled = {_name(rule, side) for rule in rules} - {None}
+        ruled = names_of(rules, side)
         owner = "our model" if side == "ours" else "the transformers model"
-        if missing := sorted(str(name) for name in ruled - names):
+        if missing := sorted(ruled - names):
             raise ValueError(f"{owner} lacks {len(missing)} tensors: {_listed(missing)}")
         if surplus := sorted(names - ruled):
             raise ValueError(f"{owner} has {len(surplus)} tensors too many: {_listed(surplus)}")
@@ -76,6 +76,11 @@ def check_shapes(rules: Sequence[Rule | Constant], ours: Shapes, theirs: Shapes)
             shape = piece.T.shape if any(isinstance(change, Transposed) for change in rule.changes) else piece.shape
             if shape != place.shape:
                 raise ValueError(f"{rule.ours} is {tuple(piece.shape)}, but {rule.theirs} is {tuple(place.shape)}")
+
+
+def names_of(rules: Sequence[Rule | Constant], side: str) -> set[str]:
+    """The tensors of a side that rules are about."""
+    return {name for rule in rules if (name := _name(rule, side)) is not None}
 
 
 def _name(rule: Rule | Constant, side: str) -> str | None:

@@ -10,27 +10,40 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from toolkit.text.pieces import EOT, spell
+from toolkit.text.pieces import EOT, byte_table, spell
 
 UNUSED = "<|unused_{}|>"
 
 
-def byte_level(pieces: Sequence[bytes], merges: Sequence[tuple[bytes, bytes]], eot: int, **options: Any) -> str:
+def ranks(ranked: Mapping[bytes, int], pattern: str, size: int, eot: int) -> str:
+    """A vocabulary of tiktoken: {piece: id}, and the regular expression that divides a text; ``size`` is V. A piece
+    that is in the vocabulary is one id, whatever the merges say."""
+    pieces = byte_table({i: piece for piece, i in ranked.items()}, size)
+    return byte_level(pieces, merges_of(ranked), eot, oniguruma(pattern), ignore_merges=True)
+
+
+def byte_level(
+    pieces: Sequence[bytes],
+    merges: Sequence[tuple[bytes, bytes]],
+    eot: int,
+    pattern: str | None = None,
+    ignore_merges: bool = False,
+) -> str:
     """A byte-level BPE. ``pieces``: (V,) the bytes of each id, b"" for none. ``merges``: in the order of their ranks.
 
-    ``options``: "pattern", a regular expression of Oniguruma for the pieces of a text (None: a text is one piece);
-    "ignore_merges", whether a piece that is in the vocabulary is one id whatever the merges say."""
+    ``pattern``: a regular expression of Oniguruma for the pieces of a text (None: a text is one piece).
+    ``ignore_merges``: a piece that is in the vocabulary is one id, whatever the merges say."""
     vocab = {spell(piece) if piece else _name(i, eot): i for i, piece in enumerate(pieces)}
     model = {
         "type": "BPE",
         "vocab": vocab,
         "merges": [[spell(first), spell(second)] for first, second in merges],
-        "ignore_merges": options.get("ignore_merges", False),
+        "ignore_merges": ignore_merges,
     }
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     steps: list[dict[str, Any]] = [level]
-    if options.get("pattern") is not None:
-        split = {"type": "Split", "pattern": {"Regex": options["pattern"]}, "behavior": "Isolated", "invert": False}
+    if pattern is not None:
+        split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
         steps.insert(0, split)
     return _file(model, {"type": "Sequence", "pretokenizers": steps}, level, eot)
 
