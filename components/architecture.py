@@ -245,6 +245,7 @@ class GPT2:
             "activation_function": _activation(model, PLAIN),
             "layer_norm_epsilon": model.knob("norm", "eps", 1e-5),
             "tie_word_embeddings": sizes.tie_embeddings,
+            **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
         }
 
     def layout(self, config: Any) -> Layout:

@@ -21,6 +21,7 @@ from toolkit.compose import open_run
 from toolkit.exchange import fresh, incoming, library, outgoing, proof
 
 ROOT = Path(__file__).parent.parent
+BEST = Path("checkpoints") / "best"
 NUMBERED = [pytest.param(*case, id=f"{case[0]}-{number}") for number, case in enumerate(CASES)]
 
 
@@ -72,7 +73,7 @@ def test_a_run_goes_out_and_comes_in_again_with_the_same_weights(trained, tmp_pa
     again = ["--from", "hf", "--name", "b", "--runs", str(tmp_path / "runs")]
     assert convert.main([str(tmp_path / "out"), *again]) == 0
     folder = tmp_path / "runs" / "b"
-    ours = weights_of(trained / "checkpoints" / "best")
+    ours = weights_of(trained / BEST)
     back = weights_of(folder / "checkpoints" / "step-00000000")
     assert ours.keys() == back.keys()
     assert [name for name in ours if not torch.equal(ours[name], back[name])] == []
@@ -117,6 +118,11 @@ def test_half_types_are_proven_twice_and_large_models_are_sharded(dtype, trained
     shards = sorted((tmp_path / "out").glob("model-*.safetensors"))
     assert len(shards) > 1 and (tmp_path / "out" / "model.safetensors.index.json").is_file()
     assert {tensor.dtype for shard in shards for tensor in load_file(shard).values()} == {getattr(torch, dtype)}
+    again = incoming.bring_in(str(tmp_path / "out"), tmp_path, "a").folder
+    once, before = (weights_of(folder) for folder in (again / "checkpoints" / "step-00000000", trained / BEST))
+    assert [
+        name for name in before if not torch.equal(once[name], before[name].to(getattr(torch, dtype)).float())
+    ] == []
 
 
 def test_a_wrong_result_ends_with_exit_code_2_and_leaves_nothing(trained, here, tmp_path, capsys, monkeypatch):
@@ -263,6 +269,33 @@ def test_bad_commands_are_refused(trained, theirs, tmp_path, capsys):
         with pytest.raises(SystemExit) as caught:
             convert.main(list(words))
         assert caught.value.code == 2
+
+
+def test_a_name_on_the_hub_is_downloaded_without_code_and_a_failure_says_why(theirs, tmp_path, here, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def download(name: str, allow_patterns: list[str]) -> str:
+        asked.append((name, allow_patterns))
+        if name == "some/gated":
+            raise OSError("401 Client Error\nand more")
+        return str(theirs)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    result = incoming.bring_in("some/model", tmp_path / "runs", "a")
+    assert json.loads((result.folder / "facts.json").read_text())["from"] == "some/model"
+    assert asked == [("some/model", ["*.json", "*.safetensors", "*.safetensors.index.json"])]
+    with pytest.raises(ValueError, match="some/gated is no folder, and the Hub can't send it: 401 Client Error$"):
+        incoming.bring_in("some/gated", tmp_path / "runs", "b")
+
+
+def test_a_shorter_context_is_taken_unless_the_positions_are_learned(theirs, tmp_path, here):
+    result = incoming.bring_in(str(theirs), tmp_path / "runs", "a", seq_len=10)
+    assert open_run(result.folder).model.max_len == 10
+    learned = their_folder(tmp_path / "learned", their_config("gpt2", {}))
+    with pytest.raises(ValueError, match="positions.0.table.weight takes .*: the sizes do not fit"):
+        incoming.bring_in(str(learned), tmp_path / "runs", "b", seq_len=10)
 
 
 def test_without_transformers_the_message_says_what_to_install(monkeypatch):
