@@ -2,6 +2,7 @@
 have files of their own. No file imports another."""
 
 from components import (  # noqa: F401
+    architecture,
     attention,
     block,
     data,

@@ -60,15 +60,17 @@ class PostNorm(nn.Module):
 @register("block")
 class Parallel(nn.Module):
     """x + mixer(norm(x)) + ffn(norm(x)), with one norm for both (GPT-J: Wang & Komatsuzaki 2021; PaLM: Chowdhery et al.
-    2022, arXiv:2204.02311)."""
+    2022, arXiv:2204.02311). ``two_norms=True`` gives the ffn a norm of its own, as in GPT-NeoX and Pythia."""
 
-    def __init__(self, dim: int, mixer: nn.Module, ffn: nn.Module, norm: type, depth: Depth):
+    def __init__(self, dim: int, mixer: nn.Module, ffn: nn.Module, norm: type, depth: Depth, two_norms: bool = False):
         super().__init__()
         self.mixer, self.ffn, self.norm = mixer, ffn, norm(dim)
+        self.ffn_norm = norm(dim) if two_norms else None
 
     def forward(self, x: Tensor, context: Context) -> Tensor:  # (B,T,C) -> (B,T,C)
         normed = self.norm(x)
-        return x + self.mixer(normed, context) + self.ffn(normed, context)
+        ffn_input = normed if self.ffn_norm is None else self.ffn_norm(x)
+        return x + self.mixer(normed, context) + self.ffn(ffn_input, context)
 
 
 @register("block")

@@ -35,14 +35,16 @@ class ReLU(nn.Module):
 @register("ffn")
 class GELU(nn.Module):
     """down(gelu(up(x))) with the exact GELU, gelu(x) = x * Phi(x) (Hendrycks & Gimpel 2016, arXiv:1606.08415). Phi is
-    the distribution function of N(0, 1). ``hidden=None`` means 4C."""
+    the distribution function of N(0, 1). ``hidden=None`` means 4C. ``tanh=True`` computes Phi approximately, with a
+    tanh, as GPT-2 does."""
 
-    def __init__(self, dim: int, hidden: Width = None, bias: bool = False):
+    def __init__(self, dim: int, hidden: Width = None, bias: bool = False, tanh: bool = False):
         super().__init__()
         self.up, self.down = _plain(dim, hidden, bias)
+        self.approximate = "tanh" if tanh else "none"
 
     def forward(self, x: Tensor, context: Context) -> Tensor:  # (B,T,C) -> (B,T,C)
-        return self.down(F.gelu(self.up(x)))
+        return self.down(F.gelu(self.up(x), approximate=self.approximate))
 
 
 @register("ffn")
@@ -117,15 +119,17 @@ class ReGLU(nn.Module):
 @register("ffn")
 class GEGLU(nn.Module):
     """down(gelu(gate(x)) * up(x)) with the exact GELU (Shazeer 2020, arXiv:2002.05202). ``hidden=None`` means 8C/3,
-    rounded to a multiple of 8, which gives as many parameters as the plain network with 4C."""
+    rounded to a multiple of 8, which gives as many parameters as the plain network with 4C. ``tanh=True`` is the
+    approximate GELU with a tanh, as in Gemma."""
 
-    def __init__(self, dim: int, hidden: Width = None, bias: bool = False):
+    def __init__(self, dim: int, hidden: Width = None, bias: bool = False, tanh: bool = False):
         super().__init__()
         self.gate_up, self.down = _gated(dim, hidden, bias)
+        self.approximate = "tanh" if tanh else "none"
 
     def forward(self, x: Tensor, context: Context) -> Tensor:  # (B,T,C) -> (B,T,C)
         gate, up = self.gate_up.each(x)
-        return self.down(F.gelu(gate) * up)
+        return self.down(F.gelu(gate, approximate=self.approximate) * up)
 
 
 @register("ffn")

@@ -35,6 +35,7 @@ class SelfAttention(nn.Module):
                              as in Qwen3; for an RMS norm only its gain makes a difference
     gate                     multiply the concatenated heads by sigmoid(W_g x), with W_g (C,C) (Qiu et al. 2025,
                              arXiv:2505.06708)
+    head_dim                 D, the channels of a head; None: C / H. Qwen3 and Gemma have wider heads
     """
 
     def __init__(
@@ -49,20 +50,21 @@ class SelfAttention(nn.Module):
         qk_norm: type | None = None,
         qk_norm_after_rotation: bool = False,
         gate: bool = False,
+        head_dim: Annotated[int, Gt(0)] | None = None,
     ):
         super().__init__()
         if qk_norm_after_rotation and qk_norm is None:
             raise ValueError(
                 "SelfAttention.qk_norm_after_rotation: SelfAttention.qk_norm is None; set it to @RMSNorm, say"
             )
-        self.head_dim, self.position, self.layer = dim // n_head, position, depth[0]
+        self.head_dim, self.position, self.layer = head_dim or dim // n_head, position, depth[0]
         self.attention, self.supports, self.cache = _build_kernel(attention, n_head, n_kv_head, self.head_dim)
         self.qkv = _merged_qkv(dim, self.head_dim, n_head, n_kv_head, bias)
         self.q_norm = None if qk_norm is None else qk_norm(self.head_dim)
         self.k_norm = None if qk_norm is None else qk_norm(self.head_dim)
         self.norm_after_rotation = qk_norm_after_rotation
-        self.gate = Linear(dim, dim, bias=bias) if gate else None
-        self.out = _residual_projection(dim, dim, bias)
+        self.gate = Linear(dim, n_head * self.head_dim, bias=bias) if gate else None
+        self.out = _residual_projection(n_head * self.head_dim, dim, bias)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:  # (B,T,C) -> (B,T,C)
         q, k, v = _split_heads(self.qkv, self.head_dim, x)
@@ -72,7 +74,7 @@ class SelfAttention(nn.Module):
         if self.norm_after_rotation:
             q, k = self._norm_qk(q, k)
         k, v = update_cache(context, self.layer, k, v)
-        mixed = self.attention(q, k, v, context.mask(self.position, q.shape[1], k.shape[1])).flatten(2)  # (B,T,C)
+        mixed = self.attention(q, k, v, context.mask(self.position, q.shape[1], k.shape[1])).flatten(2)  # (B,T,HD)
         return self.out(mixed if self.gate is None else mixed * self.gate(x).sigmoid())
 
     def _norm_qk(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,10 +22,21 @@ class LayerNorm(nn.LayerNorm):
 @register("norm")
 class RMSNorm(nn.RMSNorm):
     """gain * x / sqrt(mean(x^2) + eps) (Zhang & Sennrich 2019, arXiv:1910.07467). The mean is over the C channels.
-    ``gain=False`` leaves out the learned gain."""
+    ``gain=False`` leaves out the learned gain. ``gain_minus_one=True`` learns gain - 1 instead, as in Gemma, so that
+    weight decay pulls the gain to 1."""
 
-    def __init__(self, dim: int, eps: Annotated[float, Gt(0)] = 1e-6, gain: bool = True):
+    def __init__(self, dim: int, eps: Annotated[float, Gt(0)] = 1e-6, gain: bool = True, gain_minus_one: bool = False):
         super().__init__(dim, eps=eps, elementwise_affine=gain)
+        if gain_minus_one and not gain:
+            raise ValueError("RMSNorm.gain_minus_one = True needs RMSNorm.gain = True")
+        self.gain_minus_one = gain_minus_one
+        if gain_minus_one:
+            nn.init.zeros_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:  # (..., C) -> (..., C)
+        if self.gain_minus_one:
+            return F.rms_norm(x, self.normalized_shape, self.weight + 1, self.eps)
+        return super().forward(x)
 
 
 @register("norm")

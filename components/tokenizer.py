@@ -24,7 +24,7 @@ from annotated_types import Ge
 
 from toolkit.protocols import Tokenizer
 from toolkit.registry import register
-from toolkit.text import tiktokens, tokenizerjson
+from toolkit.text import exported, tiktokens, tokenizerjson
 from toolkit.text.encoding import encode_all
 from toolkit.text.pieces import EOT, byte_table, count_bytes, unspell
 
@@ -99,6 +99,9 @@ class Tiktoken:
     def fingerprint(self) -> str:
         return _digest("Tiktoken", self.name)
 
+    def tokenizer_json(self) -> str:
+        return exported.ranks(self._encoding._mergeable_ranks, self._encoding._pat_str, self.vocab_size, self.eot)
+
     def save(self, folder: Path) -> None:
         about = {"encoding": self.name, "pattern": self._encoding._pat_str, "special": self._encoding._special_tokens}
         tiktokens.write_ranks(self._encoding, Path(folder) / "ranks.tiktoken")
@@ -131,6 +134,9 @@ class Bytes:
 
     def fingerprint(self) -> str:
         return _digest("Bytes")
+
+    def tokenizer_json(self) -> str:
+        return exported.byte_level(self.pieces, [], self.eot)
 
     def save(self, folder: Path) -> None:
         """Nothing was learnt."""
@@ -183,6 +189,9 @@ class Characters:
 
     def fingerprint(self) -> str:
         return _digest("Characters", self.vocab_size, self._characters)
+
+    def tokenizer_json(self) -> str:
+        return exported.characters(self._characters, self.vocab_size, unknown=0, eot=self.eot, first=2)
 
     def save(self, folder: Path) -> None:
         (Path(folder) / "characters.json").write_text(json.dumps(self._characters))
@@ -277,6 +286,9 @@ class BPE:
     def fingerprint(self) -> str:
         return _digest("BPE", self.vocab_size, self._tokenizer and self._tokenizer.to_str())
 
+    def tokenizer_json(self) -> str:
+        return exported.with_eot(self._learnt.to_str(), self.vocab_size, self.eot)
+
     def save(self, folder: Path) -> None:
         self._learnt.save(str(Path(folder) / "tokenizer.json"))
         (Path(folder) / "bpe.json").write_text(json.dumps({"vocab_size": self.vocab_size}))
@@ -302,6 +314,8 @@ class TokenizerFile:
     does not come back: lower case, unknown tokens, a space put before each text (``add_prefix_space``,
     ``prepend_scheme``). The file is read when it is first needed, and a run keeps a copy.
     """
+
+    reads_tokenizer_json = True
 
     def __init__(self, path: str, eot: str | None = None):
         self.path, self._eot_name = path, eot
@@ -351,6 +365,9 @@ class TokenizerFile:
 
     def fingerprint(self) -> str:
         return _digest("TokenizerFile", self._eot_name, self._content)
+
+    def tokenizer_json(self) -> str:
+        return exported.with_eot(self._content, self.vocab_size, self.eot)
 
     def save(self, folder: Path) -> None:
         (Path(folder) / "tokenizer.json").write_text(self._content, encoding="utf-8")
@@ -416,6 +433,11 @@ class CompactVocabulary:
 
     def fingerprint(self) -> str:
         return _digest("CompactVocabulary", self.vocab_size, self.inner.fingerprint(), self._kept)
+
+    def tokenizer_json(self) -> str:
+        raise ValueError(
+            "CompactVocabulary spells the ids that were left out in bytes, which no tokenizer.json can say"
+        )
 
     def save(self, folder: Path) -> None:
         (Path(folder) / "inner").mkdir(exist_ok=True)

@@ -13,7 +13,7 @@ NOT_GIN = "(strings need quotes; True, False and None are capitalised; gin has n
 NORMS = "LayerNorm, RMSNorm, ScaleNorm, DynamicTanh, NoNorm"
 KNOBS = (
     "block, mixer, position, attention, norm, ffn, init, dim, n_layer, n_head, n_kv_head, dropout, tie_embeddings, "
-    "pad_vocab_to, logit_softcap, recompute"
+    "pad_vocab_to, logit_softcap, embed_scale, recompute"
 )
 
 # binding -> what is said of it, after the place

@@ -50,7 +50,7 @@ def test_nothing_registers_in_a_module_that_runs_as_main(path):
 
 FLOORS = (  # from the ground up: a room, or a file beside the rooms, imports from floors below its own
     "root context seeding measures",
-    "protocols output cpu attention_weights",
+    "protocols output cpu attention_weights architectures",
     "registry linear linear_cross_entropy groups cache objective",
     "parallel store",
     "text config model probed",
@@ -59,9 +59,9 @@ FLOORS = (  # from the ground up: a room, or a file beside the rooms, imports fr
     "evaluation probing",
     "training compose",
     "rundir comparison",
-    "ablation conformance start notebook",
+    "ablation conformance exchange start notebook",
     "__init__ command",
-    "run generate evaluate components prepare ablate compare",
+    "run generate evaluate components prepare ablate compare convert",
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms.split()}
 

@@ -20,6 +20,8 @@ PROTOCOLS = {
 NOT_PARTS = {
     "os": "a module of Python: systems differ",
     "signal": "a module of Python: systems differ",
+    "torch": "a module: its types by name",
+    "network": "a model of transformers",
     "loaded": "a library or a module that was loaded",
     "ctypes.CDLL(None)": "the C library",
     "torch.ops.mkldnn": "operations that some builds of torch lack",
@@ -40,6 +42,7 @@ MODULE_ATTRIBUTES = {"__file__", "__path__", "__spec__"}
 COMPUTED = {
     "getattr(self.logger, method)": "the required methods of Logger",
     "getattr(cls, method, None)": "the required methods of the kind that is registered",
+    "hasattr(cls, name)": "the members of toolkit.architectures.Architecture",
     "hasattr(bench.entry.cls, method)": "embed, rotate and score_bias",
     "hasattr(e.cls, method)": "embed, rotate and score_bias",
 }

@@ -19,13 +19,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiktoken
+from tokenizers import Tokenizer
 
 from components.data import TextFiles
 from components.tokenizer import BPE, PUBLIC, Bytes, Characters, CompactVocabulary, Tiktoken, TokenizerFile
 from tests.runs import facts, rows, small_run, weights
 from toolkit.compose import open_run
+from toolkit.exchange.tokens import check, fuzzed
 from toolkit.loop.sampling import generate
-from toolkit.text import tiktokens
+from toolkit.text import exported, tiktokens
 from toolkit.text.encoding import encode_all, has_batches
 
 ROOT = Path(__file__).parents[1]
@@ -626,3 +628,41 @@ def test_a_panic_names_the_document(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"document 21 of the train split of a.jsonl: Tiktoken.encode fails on a docu"):
         data.prepare()
     assert not list((tmp_path / "cache").glob("tokens-*/"))
+
+
+EXPORTED = [name for name in MAKE if name != "Unigram" and not name.startswith("compact")]
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_the_exported_file_has_the_same_ids_on_any_unicode(name):
+    """In the library's own hands. Special tokens in a text are text there too, as ``convert`` sets it."""
+    part = learnt(name)
+    file = Tokenizer.from_str(part.tokenizer_json())
+    file.encode_special_tokens = True
+    assert file.get_vocab_size() == part.vocab_size
+    assert file.get_added_tokens_decoder()[part.eot].special
+    for text in (*fuzzed(), *texts()):
+        assert file.encode(text, add_special_tokens=False).ids == list(part.encode(text)), ascii(text)
+
+
+def test_a_unigram_file_whose_special_tokens_are_pieces_of_text_is_refused():
+    part = learnt("Unigram")
+    file = Tokenizer.from_str(part.tokenizer_json())
+    file.encode_special_tokens = True
+    ids = [file.encode(text, add_special_tokens=False).ids for text in fuzzed()]
+    with pytest.raises(ValueError, match="gives other ids than TokenizerFile to .* '</s><0x41>"):
+        check(part, fuzzed(), ids)
+
+
+def test_a_compact_vocabulary_says_why_no_file_has_its_ids():
+    with pytest.raises(ValueError, match="spells the ids that were left out in bytes"):
+        learnt("compact BPE").tokenizer_json()
+
+
+def test_patterns_of_tiktoken_are_written_for_oniguruma():
+    assert exported.oniguruma(r"\p{N}{1,3}+|\s++$|\$") == r"\p{N}{1,3}|\s++\z|\$"
+
+
+def test_a_vocabulary_that_no_merges_make_is_refused():
+    with pytest.raises(ValueError, match="b'abc' can't be made by merging pieces of lower rank"):
+        exported.merges_of({b"a": 0, b"b": 1, b"c": 2, b"abc": 3})

@@ -235,6 +235,12 @@ class Tokenizer(Protocol):
                     ``encode``; if they differ, it encodes everything again with ``encode``. In a class that overrides
                     only ``encode``, an inherited ``encode_batch`` is ignored
     implementation  a str: the library that ``encode_batch`` uses. The manifest of the token files contains it
+    tokenizer_json  tokenizer_json() returns the content of a file of the tokenizers library that gives the same ids, in
+                    which the id ``eot`` is a special token. It raises ValueError with the reason if there can be none.
+                    ``convert`` writes the file, and compares the ids
+    reads_tokenizer_json
+                    class attribute: True for a part that reads such a file from its knob ``path``; its knob ``eot``
+                    names the token that ends a document. A model that ``convert`` brings in gets this part
     """
 
     vocab_size: int

@@ -82,6 +82,16 @@ def test_a_mixer_alone_equals_the_formula_and_has_no_ffn(parity):
     assert {name.partition(".")[0] for name, _ in ours.named_parameters()} == {"mixer", "norm"}
 
 
+def test_the_parallel_block_with_two_norms_equals_gpt_neox(parity):
+    mixer = SelfAttention(32, 4, 4, 0, SDPA, (0, 1), bias=True)
+    ours = randomize(Parallel(32, mixer, GELU(32, bias=True), LayerNorm, (0, 1), two_norms=True))
+    x = torch.randn(2, 13, 32)
+    mixed, n = mixer(ours.norm(x), lone_context(NoPE(32, 4, 8, 13))), ours.ffn_norm(x)
+    up, down = ours.ffn.up, ours.ffn.down
+    expected = x + mixed + F.linear(F.gelu(F.linear(n, up.weight, up.bias)), down.weight, down.bias)
+    parity("Parallel", "the formula with two norms", ours(x, lone_context(NoPE(32, 4, 8, 13))), expected)
+
+
 def test_the_sandwich_equals_gemma2(parity):
     mixer = SelfAttention(32, 4, 2, 0, SDPA, (0, 1))
     ours, x = randomize(Sandwich(32, mixer, SwiGLU(32, hidden=96), RMSNorm, (0, 1))), torch.randn(2, 13, 32)

@@ -69,6 +69,17 @@ def test_gated_networks_equal_the_formula_and_llama(cls, bias, parity):
     parity(cls.__name__, f"transformers LlamaMLP, {name}", ours(x, Context()), theirs(x))
 
 
+def test_the_approximate_gelu_is_that_of_gpt2_and_gemma(parity):
+    x, ours = torch.randn(2, 5, 32), randomize(GELU(32, tanh=True))
+    expected = ours.down(ACT2FN["gelu_new"](ours.up(x)))
+    parity("GELU", "transformers ACT2FN['gelu_new']", ours(x, Context()), expected)
+    gated = randomize(GEGLU(32, hidden=96, tanh=True))
+    gate, up = gated.gate_up.each(x)
+    expected = gated.down(ACT2FN["gelu_pytorch_tanh"](gate) * up)
+    parity("GEGLU", "transformers ACT2FN['gelu_pytorch_tanh']", gated(x, Context()), expected)
+    assert not torch.equal(ours(x, Context()), ours.down(F.gelu(ours.up(x))))
+
+
 def test_glu_equals_torch(parity):
     x, ours = torch.randn(2, 5, 32), randomize(GLU(32, hidden=96))
     gate, up = ours.gate_up(x).split(96, dim=-1)

@@ -306,3 +306,13 @@ def test_merged_matrices_add_up_to_their_rows(part):
     for linear in tiny_gpt(mixer=part.cls).modules():
         if getattr(linear, "merged", None):
             assert sum(linear.merged.values()) == len(linear.weight)
+
+
+def test_wide_heads_equal_attention_in_loops(parity):
+    """Heads wider than C / H, as in Qwen3 and Gemma; tests/test_exchange.py compares whole models with theirs."""
+    x, ours = torch.randn(2, 13, 32), randomize(SelfAttention(32, 4, 2, 0, MathAttention, (0, 1), head_dim=12))
+    assert ours.out.weight.shape == (32, 48)
+    q, k, v = (part.view(2, 13, -1, 12) for part in ours.qkv.each(x))
+    k, v = (part.repeat_interleave(2, dim=2) for part in (k, v))
+    expected = F.linear(attention_loop(q, k, v).flatten(2).float(), ours.out.weight)
+    parity("SelfAttention", "attention in loops, wide heads", ours(x, lone_context(NoPE(32, 4, 8, 13))), expected)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import parts, tiny_gpt
 from torch import nn
+from transformers.models.gemma2 import modeling_gemma2 as gemma2
 from transformers.models.llama import modeling_llama as llama
 
 from components.norm import DynamicTanh, LayerNorm, NoNorm, RMSNorm, ScaleNorm
@@ -40,6 +41,10 @@ def test_rmsnorm_equals_llama_torch_and_the_formula(eps, parity):
     parity("RMSNorm", "torch.nn.RMSNorm, float64", ours(x), torchs(x), 1e-14)
     parity("RMSNorm", "formula, float64", ours(x), formula, 1e-14)
     parity("RMSNorm", "transformers LlamaRMSNorm", ours.float()(x.float()), llamas(x.float()))
+    gemmas, minus_one = gemma2.Gemma2RMSNorm(32, eps=eps), RMSNorm(32, eps=eps, gain_minus_one=True)
+    assert minus_one.weight.tolist() == [0.0] * 32
+    gemmas.load_state_dict(randomize(minus_one).state_dict())
+    parity("RMSNorm", "transformers Gemma2RMSNorm", minus_one(x.float()), gemmas(x.float()))
     plain = RMSNorm(32, eps=eps, gain=False)
     assert not list(plain.parameters())
     parity("RMSNorm", "formula, float64", plain.double()(x), formula / ours.weight.double(), 1e-6)

@@ -49,7 +49,8 @@ class Resumed(TypedDict):
 
 _From = TypedDict("_From", {"from": str | None}, total=False)
 """``from`` (a keyword of Python, hence this form): path of the checkpoint from which training last started, another
-run's (``--from``) or the run's own (``--resume``); None if it started with new weights."""
+run's (``--from``) or the run's own (``--resume``); None if it started with new weights. Of a run that ``convert``
+made, the folder or the name on the Hub of the transformers model."""
 
 
 class Facts(_From, total=False):

@@ -31,3 +31,14 @@ def unspell(piece: str) -> bytes:
     """The bytes that byte-level BPE writes as ``piece``; a piece with other characters stands for itself."""
     alphabet = _alphabet()
     return bytes(alphabet[c] for c in piece) if all(c in alphabet for c in piece) else piece.encode()
+
+
+@functools.cache
+def _spelling() -> list[str]:
+    """(256,) the character of each byte."""
+    return [character for character, _ in sorted(_alphabet().items(), key=lambda item: item[1])]
+
+
+def spell(piece: bytes) -> str:
+    """How byte-level BPE writes these bytes."""
+    return "".join(_spelling()[byte] for byte in piece)
