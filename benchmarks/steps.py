@@ -56,11 +56,11 @@ class Contestant:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.count == 1 and self.device.type == "cpu":
-            keep_freed_memory()  # as toolkit.train does; ``count`` is of our own steps
+            keep_freed_memory()  # as the training loop does; ``count`` is of our own steps
         return norm
 
     def _objective(self, ids: Tensor, targets: Tensor) -> Tensor:
-        """What toolkit.train does with a batch: schedule, seeded noise, the mean loss over the targets."""
+        """What the training loop does with a batch: schedule, seeded noise, the mean loss over the targets."""
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * self.parts.schedule(self.count)
         torch.manual_seed(named_seed(self.experiment.seed, "noise", self.count, 0, 0))
