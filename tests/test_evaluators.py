@@ -425,6 +425,16 @@ def test_a_plan_takes_the_direction_of_its_evaluator(tmp_path):
         read(plan)
 
 
+def test_a_metric_can_have_another_direction_than_its_evaluator():
+    class Two:
+        higher_is_better = True
+        lower_is_better = ("task/perplexity",)
+
+    assert evaluators.is_higher_better(Two(), "task/acc") and not evaluators.is_higher_better(Two(), "task/perplexity")
+    Two.higher_is_better = False
+    assert not evaluators.is_higher_better(Two(), "task/acc")
+
+
 def test_the_config_of_a_run_names_its_evaluators(own):
     config, _ = compose(["gin/model/tiny.gin"], with_own(own)["bindings"], imports=[own])
     assert config.names("evaluators") == ["Greeting", "near-Greeting"] and config.names("final_evaluators") == []

@@ -170,7 +170,7 @@ def _folder(include_path: str | None) -> str | None:
 
 @functools.lru_cache(maxsize=1)
 def _with_defaults(include_path: str | None) -> Any:
-    """lm-eval's own tasks, and those of a folder. Reading their 14,000 files takes seconds."""
+    """lm-eval's own tasks, and those of a folder. Reading all their files takes seconds."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=_folder(include_path))
