@@ -109,10 +109,10 @@ def test_probes_change_nothing_in_compiled_training(tmp_path):
     for name, overlays, more in (("plain", (), ()), ("probed", ALL, EVERY)):
         bindings = ("Experiment.compile = True", "GPT.dropout = 0.2", *more)
         words = arguments(tmp_path, name, overlays=overlays, bindings=bindings)
-        done = command("toolkit.run", *words, TORCH_LOGS="graph,recompiles")
+        done = command("toolkit.run", *words, TORCH_LOGS="recompiles")
         assert done.returncode == 0, done.stderr
-        compilations[name] = done.stderr.count("===== __compiled_fn"), done.stderr.count("Recompiling function")
-    assert compilations["plain"] == compilations["probed"] and compilations["plain"][0] > 0
+        compilations[name] = done.stderr.count("Recompiling function")
+    assert compilations["plain"] == compilations["probed"] == 1  # once without gradients, to evaluate
     assert facts(tmp_path / "probed")["compiled"]
     assert_same_training(tmp_path / "plain", tmp_path / "probed")
     assert small_run(tmp_path, "eager", bindings=("GPT.dropout = 0.2", *EVERY), overlays=ALL) == 0

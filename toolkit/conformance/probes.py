@@ -223,7 +223,11 @@ def keeps_nothing(bench: Bench) -> Gauge:
 
 def _reachable(part: object) -> Iterator[object]:
     """What the attributes of an object hold, and the items of lists, tuples, sets and dicts in them."""
-    waiting, seen = [vars(part)] if hasattr(part, "__dict__") else [], set[int]()
+    try:
+        waiting: list[object] = [vars(part)]
+    except TypeError:  # it has no attributes
+        return
+    seen: set[int] = set()
     while waiting:
         each: object = waiting.pop()
         if id(each) in seen:
