@@ -270,6 +270,11 @@ def test_odd_names_of_metrics_are_no_paths(tmp_path, metric):
     folder = write_plan(tmp_path, {"NoPE": 0.3}, seeds=range(3), metric=metric, higher_is_better=True)
     for path in folder.glob("*/metrics.jsonl"):
         path.write_text(path.read_text().replace(METRIC, metric))
+        value = json.loads(path.read_text().splitlines()[-2])[metric]
+        (path.parent / "evaluations").mkdir()
+        for elsewhere in (path.parent, path.parent / "evaluations"):
+            rows = [json.dumps({"item": item, "x": value}) + "\n" for item in ("a", "b")]
+            (elsewhere / f"step-{STEPS:08d}.jsonl").write_text("".join(rows))
     said = recorded(folder)
     assert arm(said, "NoPE")["verdict"] == "better" and any("has no items of" in note for note in said["notes"])
 
