@@ -101,6 +101,7 @@ def test_both_intervals_are_in_every_output(tmp_path):
     ends = [f"{nope[end]:+.4f}" for end in ("low", "high", "low_like", "high_like")]
     for text in (shown(said), output(folder, "report.md"), output(folder, "compare.html")):
         assert all(end in text for end in ends) and "items like these" in text
+    assert "## By item" in output(folder, "report.md") and "<h2>By item</h2>" in output(folder, "compare.html")
     assert "For items like these 40, the interval is" in output(folder, "report.md")
     head, _, row, _ = output(folder, "compare.csv").splitlines()
     by_column = dict(zip(head.split(","), row.split(","), strict=True))
