@@ -101,6 +101,7 @@ def test_both_intervals_are_in_every_output(tmp_path):
     ends = [f"{nope[end]:+.4f}" for end in ("low", "high", "low_like", "high_like")]
     for text in (shown(said), output(folder, "report.md"), output(folder, "compare.html")):
         assert all(end in text for end in ends) and "items like these" in text
+    assert "## By item" in output(folder, "report.md") and "<h2>By item</h2>" in output(folder, "compare.html")
     assert "For items like these 40, the interval is" in output(folder, "report.md")
     head, _, row, _ = output(folder, "compare.csv").splitlines()
     by_column = dict(zip(head.split(","), row.split(","), strict=True))
@@ -270,6 +271,11 @@ def test_odd_names_of_metrics_are_no_paths(tmp_path, metric):
     folder = write_plan(tmp_path, {"NoPE": 0.3}, seeds=range(3), metric=metric, higher_is_better=True)
     for path in folder.glob("*/metrics.jsonl"):
         path.write_text(path.read_text().replace(METRIC, metric))
+        value = json.loads(path.read_text().splitlines()[-2])[metric]
+        (path.parent / "evaluations").mkdir()
+        for elsewhere in (path.parent, path.parent / "evaluations"):
+            rows = [json.dumps({"item": item, "x": value}) + "\n" for item in ("a", "b")]
+            (elsewhere / f"step-{STEPS:08d}.jsonl").write_text("".join(rows))
     said = recorded(folder)
     assert arm(said, "NoPE")["verdict"] == "better" and any("has no items of" in note for note in said["notes"])
 

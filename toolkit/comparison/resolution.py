@@ -3,7 +3,8 @@ any two arms apart.
 
 Whether any two arms differ is decided by the t tests of all pairs of arms, adjusted by Holm's method: the chance that
 equal arms are told apart is at most alpha, also where one arm is noisier than the others. (An analysis of variance is
-more powerful for arms of equal noise, but a single arm with three times the noise makes it err in 11 % of cases.)"""
+more powerful for arms of equal noise, but if one arm of ten has three times the noise, it errs in 11 % of
+cases.)"""
 
 from __future__ import annotations
 
