@@ -3,7 +3,7 @@ bars.
 
 A bar is the result that we want. On a machine with a GPU the bars are those of a GPU, else those of two CPU cores. The
 file (``--out``) contains all results and a description of the machine; the table says which bars were met. It takes
-about half an hour on two cores, during which the machine should do nothing else."""
+about 35 minutes on two cores, during which the machine should do nothing else."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ RUNS = {  # name -> command
     "loss": ["benchmarks.loss"],
     "tokenise": ["benchmarks.tokenise", "--no-hugging-face"],
     "generate": ["benchmarks.generate"],
+    "evaluation": ["benchmarks.evaluation"],
     "startup": ["benchmarks.startup"],
 }
 
@@ -58,6 +59,12 @@ def cpu() -> Iterator[Bar]:
         "text to token files, over tiktoken", "tokenise", 5, lambda found: found["ours_over"]["tiktoken"]["median"]
     )
     yield from generation(1.2)
+    for case in ("tiny", "default"):
+        for task in ("MinimalPairs", "MultipleChoice"):
+            over = _evaluation(case, lambda one, task=task: one["over_lm_eval"][task]["median"])
+            yield Bar(f"{task}, {case} model: over lm-eval's loop", "evaluation", 2, over)
+            share = _evaluation(case, lambda one, task=task: one["of_training"][f"{task}, toolkit"]["median"])
+            yield Bar(f"{task}, {case} model: tokens/s, of training's", "evaluation", 0.1, share)
     for what, name, wanted in (
         ("--help, seconds", "python -m toolkit.run --help", 0.3),
         ("--dry-run of the default, seconds", "python -m toolkit.run --dry-run", 8),
@@ -133,6 +140,11 @@ def _step(vocab: int, way: str, figure: Callable[[dict], float]) -> Callable[[di
 def _text(vocab: int, batch: int, figure: Callable[[dict], float]) -> Callable[[dict], float]:
     """A figure of the generation benchmark."""
     return lambda found: figure(next(t for t in found["tables"] if (t["vocab"], t["batch"]) == (vocab, batch)))
+
+
+def _evaluation(case: str, figure: Callable[[dict], float]) -> Callable[[dict], float]:
+    """A figure of the evaluation benchmark."""
+    return lambda found: figure(next(t for t in found["tables"] if t["case"] == case))
 
 
 def _middle(one: dict, name: str) -> float:
