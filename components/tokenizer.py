@@ -236,9 +236,7 @@ class Symbols:
 class BPE:
     """Byte-level BPE that the tokenizers library learns from the training text: lossless on any text.
 
-    ``vocab_size`` counts 256 bytes, the merges, and eot, the last id. A text too small for so many merges leaves ids
-    unused; vocab_size stays.
-    """
+    ``vocab_size`` counts 256 bytes, the merges, and eot, the last id. A small text leaves ids unused."""
 
     lossy = False
 
@@ -252,11 +250,10 @@ class BPE:
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
         tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.pre_tokenizer, tokenizer.decoder = level, decoders.ByteLevel()
         # eot is not among the library's ids, or it would find a literal <|endoftext|> inside a text
-        trainer = trainers.BpeTrainer(vocab_size=self.eot, initial_alphabet=alphabet, show_progress=False)
+        trainer = trainers.BpeTrainer(vocab_size=self.eot, initial_alphabet=level.alphabet(), show_progress=False)
         tokenizer.train_from_iterator(texts, trainer)
         self._tokenizer = tokenizer
 
@@ -308,12 +305,9 @@ class BPE:
 class TokenizerFile:
     """A file of the tokenizers library, such as the tokenizer.json of a model on the Hub: BPE, Unigram, WordPiece.
 
-    ``eot`` names the token that ends a document; None looks for a usual name, and adds an id at the end where there is
-    none. Special tokens are never found in a text and never added to one; the file's truncation, padding and dropout
-    are off. ``lossy`` is True where, on a sample with every byte that UTF-8 has, the text or the number of its bytes
-    does not come back: lower case, unknown tokens, a space put before each text (``add_prefix_space``,
-    ``prepend_scheme``). The file is read when it is first needed, and a run keeps a copy.
-    """
+    ``eot`` names the token that ends a document; None looks for a usual name, and adds an id if there is none. Special
+    tokens are never found in a text and never added to one; truncation, padding and dropout are off. ``lossy``: a
+    sample with every byte of UTF-8 does not come back. The file is read when first needed, and a run keeps a copy."""
 
     reads_tokenizer_json = True
 
@@ -353,12 +347,10 @@ class TokenizerFile:
         return self._file.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        text = ""
-        run: list[int] = []  # ids between special ones are decoded together
+        text, run = "", list[int]()  # ids between special ones are decoded together
         for i in map(int, ids):
             if i in self._file.special:
-                text += self._file.tokenizer.decode(run) + self._file.special[i]
-                run = []
+                text, run = text + self._file.tokenizer.decode(run) + self._file.special[i], []
             else:
                 run.append(i)
         return text + self._file.tokenizer.decode(run)
@@ -433,11 +425,6 @@ class CompactVocabulary:
 
     def fingerprint(self) -> str:
         return _digest("CompactVocabulary", self.vocab_size, self.inner.fingerprint(), self._kept)
-
-    def tokenizer_json(self) -> str:
-        raise ValueError(
-            "CompactVocabulary spells the ids that were left out in bytes, which no tokenizer.json can say"
-        )
 
     def save(self, folder: Path) -> None:
         (Path(folder) / "inner").mkdir(exist_ok=True)

@@ -29,7 +29,9 @@ def write(tokenizer: Tokenizer, folder: Path, max_len: int) -> None:
     make = getattr(tokenizer, "tokenizer_json", None)
     name = type(tokenizer).__name__
     if make is None:
-        raise ValueError(f"the tokenizer {name} has no method tokenizer_json(), so it can't be exported; {REMEDY}")
+        raise ValueError(
+            f"the tokenizer {name} has no method tokenizer_json(), so no tokenizer.json gives its ids; {REMEDY}"
+        )
     try:
         content = make()
     except ValueError as error:
