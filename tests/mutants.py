@@ -218,7 +218,7 @@ def wrong_kinds(lines: list[str]) -> Iterator[Mutant]:
         knob = match["knob"].removesuffix("s")
         for kind, name in some.items():
             if knob in KINDS and kind != knob:
-                wrong = re.sub(r"@\w+", f"@{name}", match["value"], count=1)
+                wrong = re.sub(r"@\w+|(?<=\[)(?=\])", f"@{name}", match["value"], count=1)
                 yield replaced("kind", lines, number, lines[number][: match.start("value")] + wrong, f"kind {knob}")
 
 

@@ -1,8 +1,5 @@
 """Faults for ``compare --probes`` to locate: parts as somebody may write them in a file of his own, each wrong in one
-place. ``FAULTS`` says for each what makes it, and which modules and statistics belong to it; this was written down
-before any of them was run."""
-
-from dataclasses import dataclass
+place. test_probe_faults.py has the bindings that plant them."""
 
 import torch
 import torch.nn.functional as F
@@ -120,46 +117,3 @@ class HotHead(GPT2Init):
         super().__call__(name, parameter, generator)
         if name == "unembed.weight":
             parameter.mul_(5.0)
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A binding that plants the fault, its layer (None: the head), and the probes and statistics that belong to it. The
-    module is anywhere in the layer."""
-
-    binding: str
-    layer: int | None
-    statistics: tuple[str, ...]
-
-
-def at(layer, part, usual, layers=4):
-    """A slot's list with ``part`` in one layer."""
-    return f"[{', '.join('@' + (part if i == layer else usual) for i in range(layers))}]"
-
-
-ACTIVATIONS = ("Activations/rms", "Activations/largest", "Activations/kurtosis")
-UPDATES = ("Updates/gradient_norm", "Updates/update_ratio")
-RANK = ("EffectiveRank/rank",)
-FAULTS = {
-    "dead block": Fault(f"GPT.block = {at(2, 'DeadBlock', 'PreNorm')}", 2, (*ACTIVATIONS, *UPDATES, *RANK)),
-    "unscaled residual": Fault("GPT.init = @UnscaledResidual", 1, (*ACTIVATIONS, *UPDATES, *RANK)),
-    "norm off": Fault(f"GPT.norm = {at(2, 'NormOff', 'LayerNorm')}", 2, (*ACTIVATIONS, *UPDATES, *RANK)),
-    "frozen matrix": Fault(f"GPT.ffn = {at(1, 'FrozenFFN', 'GELU')}", 1, ("Updates/update_ratio",)),
-    "dying units": Fault(f"GPT.ffn = {at(2, 'DyingFFN', 'GELU')}", 2, ("DeadUnits/dead_share", *ACTIVATIONS)),
-    "unscaled attention": Fault(
-        f"GPT.attention = {at(1, 'UnscaledAttention', 'MathAttention')}",
-        1,
-        ("AttentionEntropy/entropy_nats", *ACTIVATIONS, "Updates/gradient_norm"),
-    ),
-    "no positions": Fault(
-        f"GPT.position = {at(2, 'Nowhere', 'RoPE')}",
-        2,
-        ("AttentionEntropy/entropy_nats", *ACTIVATIONS, "Updates/gradient_norm"),
-    ),
-    "large init": Fault("GPT.init = @LargeInit", 2, (*ACTIVATIONS, *UPDATES, "AttentionEntropy/entropy_nats", *RANK)),
-    "cut gradient": Fault(f"GPT.block = {at(2, 'CutGradient', 'PreNorm')}", 2, UPDATES),
-    "fast block": Fault("GPT.init = @FastBlock", 1, ("Updates/update_ratio",)),
-    "hot head": Fault(
-        "GPT.init = @HotHead", None, ("LogitScale/rms", "LogitScale/largest", "LogitScale/log_z_nats", *UPDATES)
-    ),
-}
