@@ -146,12 +146,25 @@ def test_the_origin_is_where_bits_first_differ_whatever_the_sign():
     arm[0] = base[0]
     arm[0, 3:6] = base[0, 3:6] * (1 + 0.001 * rng.normal(size=(3, 5)))  # a forward statistic: equal up to layer 2
     arm[0, 6:12] *= 1.01  # a statistic of gradients: differs everywhere
-    assert origin(arm, base, FAMILY, DEPTH) == (0, 3)
+    assert origin(arm, base, FAMILY, FAMILY, DEPTH) == (0, 3)
     assert first(examine(arm, base, FAMILY, True), DEPTH, ALPHA)[:1] != [(0, 3)]  # a test of means does not see it
     arm[0, 2] = base[0, 2] * (1 + 1e-9)  # rounding before it: the place can't be told
-    assert origin(arm, base, FAMILY, DEPTH) is None
-    assert origin(base, base, FAMILY, DEPTH) is None
-    assert origin(np.full_like(base, np.nan), base, FAMILY, DEPTH) is None
+    assert origin(arm, base, FAMILY, FAMILY, DEPTH) is None
+    assert origin(base, base, FAMILY, FAMILY, DEPTH) is None
+    assert origin(np.full_like(base, np.nan), base, FAMILY, FAMILY, DEPTH) is None
+
+
+def test_the_origin_is_before_a_statistic_that_happens_to_be_equal_for_longer():
+    """Both statistics are of one probe. One of them sees a change at once, the other one only two modules later."""
+    rng = np.random.default_rng(9)
+    base = one_arm(rng)[1]
+    arm = base.copy()
+    arm[0, 2:6], arm[0, 6:12] = base[0, 2:6] * 1.01, base[0, 6:12] * 1.01
+    depth = np.asarray(DEPTH)
+    one_probe = np.zeros_like(np.asarray(FAMILY))
+    assert origin(arm, base, FAMILY, FAMILY, DEPTH) == (0, 2)
+    step, cell = origin(arm, base, FAMILY, one_probe, DEPTH)
+    assert step == 0 and depth[cell] == depth[6:12].min() < depth[2]
 
 
 def test_thousands_of_cells_take_no_time():

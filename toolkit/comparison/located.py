@@ -183,33 +183,46 @@ def first(cells: Cells, depth: ArrayLike, alpha: float) -> list[tuple[int, int]]
     return [(step, int(cell)) for cell in order]
 
 
-def origin(arm: ArrayLike, base: ArrayLike, families: ArrayLike, depth: ArrayLike) -> tuple[int, int] | None:
+def origin(
+    arm: ArrayLike, base: ArrayLike, families: ArrayLike, probes: ArrayLike, depth: ArrayLike
+) -> tuple[int, int] | None:
     """Where paired runs begin to differ, as (index of the step, index of the cell). Arguments as of ``examine`` and
-    ``first``, for one repetition: ``(steps, cells, seeds)``. None if no such place can be told.
+    ``first``, for one repetition: ``(steps, cells, seeds)``; ``probes`` (cells,) holds the number of each cell's probe.
+    None if no such place can be told.
 
-    At the first step at which anything differs, a statistic tells the place if its values in earlier modules, some of
-    them not 0, are equal to the last bit in every seed, and the next module differs by more than ROUNDING in every
-    seed. Statistics of gradients usually differ everywhere and tell nothing. Of several places the first module counts,
-    and there the statistic with the largest relative difference."""
+    At the first step at which anything differs, a probe tells the place if one of its statistics is equal to the last
+    bit in every seed up to some module, with some values that are not 0, and differs behind it. Probes of gradients
+    usually differ everywhere and tell nothing. The place is the first module at which any statistic of this probe
+    differs, since all of them look at the same pass; there, a statistic must differ by more than ROUNDING in every
+    seed. Of several places the first module counts, and there the statistic with the largest relative difference."""
     arm, base = np.asarray(arm, float), np.asarray(base, float)
-    families, depth = np.asarray(families), np.asarray(depth)
+    families, probes, depth = np.asarray(families), np.asarray(probes), np.asarray(depth)
     is_known = np.isfinite(arm) & np.isfinite(base)
     differs = is_known & (arm != base)  # (steps, cells, seeds)
     steps = np.flatnonzero(differs.any((-1, -2)))
     if not len(steps):
         return None
     step = int(steps[0])
+    changed = differs[step].any(-1)  # (cells,)
     relative = np.zeros(arm.shape[1:])  # (cells, seeds)
     largest = np.fmax(np.abs(arm[step]), np.abs(base[step]))
     np.divide(np.abs(arm[step] - base[step]), largest, out=relative, where=differs[step])
     places = []
-    for family in np.unique(families):
-        cells = np.flatnonzero((families == family) & is_known[step].any(-1))
-        cells = cells[np.argsort(depth[cells], kind="stable")]
-        changed = np.flatnonzero(differs[step, cells].any(-1))
-        if not len(changed):
+    for probe in np.unique(probes[changed]):
+        of_probe = (probes == probe) & is_known[step].any(-1)
+        if not any(
+            _is_equal_before(base[step], changed, depth, of_probe & (families == f)) for f in set(families[of_probe])
+        ):
             continue
-        place = int(cells[changed[0]])
-        if (relative[place] > ROUNDING).all() and base[step, cells[: changed[0]]].any():
-            places.append((depth[place], -float(relative[place].mean()), place))
+        place = depth[of_probe & changed].min()
+        cells = np.flatnonzero(of_probe & changed & (depth == place) & (relative > ROUNDING).all(-1))
+        places += [(place, -float(relative[cell].mean()), int(cell)) for cell in cells]
     return (step, min(places)[2]) if places else None
+
+
+def _is_equal_before(base: Array, changed: NDArray[np.bool_], depth: NDArray, family: NDArray[np.bool_]) -> bool:
+    """Whether a statistic differs somewhere, and is equal, and not only 0, in all modules before the first such one.
+    ``base`` is (cells, seeds), the others are (cells,)."""
+    if not (family & changed).any():
+        return False
+    return bool(base[family & (depth < depth[family & changed].min())].any())

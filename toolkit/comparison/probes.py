@@ -42,8 +42,9 @@ class CellRecord(TypedDict):
 class ArmProbes(TypedDict):
     """What changed first in an arm.
 
-    origin       where paired runs begin to differ: before this cell, everything is equal to the last bit; None if that
-                 can't be told, as for runs that aren't paired
+    origin       where paired runs begin to differ: what the cell's probe saw in earlier modules is equal to the last
+                 bit; None if that can't be told, as for runs that aren't paired
+    origin_is_first_module  whether this probe observes no earlier module
     first        the cells of the earliest step with a difference beyond the noise of seeds, at most LISTED of
                  ``count``, the location first; empty without a difference
     steps        those at which both arms have rows
@@ -60,6 +61,7 @@ class ArmProbes(TypedDict):
     cells: int
     equal_cells: int
     origin: CellRecord | None
+    origin_is_first_module: bool
     first: list[CellRecord]
     count: int
     only_in_arm: int
@@ -130,7 +132,11 @@ def _examine(arm: ArmResult, base: ArmResult, ours: Tables, theirs: Tables, alph
     depth = rows.model_order(key.module for key in (*keys_of, *keys_of_base))
     depth_of_key = [depth[key.module] for key in keys]
     first = located.first(cells, depth_of_key, alpha)
-    origin = located.origin(values, base_values, family_of_key, depth_of_key) if paired and len(ours) > 1 else None
+    probes = {probe: i for i, probe in enumerate(dict.fromkeys(key.probe for key in keys))}
+    probe_of_key = [probes[key.probe] for key in keys]
+    origin = None
+    if paired and len(ours) > 1:
+        origin = located.origin(values, base_values, family_of_key, probe_of_key, depth_of_key)
     marked = [origin, *(cell for cell in first if cell != origin)] if origin else first
     arm_cells = ArmCells(arm.name, keys, steps, values, base_values, cells, depth, marked)
     return {
@@ -142,6 +148,11 @@ def _examine(arm: ArmResult, base: ArmResult, ours: Tables, theirs: Tables, alph
         "cells": int(np.isfinite(cells.p).sum()),
         "equal_cells": int(cells.equal.sum()),
         "origin": _cell_record(arm_cells, *origin) if origin else None,
+        "origin_is_first_module": origin is not None
+        and depth_of_key[origin[1]]
+        == min(
+            place for place, probe in zip(depth_of_key, probe_of_key, strict=True) if probe == probe_of_key[origin[1]]
+        ),
         "first": [_cell_record(arm_cells, step, key) for step, key in first[:LISTED]],
         "count": len(first),
         "only_in_arm": len(keys_of) - len(keys),

@@ -21,7 +21,10 @@ def sentence(arm: ArmProbes) -> str:
     if min(arm["seeds"], arm["baseline_seeds"]) < 2:
         return f"{arm['arm']}: no verdict, since one seed can't tell a change from noise."
     if arm["origin"]:
-        before = "Its values in earlier modules are equal to the last bit."
+        probe = arm["origin"]["probe"]
+        before = f"What {probe} saw in earlier modules is equal to the last bit."
+        if arm["origin_is_first_module"]:
+            before = f"{probe} observes no earlier module."
         return f"{_changed(arm, arm['origin'])} {before}{_beyond_noise(arm)}"
     if not arm["first"]:
         if not arm["cells"]:
