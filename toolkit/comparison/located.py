@@ -183,16 +183,21 @@ def first(cells: Cells, depth: ArrayLike, alpha: float) -> list[tuple[int, int]]
     return [(step, int(cell)) for cell in order]
 
 
-def origin(arm: ArrayLike, base: ArrayLike, families: ArrayLike, depth: ArrayLike) -> tuple[int, int] | None:
+def origin(
+    arm: ArrayLike, base: ArrayLike, families: ArrayLike, depth: ArrayLike, probes: ArrayLike | None = None
+) -> tuple[int, int] | None:
     """Where paired runs begin to differ, as (index of the step, index of the cell). Arguments as of ``examine`` and
-    ``first``, for one repetition: ``(steps, cells, seeds)``. None if no such place can be told.
+    ``first``, for one repetition: ``(steps, cells, seeds)``; ``probes`` (cells,) holds the number of each cell's probe,
+    and without it each statistic is a probe of its own. None if no such place can be told.
 
     At the first step at which anything differs, a statistic tells the place if its values in earlier modules, some of
     them not 0, are equal to the last bit in every seed, and the next module differs by more than ROUNDING in every
-    seed. Statistics of gradients usually differ everywhere and tell nothing. Of several places the first module counts,
-    and there the statistic with the largest relative difference."""
+    seed, and no other statistic of the same probe differs in an earlier module: the largest value may miss what changes
+    the mean. Statistics of gradients usually differ everywhere and tell nothing. Of several places the first module
+    counts, and there the statistic with the largest relative difference."""
     arm, base = np.asarray(arm, float), np.asarray(base, float)
     families, depth = np.asarray(families), np.asarray(depth)
+    probes = families if probes is None else np.asarray(probes)
     is_known = np.isfinite(arm) & np.isfinite(base)
     differs = is_known & (arm != base)  # (steps, cells, seeds)
     steps = np.flatnonzero(differs.any((-1, -2)))
@@ -210,6 +215,9 @@ def origin(arm: ArrayLike, base: ArrayLike, families: ArrayLike, depth: ArrayLik
         if not len(changed):
             continue
         place = int(cells[changed[0]])
+        earlier = (probes == probes[place]) & (depth < depth[place])
+        if differs[step, earlier].any():
+            continue
         if (relative[place] > ROUNDING).all() and base[step, cells[: changed[0]]].any():
             places.append((depth[place], -float(relative[place].mean()), place))
     return (step, min(places)[2]) if places else None

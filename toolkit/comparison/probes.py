@@ -130,7 +130,10 @@ def _examine(arm: ArmResult, base: ArmResult, ours: Tables, theirs: Tables, alph
     depth = rows.model_order(key.module for key in (*keys_of, *keys_of_base))
     depth_of_key = [depth[key.module] for key in keys]
     first = located.first(cells, depth_of_key, alpha)
-    origin = located.origin(values, base_values, family_of_key, depth_of_key) if paired and len(ours) > 1 else None
+    names = list(dict.fromkeys(key.probe for key in keys))
+    probe_of_key = [names.index(key.probe) for key in keys]
+    is_told = paired and len(ours) > 1
+    origin = located.origin(values, base_values, family_of_key, depth_of_key, probe_of_key) if is_told else None
     marked = [origin, *(cell for cell in first if cell != origin)] if origin else first
     arm_cells = ArmCells(arm.name, keys, steps, values, base_values, cells, depth, marked)
     return {
