@@ -17,7 +17,7 @@ from runs import command, facts, rows
 
 from toolkit import ablate, compare
 from toolkit.ablation import display, jobs
-from toolkit.ablation.progress import JobProgress, choose, last_rows
+from toolkit.ablation.progress import JobProgress, choose, last_rows, read_progress
 from toolkit.config.layers import ConfigError
 from toolkit.store.disk import write_json
 
@@ -155,6 +155,18 @@ def test_the_best_rate_is_chosen_on_selection_seeds_and_judged_on_fresh_ones(tmp
     assert facts(folder / "rope-s9-lr1e-06")["config"]["AdamW.lr"] == 1e-6
     assert facts(folder / "rope-s0")["config"]["AdamW.lr"] == 0.003
     assert ablated(plan, tmp_path / "runs") == 0 and inline.last.order == []
+
+
+def test_a_long_row_of_probes_hides_no_progress(tmp_path):
+    """The last row of a deep model's probes is longer than what is usually read of a file."""
+    probes = {f"probe/Activations/rms/blocks.{i}.{'x' * 60}": 1.0 for i in range(300)}
+    rows = [{"step": 9, "train/loss_nats": 2.5, "time/step_ms": 7.0}, {"step": 9} | probes]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for state in ("running", "done"):
+        (tmp_path / "status.json").write_text(json.dumps({"state": state, "step": 10 if state == "done" else 0}))
+        progress = read_progress(tmp_path, next(iter(probes)))
+        assert (progress.loss, progress.step_ms, progress.metric) == (2.5, 7.0, 1.0)
+        assert progress.step == (10 if state == "done" else 9)
 
 
 def test_a_rate_at_which_runs_diverge_is_not_the_best():

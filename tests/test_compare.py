@@ -163,6 +163,31 @@ def test_a_metric_whose_higher_values_are_better_is_the_mirror_image(tmp_path, c
     assert {one["verdict"] for one in up["arms"]} == {"baseline", "worse", "better", "equivalent"}
 
 
+@pytest.mark.parametrize("metric, counts", [("probe/Own/rms", True), ("train/loss_nats", True), ("eval/A/b", False)])
+def test_a_metric_of_training_steps_counts_at_the_last_of_them(metric, counts, tmp_path, capsys):
+    """A probe's last value is that of step ``steps - 1``; an evaluation of that step is not the last one."""
+    folder = write_plan(tmp_path, {"NoPE": 0.3}, metric=metric, higher_is_better=False)
+    for path in folder.glob("*/metrics.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        value = next(row[METRIC] for row in rows if METRIC in row)
+        rows = [{k: v for k, v in row.items() if k != metric} for row in rows]
+        steps = rows[-1]["step"]
+        rows.insert(-1, {"step": steps - 1, metric: value})
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    nope = arm(compared(folder), "NoPE")
+    assert nope["verdict"] == ("worse" if counts else "inconclusive")
+    assert (nope["mean"] is not None) == counts
+
+
+def test_a_metric_that_no_run_has_is_named(tmp_path, capsys):
+    folder = write_plan(tmp_path, {"NoPE": 0.3}, metric="val_ful/loss_nats", higher_is_better=False)
+    assert any(
+        "val_ful/loss_nats is in no row of metrics.jsonl of rope-s0" in note
+        and note.endswith("did you mean 'val_full/loss_nats'?")
+        for note in compared(folder)["notes"]
+    )
+
+
 def test_a_clean_plan_gets_its_verdicts_and_fires_no_guard(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     folder = write_plan(tmp_path, {"NoPE": 0.3, "ALiBi": -0.1, "Other": 0.0})

@@ -414,6 +414,21 @@ def test_a_plan_is_refused_for_a_metric_that_nothing_measures(metric, length, to
         assert read(tmp_path / "plan.gin").ablation.metric == metric
 
 
+@pytest.mark.parametrize(
+    "metric, told",
+    [
+        ("probe/LogitScal/rms", r"plan.gin:4: .*no probe is called 'LogitScal'; did you mean 'LogitScale'\?; add it"),
+        ("probe/LogitScale", "plan.gin:4: .*'probe/LogitScale' names no statistic; write probe/NAME/STATISTIC"),
+        ("probe/LogitScale/rms", None),
+    ],
+)
+def test_a_plan_is_refused_for_a_metric_of_a_probe_that_no_arm_has(metric, told, tmp_path):
+    text = PLAN.format(metric=metric, length=8).replace("tiny.gin'", "tiny.gin', 'Experiment.probes = [@LogitScale]'")
+    (tmp_path / "plan.gin").write_text(text)
+    with contextlib.nullcontext() if told is None else pytest.raises(ConfigError, match=told):
+        assert read(tmp_path / "plan.gin").ablation.metric == metric
+
+
 def test_a_plan_takes_the_direction_of_its_evaluator(tmp_path):
     plan = tmp_path / "plan.gin"
     text = PLAN.format(metric="eval/Completion/match", length=8).replace("[@Induction]", "[@Completion]")

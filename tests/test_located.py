@@ -172,3 +172,15 @@ def test_thousands_of_cells_take_no_time():
     shape, families = (100, 600, 5), np.repeat(np.arange(20), 30)
     cells = examine(rng.normal(5, 1, shape), rng.normal(5, 1, shape), families, True)
     assert cells.p.shape == shape[:2] and first(cells, np.arange(600), ALPHA) == []
+
+
+def test_a_statistic_that_misses_the_change_does_not_place_it_later():
+    """The largest output of the first two modules is equal, but their rms already differs in the second."""
+    families, probes, depth = [0, 0, 0, 1, 1, 1], [0] * 6, [0, 1, 2] * 2
+    base = np.ones((1, 6, 3))
+    arm = base.copy()
+    arm[0, [1, 2, 5]] += 0.5  # rms from the module 1 on, the largest from the module 2 on
+    assert origin(arm, base, families, probes, depth) == (0, 1)
+    arm[0, 0] += 0.5  # rms differs from the first module on, and the other statistic shows that it is a forward pass
+    assert origin(arm, base, families, probes, depth) == (0, 0)
+    assert origin(arm, base, families, [0, 0, 0, 1, 1, 1], depth) == (0, 5)

@@ -451,9 +451,9 @@ def test_numbers_arrays_and_the_rest_are_sorted():
         "h": torch.tensor(float("nan")),
         "i": np.array([1, np.nan]),
     }
-    values |= {"j": np.array(4.0), "k": torch.tensor(True)}
+    values |= {"j": np.array(4.0), "k": torch.tensor(True), "l": 10**400, "m": np.array(5.0, dtype=np.longdouble)}
     seen = observed(values)
-    numbers = {"a": 1.0, "b/blocks.0": 0.5, "c": 2.0, "j": 4.0, "k": 1.0}
+    numbers = {"a": 1.0, "b/blocks.0": 0.5, "c": 2.0, "j": 4.0, "k": 1.0, "m": 5.0}
     assert seen.row == {f"probe/Says/{name}": value for name, value in numbers.items()}
     assert all(type(value) is float and math.isfinite(value) for value in seen.row.values())
     assert {name: array.shape for name, array in seen.distributions.items()} == {
@@ -462,7 +462,7 @@ def test_numbers_arrays_and_the_rest_are_sorted():
     }
     assert {name[-1]: reason.split()[-1] for name, reason in seen.left_out.items()} == {
         "f": "model",
-        **dict.fromkeys("ghi", "finite"),
+        **dict.fromkeys("ghil", "finite"),
     }
 
 
@@ -476,6 +476,12 @@ def test_numbers_arrays_and_the_rest_are_sorted():
         ({"a": "1"}, "the value of a must be a number or an array, not '1'"),
         ({"a": True}, "the value of a must be a number or an array, not True"),
         ({"a": torch.ones(0)}, "a has 0 numbers; an array of a probe has 1 to 100,000"),
+        ({"a": np.array(["x", "y"])}, "Says.observe: a is an array of <U1, which can't be read as numbers"),
+        ({"a": np.array("x")}, "Says.observe: a is an array of <U1, which can't be read as numbers"),
+        ({"a": torch.eye(2).to_sparse()}, "return a dense array of real numbers"),
+        ({"a": torch.tensor([1j])}, "its numbers are complex"),
+        ({"a": torch.tensor(1j)}, "its numbers are complex"),
+        ({"a": np.array([1j])}, "its numbers are complex"),
         ({"a": np.ones(100_001)}, "a has 100,001 numbers; an array of a probe has 1 to 100,000: return a summary"),
     ],
 )

@@ -27,7 +27,7 @@ from toolkit.config.layers import BASE, ConfigError, Layer, find, raise_problems
 from toolkit.config.safety import read_bindings, read_file
 from toolkit.config.spelling import suggest
 from toolkit.evaluation import evaluators
-from toolkit.experiment import build_blank
+from toolkit.experiment import build_blank, build_list
 from toolkit.output.errors import clean
 from toolkit.protocols import Evaluator
 from toolkit.registry import CATALOG
@@ -192,6 +192,7 @@ def _compose_arms(
             chosen = evaluators.of(config, experiment)
             for evaluator in chosen.values():
                 evaluator.prepare()
+            _check_probe(ablation, build_list(config, "probes", experiment.probes), where)
             higher_is_better = _direction(ablation, chosen, where)
             arms[arm.name] = Arm(arm.name, arm.overlays, arm.bindings, config)
         except ValueError as error:
@@ -225,6 +226,20 @@ def _direction(ablation: Ablation, chosen: Mapping[str, Evaluator], where: dict[
             f"higher_is_better = {direction}; leave it out"
         )
     return direction
+
+
+def _check_probe(ablation: Ablation, probes: Mapping[str, object], where: dict[str, str]) -> None:
+    """Raise ConfigError if the plan's metric is a probe's that an arm does not have."""
+    family, _, rest = ablation.metric.partition("/")
+    name, _, statistic = rest.partition("/")
+    if family != "probe" or (name in probes and statistic):
+        return
+    if name in probes:
+        problem = " names no statistic; write probe/NAME/STATISTIC, or probe/NAME/STATISTIC/MODULE"
+    else:
+        hint = suggest(name, probes)
+        problem = f", but no probe is called {name!r}{hint}; add it to Experiment.probes in Ablation.common"
+    raise ConfigError(f"{where['metric']}: Ablation.metric = {ablation.metric!r}{problem}")
 
 
 def _check_factor(plan: Plan, place: str, problems: list[str]) -> None:

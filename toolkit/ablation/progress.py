@@ -12,6 +12,7 @@ from pathlib import Path
 from toolkit.store import factsfile
 from toolkit.store.disk import read_json_or_warn
 
+LONG_END = 2**20  # bytes of metrics.jsonl: the rows of a few steps of any model
 ENDED = ("done", "diverged")
 
 
@@ -37,7 +38,12 @@ def read_progress(folder: Path, metric: str) -> JobProgress:
     progress = JobProgress(state if isinstance(state, str) else "failed", _integer_or_zero(status.get("step")))
     if progress.state == "done":
         progress.seconds = _number_or_none(factsfile.read(folder).get("seconds"))
-    for row in reversed(last_rows(folder / "metrics.jsonl")):
+    rows = last_rows(folder / "metrics.jsonl")
+    for column in ("train/loss_nats", metric) if progress.state == "done" else ("train/loss_nats",):
+        if not any(column in row for row in rows):  # one row of the probes of a deep model is longer than the usual end
+            rows = last_rows(folder / "metrics.jsonl", LONG_END)
+            break
+    for row in reversed(rows):
         if progress.state != "done":
             progress.step = max(progress.step, _integer_or_zero(row.get("step")))
         if progress.loss is None:

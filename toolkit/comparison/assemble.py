@@ -28,6 +28,7 @@ from toolkit.comparison.runitems import counts as item_counts
 from toolkit.comparison.runs import METRIC, PlanRecord, Run
 from toolkit.comparison.statistics import Verdict
 from toolkit.config import keys
+from toolkit.config.spelling import suggest
 from toolkit.store.factsfile import Facts
 
 BITS = "val_full/bits_per_byte"
@@ -75,7 +76,7 @@ def compare(plan: PlanRecord, runs: list[Run], exclude: Sequence[tuple[str, str]
         selection=tuple(selection),
         excluded=tuple(excluded),
         banners=tuple(banners),
-        notes=(*notes, *_notes(results, kept), *item_notes),
+        notes=(*notes, *_without_metric(judged, metric), *_notes(results, kept), *item_notes),
         noise=noise if noise_df > 0 else None,
         noise_df=noise_df,
         unit=_units(judged).get(metric) or unit(metric),
@@ -112,6 +113,16 @@ def _metric_and_effect(plan: PlanRecord, judged: list[Run], effect: float | None
             f"{smallest_effect:g}"
         )
     return metric, smallest_effect, notes
+
+
+def _without_metric(runs: Sequence[Run], metric: str) -> list[str]:
+    """A note on finished runs whose files do not have the metric, such as a probe's whose name is misspelt."""
+    done = [run for run in runs if run.state == "done" and run.is_whole]
+    without = [run for run in done if not any(metric in row for row in run.rows)]
+    if not without:
+        return []
+    near = suggest(metric, dict.fromkeys(name for run in without for row in run.rows for name in row))
+    return [f"{metric} is in no row of metrics.jsonl of {list_names(run.name for run in without)}{near}"]
 
 
 def _notes(arms: Sequence[ArmResult], runs: Sequence[Run]) -> list[str]:

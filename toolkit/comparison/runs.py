@@ -25,6 +25,7 @@ from toolkit.store.journal import Extent
 METRIC, ALPHA, EFFECT = "val_full/loss_nats", 0.05, 0.02
 CURVE = "val/loss_nats"  # measured during training; METRIC is measured once, at the end
 LARGEST = 1e100  # larger values are not measurements; their squares would overflow a float
+EVALUATED = ("val/", "val_full/", "eval/")  # metrics that are measured between training steps
 LOWER_IS_BETTER = ("loss_nats", "bits_per_byte", "perplexity")  # metrics that the toolkit writes
 
 
@@ -65,12 +66,17 @@ class Run:
         return self.facts.get("steps", 0)
 
     def value(self, metric: str) -> float | None:
-        """The metric at the last step of the budget. None if the run did not get that far, if the value is missing
-        or not finite, or if the run is damaged."""
+        """The metric at the end of the budget. Evaluations are written after the last training step, at ``steps``; what
+        is measured in a training step, such as a probe's value, was last written one step before. None if the run did
+        not get that far, if the value is missing or not finite, or if the run is damaged."""
         if self.state != "done" or not self.is_whole:
             return None
-        values = [row[metric] for row in self.rows if row.get("step") == self.steps and metric in row]
-        return values[-1] if values and _is_finite(values[-1]) else None
+        last_steps = (self.steps,) if metric.startswith(EVALUATED) else (self.steps, self.steps - 1)
+        for step in last_steps:
+            values = [row[metric] for row in self.rows if row.get("step") == step and metric in row]
+            if values:
+                return values[-1] if _is_finite(values[-1]) else None
+        return None
 
     def final_metrics(self) -> list[str]:
         """The metrics in the rows at the last step of the budget, in their order."""

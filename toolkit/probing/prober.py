@@ -173,11 +173,13 @@ def sort_values(observation: Observation, probe: str, values: object) -> None:
         if value is None:
             observation.left_out[name] = "does not apply to this model"
         elif isinstance(value, numbers.Real) and not isinstance(value, bool):
-            observation.row[name] = float(value)
+            observation.row[name] = _number(value)
         elif not isinstance(value, Tensor | np.ndarray):
             raise ValueError(f"{probe}.observe: the value of {short} must be a number or an array, not {value!r:.40}")
+        elif isinstance(value, Tensor) and value.ndim == 0 and not value.is_complex():
+            single[name] = value.detach().float().reshape(())
         elif value.ndim == 0:
-            single[name] = torch.as_tensor(value).detach().float().reshape(())
+            observation.row[name] = float(_array(f"{probe}.observe: {short}", value)[0])
         else:
             observation.distributions[name] = _array(f"{probe}.observe: {short}", value)
     if single:  # one transfer from the device for all
@@ -192,13 +194,31 @@ def sort_values(observation: Observation, probe: str, values: object) -> None:
         observation.left_out[name] = "is not finite"
 
 
+def _number(value: numbers.Real) -> float:
+    """A number as a float, inf if it is too large for one."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
 def _array(what: str, value: Tensor | np.ndarray) -> np.ndarray:
-    """A flat array of floats. Raises ValueError for a large or empty one."""
-    array = value.detach().float().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value, dtype=np.float64)
-    if not 0 < array.size <= LARGEST_ARRAY:
+    """A flat array of floats. Raises ValueError for a large or empty one, and for one that does not hold real
+    numbers."""
+    size = value.numel() if isinstance(value, Tensor) else value.size
+    if not 0 < size <= LARGEST_ARRAY:
         raise ValueError(
-            f"{what} has {array.size:,} numbers; an array of a probe has 1 to {LARGEST_ARRAY:,}: return a summary"
+            f"{what} has {size:,} numbers; an array of a probe has 1 to {LARGEST_ARRAY:,}: return a summary"
         )
+    try:
+        if torch.is_complex(value) if isinstance(value, Tensor) else np.iscomplexobj(value):
+            raise TypeError("its numbers are complex")
+        array = value.detach().float().cpu().numpy() if isinstance(value, Tensor) else value.astype(np.float64)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise ValueError(
+            f"{what} is an array of {value.dtype}, which can't be read as numbers ({clean(error)}); return a dense "
+            "array of real numbers"
+        ) from error
     return array.reshape(-1)
 
 
