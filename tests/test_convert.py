@@ -189,6 +189,8 @@ BAD_FOLDERS = {
     "no model type": (lambda f: edit(f, model_type=None), "has no model_type"),
     "unknown type": (lambda f: edit(f, model_type="olmo2"), "'olmo2' has no mapping; known are .* nearest is"),
     "unknown activation": (lambda f: edit(f, hidden_act="mish"), "llama: the activation 'mish': it must be one of"),
+    "a number as type": (lambda f: edit(f, model_type=3), "model_type is 3, but must be a string"),
+    "odd added tokens": (lambda f: (f / "tokenizer.json").write_text('{"added_tokens": 5}'), "added_tokens must be a"),
     "no heads": (lambda f: edit(f, num_attention_heads=0), "refuses the config of a llama"),
     "no channels": (lambda f: edit(f, model_type="stablelm", hidden_size=0), "hidden_size is 0, but must be a whole"),
     "heads that do not fit": (
@@ -208,6 +210,12 @@ BAD_FOLDERS = {
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer.json"),
     "fewer rows than ids": (fewer_rows, "has ids up to 256, but the model only has 250 rows"),
 }
+
+
+def test_a_folders_own_settings_for_generation_do_not_change_the_proof(theirs, tmp_path, here):
+    """Qwen's folders have a repetition penalty."""
+    (theirs / "generation_config.json").write_text('{"repetition_penalty": 5.0, "min_new_tokens": 3}')
+    incoming.bring_in(str(theirs), tmp_path / "runs", "a")
 
 
 def test_until_the_proof_has_passed_there_is_no_run_under_the_name(theirs, tmp_path, here, monkeypatch):

@@ -129,7 +129,9 @@ def read(folder: Path, pickle: bool) -> Source:
     """Read a folder of transformers: config and tensors, in float32. Raises ValueError."""
     entries = library.read_json(folder / "config.json")
     model_type = entries.get("model_type")
-    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
+    if model_type is not None and not isinstance(model_type, str):
+        raise ValueError(f"{folder / 'config.json'}: model_type is {model_type!r}, but must be a string")
+    if model_type not in ARCHITECTURES:
         raise ValueError(nearest.explain(model_type, entries))
     architecture = ARCHITECTURES[model_type]
     config = library.make_config(model_type, entries)
