@@ -320,7 +320,7 @@ class GPTNeoX:
 
 @architecture
 class Mpt:
-    """LayerNorm without bias before each sublayer, ALiBi, an exact GELU of width 4C, no biases, tied tables, no
+    """LayerNorm without bias before each sublayer, ALiBi, an exact GELU of width 4C, no biases, no
     grouped heads."""
 
     model_type = "mpt"

@@ -189,6 +189,14 @@ BAD_FOLDERS = {
     "no model type": (lambda f: edit(f, model_type=None), "has no model_type"),
     "unknown type": (lambda f: edit(f, model_type="olmo2"), "'olmo2' has no mapping; known are .* nearest is"),
     "unknown activation": (lambda f: edit(f, hidden_act="mish"), "llama: the activation 'mish': it must be one of"),
+    "a number as type": (lambda f: edit(f, model_type=3), "model_type is 3, but must be a string"),
+    "odd added tokens": (lambda f: (f / "tokenizer.json").write_text('{"added_tokens": 5}'), "added_tokens must be a"),
+    "no heads": (lambda f: edit(f, num_attention_heads=0), "refuses the config of a llama"),
+    "no channels": (lambda f: edit(f, model_type="stablelm", hidden_size=0), "hidden_size is 0, but must be a whole"),
+    "heads that do not fit": (
+        lambda f: edit(f, model_type="stablelm", num_attention_heads=5),
+        "stablelm: |can't build",
+    ),
     "Llama 3's RoPE": (lambda f: edit(f, rope_parameters=LLAMA3), "'llama3': it must be default, linear or yarn"),
     "missing tensor": (lambda f: change_weights(f, lambda v: v.pop(NORM)), f"{NORM} is missing"),
     "surplus tensor": (lambda f: change_weights(f, lambda v: v.update(extra=torch.ones(2))), "extra is surplus"),
@@ -202,6 +210,42 @@ BAD_FOLDERS = {
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer.json"),
     "fewer rows than ids": (fewer_rows, "has ids up to 256, but the model only has 250 rows"),
 }
+
+
+def test_a_folders_own_settings_for_generation_do_not_change_the_proof(theirs, tmp_path, here):
+    """Qwen's folders have a repetition penalty."""
+    (theirs / "generation_config.json").write_text('{"repetition_penalty": 5.0, "min_new_tokens": 3}')
+    incoming.bring_in(str(theirs), tmp_path / "runs", "a")
+
+
+def test_until_the_proof_has_passed_there_is_no_run_under_the_name(theirs, tmp_path, here, monkeypatch):
+    """So a killed process leaves no run that looks proven, and another process's run of this name is not deleted."""
+    runs = tmp_path / "runs"
+
+    def begin_another(*arguments):
+        assert not (runs / "a").exists()
+        (runs / "a" / "checkpoints").mkdir(parents=True)
+        return proof.measure_here(*arguments)
+
+    monkeypatch.setattr(proof, "measure_fresh", begin_another)
+    (runs / ".a.tmp-1" / "a").mkdir(parents=True)  # of a killed process
+    with pytest.raises(ValueError, match="a already exists; choose another --name"):
+        incoming.bring_in(str(theirs), runs, "a")
+    assert [path.name for path in runs.iterdir()] == ["a"] and (runs / "a" / "checkpoints").is_dir()
+
+
+def test_the_card_of_a_model_that_came_in_names_no_training_data(theirs, tmp_path, here):
+    incoming.bring_in(str(theirs), tmp_path / "runs", "a")
+    outgoing.export(open_run(tmp_path / "runs" / "a", device="cpu"), tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    card = text[: text.index("## Config")]
+    assert "not trained here" in card and "TinyStories" not in card and "trained with" not in card
+
+
+def test_the_list_of_architectures_fits_the_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert convert.main(["--list"]) == 0
+    assert max(len(line) for line in capsys.readouterr().out.splitlines()) <= 80
 
 
 @pytest.mark.parametrize("bad", BAD_FOLDERS)
@@ -262,10 +306,17 @@ def test_bad_commands_are_refused(trained, theirs, tmp_path, capsys):
         (("no/such/place", "--from", "hf", "--name", "a"), "is no folder"),
         ((taken, "--from", "hf", "--name", "../a"), "a run's name is"),
         ((str(trained), "--to", "hf", "--out", out, "--architecture", "x"), "it has no mapping"),
+        ((str(trained), "--to", "hf", "--out", "."), "is no name of a new folder"),
+        ((str(trained), "--to", "hf", "--out", f"{taken}/config.json/x"), "config.json, which is no folder"),
     ):
         code, said = exit_code(*words, capsys=capsys)
         assert code == 2 and message in said, said
-    for words in ((), (taken, "--to", "hf"), (taken, "--from", "hf"), (taken, "--from", "hf", "--to", "hf")):
+    without_effect = (
+        (taken, "--to", "hf", "--out", out, "--pickle"),
+        (taken, "--from", "hf", "--name", "a", "--out", out),
+    )
+    incomplete = ((), (taken, "--to", "hf"), (taken, "--from", "hf"), (taken, "--from", "hf", "--to", "hf"))
+    for words in (*incomplete, *without_effect):
         with pytest.raises(SystemExit) as caught:
             convert.main(list(words))
         assert caught.value.code == 2

@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 import argparse
+import shutil
+import textwrap
 from pathlib import Path
 
 from toolkit.command import add_import_flags, run_command
+
+OUT_FLAGS = ("out", "tier", "dtype", "architecture", "no_tokenizer", "no_code")  # names of the flags of --to
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,8 +64,10 @@ def _list(arguments: argparse.Namespace) -> int:
     from toolkit.compose import load_shelf
 
     load_shelf(arguments.imports)
+    width = shutil.get_terminal_size((120, 24)).columns
     for name, architecture in ARCHITECTURES.items():
-        print(f"{name:12} {' '.join((type(architecture).__doc__ or '').split())}")
+        about = " ".join((type(architecture).__doc__ or "").split())
+        print(textwrap.fill(about, width, initial_indent=f"{name:12} ", subsequent_indent=" " * 13))
     return 0
 
 
@@ -111,6 +117,10 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     required, flag = ("out", "--to") if arguments.to else ("name", "--from")
     if getattr(arguments, required) is None:
         parser.error(f"{flag} needs --{required}")
+    others = ("name", "runs", "seq_len", "pickle") if arguments.to else OUT_FLAGS
+    if unused := [each for each in others if getattr(arguments, each) != parser.get_default(each)]:
+        given = ", ".join("--" + each.replace("_", "-") for each in unused)
+        parser.error(f"without effect with {flag}: {given}; leave out what has no effect")
     if arguments.seq_len is not None and arguments.seq_len < 2:
         parser.error("--seq-len must be 2 or more")
     return arguments

@@ -14,7 +14,7 @@ pipeline_tag: text-generation
 
 # {name}
 
-A {parameters} language model of the architecture `{model_type}`, trained with a toolkit for ablations of small GPTs.
+A {parameters} language model of the architecture `{model_type}`, {made} a toolkit for ablations of small GPTs.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -27,20 +27,23 @@ tokenizer = AutoTokenizer.from_pretrained("{folder}")
 |---|---|
 {rows}
 
-Texts were trained as documents that each follow the end-of-text token, so begin a prompt with it
-(`tokenizer.bos_token`) to continue a new document.
-
-## Proof
+{prompts}## Proof
 
 In a new process, transformers loaded these files and gave the results of the toolkit's own model: {proof}.
 Compared were random and real text of different lengths, with and without a cache.
 
 ## Config
 
-The toolkit's own config, with which it repeats the training:
+The toolkit's own config{repeats}:
 
 ```
 {config}```
+"""
+
+PROMPTS = """\
+Texts were trained as documents that each follow the end-of-text token, so begin a prompt with it
+(`tokenizer.bos_token`) to continue a new document.
+
 """
 
 
@@ -56,10 +59,15 @@ def write_card(run: Run, model_type: str, dtype: str, proof: Proof, folder: str)
         "context": f"{run.experiment.seq_len:,} tokens",
         "vocabulary": f"{run.tokenizer.vocab_size:,} ({type(run.tokenizer).__name__})",
         "type of the weights": dtype,
-        "data": f"{run.experiment.data.__name__} (fingerprint {facts.get('data', 'unknown')[:12]}), licence not known",
-        "training": f"step {step:,} of {steps:,}" if steps else f"step {step:,}",
     }
-    if tokens and steps:
+    came_in = "data" not in facts and facts.get("from")  # ``convert`` made the run of another model
+    if came_in:
+        rows["weights"] = f"those of {came_in}, not trained here; data and licence not known"
+    else:
+        data = f"{run.experiment.data.__name__} (fingerprint {facts.get('data', 'unknown')[:12]})"
+        rows["data"] = f"{data}, licence not known"
+        rows["training"] = f"step {step:,} of {steps:,}" if steps else f"step {step:,}"
+    if tokens and steps and not came_in:
         rows["training"] += f", {round(tokens * step / steps):,} tokens"
     for metric, value in facts.get("final", {}).items():
         if "loss" in metric and isinstance(value, float):
@@ -68,6 +76,9 @@ def write_card(run: Run, model_type: str, dtype: str, proof: Proof, folder: str)
         name=facts.get("name", folder),
         parameters=f"{total / 1e6:,.1f}M" if total >= 1e5 else f"{total:,}-parameter",
         model_type=model_type,
+        made="converted by" if came_in else "trained with",
+        prompts="" if came_in else PROMPTS,
+        repeats="" if came_in else ", with which it repeats the training",
         folder=folder,
         rows="\n".join(f"| {key} | {value} |" for key, value in rows.items()),
         proof=proof,

@@ -81,8 +81,8 @@ def _loss(network: Any, ids: Tensor, vocab_size: int) -> Tensor:
 
 def _greedy(network: Any, prompt: Tensor, about: Mapping[str, Any]) -> Tensor:
     """The tokens with which ``generate`` continues the prompt, (N,)."""
-    settings = network.generation_config
-    settings.eos_token_id = None  # or it would stop
+    # Without the folder's own settings: it would stop at an end token, or choose by a repetition penalty.
+    network.generation_config = type(network.generation_config)()
     outside = list(range(about["vocab_size"], network.config.vocab_size))
     ids = network.generate(
         prompt,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -23,10 +24,18 @@ from toolkit.protocols import Tokenizer
 from toolkit.registry import CATALOG
 from toolkit.rundir import facts
 from toolkit.rundir.folder import RunDir
-from toolkit.store import checkpoint
+from toolkit.store import checkpoint, sealed
 from toolkit.store.factsfile import Facts
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+SIZES = (  # entries of a config, or the names under which transformers also gives them
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+)
 PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
@@ -66,13 +75,17 @@ def bring_in(
     the source. Code in the source is never run. Raises ValueError, and leaves no run, if the source is no model that
     our parts compute, or if the run computes something else."""
     load_shelf(imports)
-    run = RunDir(runs, name, resume=False)
-    if run.path.exists():
-        raise ValueError(f"{run.path} already exists; choose another --name")
+    folder = runs / name
+    _check_free(folder)
+    RunDir(runs, name, resume=False)  # checks the name
     model_source = read(fetch(source, pickle), pickle)
     file = tokens.source_file(model_source.folder)
-    final = _bindings(model_source, file, run.path / "tokenizer" / "tokenizer.json", seq_len)
+    final = _bindings(model_source, file, folder / "tokenizer" / "tokenizer.json", seq_len)
+    # Until it is proven, the run is in a hidden folder: a process that is killed leaves no run under the name.
+    hidden = runs / f".{name}.tmp-{os.getpid()}"
+    sealed.sweep(runs, f".{name}")
     try:
+        run = RunDir(hidden, name, resume=False)
         _write(run, model_source, file, final, source, imports)
         opened = open_run(run.path, device="cpu", imports=imports)
         texts = tokens.fuzzed()
@@ -83,10 +96,17 @@ def bring_in(
                 f"report this with {model_source.folder / 'config.json'}"
             )
         tokens.check_source(opened.tokenizer, texts, ids)
-    except BaseException:
-        shutil.rmtree(run.path, ignore_errors=True)
-        raise
-    return Imported(run.path, model_source.config.model_type, result)
+        _check_free(folder)  # another process may have begun a run of this name
+        run.path.rename(folder)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+    return Imported(folder, model_source.config.model_type, result)
+
+
+def _check_free(folder: Path) -> None:
+    """Raise ValueError if the folder of a run exists."""
+    if folder.exists():
+        raise ValueError(f"{folder} already exists; choose another --name")
 
 
 def fetch(source: str, pickle: bool) -> Path:
@@ -109,16 +129,26 @@ def read(folder: Path, pickle: bool) -> Source:
     """Read a folder of transformers: config and tensors, in float32. Raises ValueError."""
     entries = library.read_json(folder / "config.json")
     model_type = entries.get("model_type")
-    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
+    if model_type is not None and not isinstance(model_type, str):
+        raise ValueError(f"{folder / 'config.json'}: model_type is {model_type!r}, but must be a string")
+    if model_type not in ARCHITECTURES:
         raise ValueError(nearest.explain(model_type, entries))
     architecture = ARCHITECTURES[model_type]
     config = library.make_config(model_type, entries)
+    for size in SIZES:
+        value = getattr(config, size, None)
+        if value is not None and not (isinstance(value, int) and value > 0):
+            raise ValueError(f"{folder / 'config.json'}: {size} is {value!r}, but must be a whole number above 0")
     try:
         layout = architecture.layout(config)
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'} can't be expressed in our parts:\n{error}") from error
     rules = architecture.rules(config)
-    own = {name: tuple(t.shape) for name, t in library.tensors_of(library.empty_model(config)).items()}
+    try:
+        own = {name: tuple(t.shape) for name, t in library.tensors_of(library.empty_model(config)).items()}
+    except Exception as error:  # the library has no common class of errors
+        reason = " ".join(str(error).split())[:400] or type(error).__name__
+        raise ValueError(f"transformers can't build the model of {folder / 'config.json'}: {reason}") from error
     theirs = _load(folder, config, pickle)
     try:
         tensors.check_names(rules, "ours", theirs, dict.fromkeys(tensors.names_of(rules, "ours"), ()))

@@ -72,7 +72,12 @@ def export(
 
 
 def check_free(folder: Path) -> None:
-    """Raise ValueError if a folder has files."""
+    """Raise ValueError if a folder has files, or can't be a new one."""
+    if folder.name in ("", ".."):
+        raise ValueError(f"--out {folder} is no name of a new folder; write for example --out {folder / 'exported'}")
+    parent = next((each for each in folder.parents if os.path.lexists(each)), folder)
+    if parent != folder and not parent.is_dir():
+        raise ValueError(f"--out {folder} lies in {parent}, which is no folder; choose another folder")
     if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
         raise ValueError(f"--out {folder} already exists; choose another folder, or delete it first")
 

@@ -101,6 +101,9 @@ def source_file(folder: Path) -> Path:
 
 
 def name_of(path: Path, token: int | None) -> str | None:
-    """What a tokenizer.json calls a special token; None if it has none of that id."""
+    """What a tokenizer.json calls a special token; None if it has none of that id. Raises ValueError."""
     added = library.read_json(path).get("added_tokens") or []
-    return next((each["content"] for each in added if each["id"] == token), None)
+    try:
+        return next((each["content"] for each in added if each["id"] == token), None)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{path}: added_tokens must be a list of objects with an id and a content") from error
