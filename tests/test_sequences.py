@@ -138,6 +138,7 @@ def test_an_evaluator_draws_none_of_the_datas_sequences():
         (lambda: Copy(Bytes(), 2, 0), "^Copy: .*make the sequences longer: Experiment.seq_len"),
         (lambda: Copy(Symbols(2), 20, 0), "raise Symbols.symbols"),
         (lambda: InductionSequences(Bytes(), 14, 0), "shortest = 8: .*set shortest to 7 or less"),
+        (lambda: InductionSequences(Symbols(900), 2, 0, shortest=1, sequences=9), "needs 3 tokens or more, and has 2"),
         (lambda: InductionSequences(Symbols(16), 32, 0), "set Symbols.symbols to 17 or more"),
     ],
 )
