@@ -158,11 +158,21 @@ def test_errors_are_raised_as_value_errors_and_leave_nothing(case, tmp_path):
         (lambda: toolkit.build(TINY, device="gpu"), "device = 'gpu' can't be used here"),
         (lambda: toolkit.load(toolkit.start.Result(Path("a"), "done", 1, {})), "run: a Result is no path.* run.path"),
         (lambda: toolkit.reader(None), "run: a NoneType is no path"),
+        (lambda: toolkit.runs(None), "patterns: None is no text"),
+        (lambda: toolkit.read(*toolkit.build(TINY), ["a", "b"]), "text: a list is no text"),
     ],
 )
 def test_an_argument_of_another_type_or_an_unknown_device_is_a_value_error(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_one_text_in_place_of_several_is_a_value_error(folder):
+    reader = toolkit.reader(folder / "command")
+    with pytest.raises(ValueError, match=r"reader.nats takes a list of texts.*write \[text\]"):
+        reader.nats("The hen")
+    with pytest.raises(ValueError, match="reader.generate takes a list of texts"):
+        reader.generate("The hen", 2)
 
 
 def test_a_device_that_this_machine_lacks_is_a_value_error(folder):

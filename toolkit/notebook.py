@@ -106,6 +106,8 @@ def read(model: nn.Module, tokenizer: Tokenizer, text: str) -> Reading:
     """Read a text with a model: its tokens, their logits and nats, and the attention weights of each layer.
 
     Raises ValueError for a model in training mode, and for a text that does not fit into the model's context."""
+    if not isinstance(text, str):
+        raise ValueError(f"text: a {type(text).__name__} is no text; read texts one by one")
     if model.training:
         raise ValueError("the model is in training mode, so dropout would change what it reads: call model.eval()")
     ids = torch.tensor([int(i) for i in tokenizer.encode(text)], dtype=torch.int64)
