@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated, Protocol
 
 import numpy as np
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from toolkit.measures import Score, mean
 from toolkit.protocols import Reader, Tokenizer
@@ -22,7 +22,7 @@ from toolkit.text.sequences import SPLITS, Sequences, Task, alphabet_of, draw_ro
 Count = Annotated[int, Gt(0)]
 Seed = Annotated[int, Ge(0), Lt(2**32)]
 LONGER = "make the sequences longer: Experiment.seq_len, or length in an evaluator"
-Power = Annotated[float, Gt(0)]
+Power = Annotated[float, Gt(0), Le(10)]
 
 
 @register("data")
@@ -255,6 +255,8 @@ class _Induction:
 
     def draw(self, rng: np.random.Generator, count: int, length: int, alphabet: np.ndarray) -> np.ndarray:
         longest = length // 2
+        if length < 3:  # nothing but the first symbol is repeated, and that is no answer
+            raise ValueError(f"a sequence needs 3 tokens or more, and has {length}; {LONGER}")
         if longest < self.shortest:
             raise ValueError(
                 f"shortest = {self.shortest}: at most half of a sequence of {length} tokens is not repeated; set "

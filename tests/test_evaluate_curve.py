@@ -11,6 +11,7 @@ from runs import small_run
 from safetensors.torch import load_file, save_file
 
 from toolkit import evaluate
+from toolkit.evaluation.reader import Reader
 from toolkit.store import checkpoint, sealed
 
 BINDINGS = (
@@ -117,3 +118,12 @@ def test_a_metric_that_a_checkpoint_lacks_is_shown_as_such(run, capsys, monkeypa
     assert evaluate.main([str(run), "--checkpoints", "8,12", *FAST]) == 0
     lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.strip()}
     assert lines["8"] == ["nan"] * 4 + ["-", "-"] and "nan" not in lines["12"]
+
+
+def test_items_into_a_file_are_refused_before_anything_is_measured(trained, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("kept")
+    monkeypatch.setattr(Reader, "token_nats", lambda *_: pytest.fail("measured"))
+    for folder in ("file", "file/inside"):
+        with pytest.raises(ValueError, match=r"--items .*file is a file; name a folder"):
+            evaluate.main([str(trained), "--items", str(tmp_path / folder)])
+    assert (tmp_path / "file").read_text() == "kept"

@@ -144,6 +144,42 @@ def test_errors_are_raised_as_value_errors_and_leave_nothing(case, tmp_path):
         assert shown.startswith(f"python -m toolkit.run {TINY} -p 'GPT.dim = 32'") and shown.endswith("--stop-at 3")
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: toolkit.train(TINY, {"GPT.dim": 16}), r"bindings: \{'GPT.dim': 16\} is no text"),
+        (lambda: toolkit.train(None), "overlays: None is no text"),
+        (lambda: toolkit.train(TINY, [("GPT.dim", 16)]), r"bindings: \('GPT.dim', 16\) is no text"),
+        (lambda: toolkit.train(TINY, name=3), "name: 3 is no text; give name='3'"),
+        (lambda: toolkit.train(TINY, runs=None), "runs: a NoneType is no path"),
+        (lambda: toolkit.train(TINY, from_checkpoint=3), "from_checkpoint: a int is no path"),
+        (lambda: toolkit.build(TINY, imports=3), "imports: 3 is no text"),
+        (lambda: toolkit.build(base=3), "base: a int is no path"),
+        (lambda: toolkit.build(TINY, device="gpu"), "device = 'gpu' can't be used here"),
+        (lambda: toolkit.load(toolkit.start.Result(Path("a"), "done", 1, {})), "run: a Result is no path.* run.path"),
+        (lambda: toolkit.reader(None), "run: a NoneType is no path"),
+        (lambda: toolkit.runs(None), "patterns: None is no text"),
+        (lambda: toolkit.read(*toolkit.build(TINY), ["a", "b"]), "text: a list is no text"),
+    ],
+)
+def test_an_argument_of_another_type_or_an_unknown_device_is_a_value_error(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_one_text_in_place_of_several_is_a_value_error(folder):
+    reader = toolkit.reader(folder / "command")
+    with pytest.raises(ValueError, match=r"reader.nats takes a list of texts.*write \[text\]"):
+        reader.nats("The hen")
+    with pytest.raises(ValueError, match="reader.generate takes a list of texts"):
+        reader.generate("The hen", 2)
+
+
+def test_a_device_that_this_machine_lacks_is_a_value_error(folder):
+    with pytest.raises(ValueError, match="device = 'cuda:99' can't be used here"):
+        toolkit.load(folder / "command", device="cuda:99")
+
+
 def test_an_existing_run_is_refused_and_one_process_trains_one_run(folder, tmp_path):
     with pytest.raises(ValueError, match="already exists: continue it with --resume"):
         toolkit.train(TINY, BINDINGS, "first", folder)

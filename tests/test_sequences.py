@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import tiny_gpt
-from runs import command, facts, rows, small_run
+from runs import assert_exact, command, facts, rows, small_run
 
 from components.loss import CrossEntropy
 from components.sequences import AssociativeRecall, Copy, CopyAccuracy, InductionSequences, RecallAccuracy
@@ -85,6 +85,19 @@ def test_a_run_trains_and_is_measured_again(tmp_path):
     assert f'"eval/RecallAccuracy/accuracy": {last["eval/RecallAccuracy/accuracy"]}' in again.stdout
 
 
+def test_a_final_evaluator_that_fails_loses_no_training(tmp_path):
+    common = ("Experiment.final_evaluators = [@CopyAccuracy]", "Experiment.checkpoint_every = 1000")
+    length = "CopyAccuracy.length = {}"
+    assert small_run(tmp_path, "whole", bindings=(*common, length.format(32))) == 0
+    with pytest.raises(ValueError, match=r"CopyAccuracy.length = 999 is longer than the model's context"):
+        small_run(tmp_path, "mended", bindings=(*common, length.format(999)))
+    assert small_run(tmp_path, "mended", "--resume", "--allow-change", bindings=(*common, length.format(32))) == 0
+    steps = facts(tmp_path / "mended")["steps"]
+    assert facts(tmp_path / "mended")["resumed"][0]["step"] == steps
+    assert rows(tmp_path / "mended") == rows(tmp_path / "whole")
+    assert_exact(tmp_path / "whole", tmp_path / "mended", steps)
+
+
 def test_the_seed_of_a_run_orders_the_sequences_and_the_corpus_seed_chooses_them():
     def content(split, size=200, **knobs):
         data = recall(**knobs)
@@ -138,6 +151,7 @@ def test_an_evaluator_draws_none_of_the_datas_sequences():
         (lambda: Copy(Bytes(), 2, 0), "^Copy: .*make the sequences longer: Experiment.seq_len"),
         (lambda: Copy(Symbols(2), 20, 0), "raise Symbols.symbols"),
         (lambda: InductionSequences(Bytes(), 14, 0), "shortest = 8: .*set shortest to 7 or less"),
+        (lambda: InductionSequences(Symbols(900), 2, 0, shortest=1, sequences=9), "needs 3 tokens or more, and has 2"),
         (lambda: InductionSequences(Symbols(16), 32, 0), "set Symbols.symbols to 17 or more"),
     ],
 )

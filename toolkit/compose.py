@@ -6,7 +6,7 @@ import logging
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,9 +52,37 @@ def compose(
     return config, [file for file in map(own_file, config.imports) if file]
 
 
-def listed(given: str | Path | Iterable[str | Path]) -> list[str]:
-    """A list of texts from what a caller in Python gives: one text or path, or several."""
-    return [str(each) for each in ((given,) if isinstance(given, str | Path) else given)]
+def listed(argument: str, given: str | Path | Iterable[str | Path]) -> list[str]:
+    """A list of texts from what a caller in Python gives: one text or path, or several. Raises ValueError for anything
+    else, such as a dict, of which only the keys would count. ``argument`` is the argument's name."""
+    texts: list[object] = [given]
+    if isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping):
+        texts = list(given)
+    for each in texts:
+        if not isinstance(each, str | Path):
+            example = '"GPT.n_layer = 6"' if argument == "bindings" else '"my/file"'
+            raise ValueError(f"{argument}: {each!r} is no text; give a text such as {example}, or a list of texts")
+    return [str(each) for each in texts]
+
+
+def folder_of(argument: str, given: str | Path) -> Path:
+    """The path that a caller in Python gives. Raises ValueError for anything but a text or a path."""
+    if not isinstance(given, str | Path):
+        hint = f", such as {argument}.path" if isinstance(getattr(given, "path", None), Path) else ""
+        raise ValueError(f"{argument}: a {type(given).__name__} is no path; give a text or a pathlib.Path{hint}")
+    return Path(given)
+
+
+def device_of(name: str | None) -> torch.device:
+    """The device with a name such as "cpu" or "cuda"; None: a GPU if there is one. Raises ValueError if this machine
+    has no such device."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:  # PyTorch without CUDA raises AssertionError
+        reason = clean(error).partition("\n")[0]
+        raise ValueError(f'device = {name!r} can\'t be used here ({reason}); use "cpu", or leave it out') from error
+    return device
 
 
 def load_shelf(imports: Sequence[str] = ()) -> list[str]:
@@ -144,6 +172,7 @@ def open_run(
 
     ``imports`` names further modules or files that the caller trusts. With ``code=False``, the files in the run's code/
     folder are refused. Raises ValueError, also if a file of the run was changed after the run wrote it."""
+    target = device_of(device)
     folder, checkpoint_folder = checkpoint.find(path)
     config, _ = compose(overlays, bindings, folder / "config.gin", imports, code)
     experiment = config.build()
@@ -152,7 +181,6 @@ def open_run(
     torch.manual_seed(experiment.seed)
     model = experiment.model(tokenizer.vocab_size, experiment.seq_len)
     checkpoint.load_weights(checkpoint_folder, model)
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return Run(config, experiment, tokenizer, model.to(target).eval(), checkpoint_folder, target)
 
 

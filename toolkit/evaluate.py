@@ -43,7 +43,10 @@ def main(argv: list[str] | None = None) -> int:
     experiment, device = run.experiment, run.device
     openmp.use_threads(experiment.threads)
     if arguments.items:
-        refuse_links(Path(arguments.items))
+        items = Path(arguments.items)
+        refuse_links(items)
+        if other := next((path for path in (items, *items.parents) if path.exists() and not path.is_dir()), None):
+            raise ValueError(f"--items {arguments.items}: {other} is a file; name a folder")
     chosen = evaluators.of(run.config, experiment)
     for evaluator in chosen.values():
         evaluator.prepare()  # a wrong item is found before any text is encoded

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit import attention_weights
-from toolkit.compose import compose, listed, open_run, try_build
+from toolkit.compose import compose, device_of, folder_of, listed, open_run, try_build
 from toolkit.config.layers import BASE
 from toolkit.context import Context
 from toolkit.evaluation.reader import Reader, reader_of
@@ -32,7 +32,7 @@ def load(
 
     ``model(ids (B,T))`` returns (hidden (B,T,C), head), and ``head.logits(hidden)`` the logits (B,T,V). Raises
     ValueError."""
-    opened = open_run(run, device=device, imports=listed(imports))
+    opened = open_run(folder_of("run", run), device=device, imports=listed("imports", imports))
     return _marked(opened.model, opened.experiment), opened.tokenizer
 
 
@@ -54,11 +54,12 @@ def build(
     device    "cpu", "cuda" ...; None: a GPU if there is one
 
     No text is read, except for a tokenizer that learns from the text. Raises ValueError."""
-    config, _ = compose(listed(overlays), listed(bindings), base or BASE, listed(imports))
+    overlays, bindings, imports = listed("overlays", overlays), listed("bindings", bindings), listed("imports", imports)
+    target = device_of(device)
+    config, _ = compose(overlays, bindings, folder_of("base", base or BASE), imports)
     experiment, blank = try_build(config)
     if hasattr(blank.tokenizer, "train"):
         blank.data.prepare()
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     parts = build_parts(experiment, target, blank.tokenizer, blank.data)
     return _marked(parts.model.eval(), experiment), parts.tokenizer
 
@@ -73,7 +74,7 @@ def reader(run: str | Path, imports: str | Path | Iterable[str | Path] = (), dev
     and the attributes ``model`` and ``tokenizer``. It computes in float32, unless it is used within
     ``torch.autocast``. Your own evaluator can be tried in this way: ``MyEvaluator().evaluate(reader)``. Raises
     ValueError."""
-    opened = open_run(run, device=device, imports=listed(imports))
+    opened = open_run(folder_of("run", run), device=device, imports=listed("imports", imports))
     return reader_of(opened.experiment, _marked(opened.model, opened.experiment), opened.tokenizer)
 
 
@@ -105,6 +106,8 @@ def read(model: nn.Module, tokenizer: Tokenizer, text: str) -> Reading:
     """Read a text with a model: its tokens, their logits and nats, and the attention weights of each layer.
 
     Raises ValueError for a model in training mode, and for a text that does not fit into the model's context."""
+    if not isinstance(text, str):
+        raise ValueError(f"text: a {type(text).__name__} is no text; read texts one by one")
     if model.training:
         raise ValueError("the model is in training mode, so dropout would change what it reads: call model.eval()")
     ids = torch.tensor([int(i) for i in tokenizer.encode(text)], dtype=torch.int64)

@@ -142,14 +142,17 @@ def train(
     correct, with the message that the command prints (its ``--resume`` is ``resume=True`` here, its ``--from``
     ``from_checkpoint``); OSError if the disk refuses a file; and Preempted after a first Ctrl-C, when what was trained
     is saved. A second Ctrl-C interrupts at once. Signals are noticed in the main thread only."""
-    from toolkit.compose import listed
+    from toolkit.compose import folder_of, listed
     from toolkit.loop.signals import Signals
 
-    overlays, bindings, imports = listed(overlays), listed(bindings), listed(imports)
+    overlays, bindings, imports = listed("overlays", overlays), listed("bindings", bindings), listed("imports", imports)
+    if not isinstance(name, str | None):
+        raise ValueError(f"name: {name!r} is no text; give name={str(name)!r}")
+    runs, base = folder_of("runs", runs), None if base is None else folder_of("base", base)
     start = Start(
         resume=resume,
         allow_change=allow_change,
-        from_checkpoint=None if from_checkpoint is None else str(from_checkpoint),
+        from_checkpoint=None if from_checkpoint is None else str(folder_of("from_checkpoint", from_checkpoint)),
         weights_only=weights_only,
         stop_at=stop_at,
     )

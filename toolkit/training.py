@@ -99,6 +99,12 @@ def train(
                     journal.sample(step, text)
             except Interrupted:
                 signalled = True  # a resumed run repeats what was interrupted
+            except Exception:  # of an evaluator, for example: what was trained is kept, and a resumed run measures it
+                if is_main and step > start:
+                    progress = progress | {"step": step, "best": best, "spikes": spikes.state}
+                    journal.sync()
+                    keeper.save(f"step-{step:08d}", model, optimizer, progress, journal.covered(step), last=True)
+                raise
             is_last_pass = signalled or step == last
             progress = progress | {"step": step, "best": best, "spikes": spikes.state}
             # A resumed run repeats an interrupted evaluation at ``start``. If this gives a new best score, save it.

@@ -42,6 +42,8 @@ def runs(patterns: str | Path | Iterable[str | Path], rows: bool = False) -> Dat
         import pandas
     except ImportError as error:
         raise ValueError("toolkit.runs needs pandas: python -m pip install pandas") from error
+    if not isinstance(patterns, Iterable | Path):
+        raise ValueError(f'patterns: {patterns!r} is no text; name runs, or a pattern: toolkit.runs("runs/*")')
     given = (patterns,) if isinstance(patterns, str | Path) else tuple(patterns)
     if not given:
         raise ValueError('name at least one run, or a pattern: toolkit.runs("runs/*")')

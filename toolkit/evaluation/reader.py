@@ -67,6 +67,7 @@ class Reader:
     def nats(self, texts: Sequence[str]) -> list[TokenNats]:
         """The nats of each token of each text. A text is read as a document: after the token ``eot``, and in windows of
         at most ``max_len`` tokens (``windows.rolling``)."""
+        _check_several("nats", texts)
         token_lists = [list(self.tokenizer.encode(text)) for text in texts]
         return [
             TokenNats(nats, self._byte_lengths[np.array(tokens, dtype=np.int64)])
@@ -103,6 +104,7 @@ class Reader:
         """Continue each prompt by up to ``max_tokens`` tokens, up to the end of the document, or up to the first of the
         texts ``stop``, which is left out. The prompt is not part of the result. ``temperature`` 0 takes the likeliest
         token; otherwise tokens are drawn with a seed that depends on the prompt and on the run's seed."""
+        _check_several("generate", prompts)
         return [self._continue(prompt, max_tokens, stop, temperature) for prompt in prompts]
 
     def _continue(self, prompt: str, max_tokens: int, stop: Sequence[str], temperature: float) -> str:
@@ -245,3 +247,9 @@ def reader_of(experiment: Experiment, model: nn.Module, tokenizer: Tokenizer) ->
     """The reader of an experiment's model: its batches have as many tokens as those of training."""
     max_len, batch = experiment.seq_len, micro_batch_size(experiment, distributed.world_size())
     return Reader(model, tokenizer, max_len, batch * max_len, experiment.seed, experiment.mask_documents)
+
+
+def _check_several(method: str, texts: Sequence[str]) -> None:
+    """Raise ValueError for one text in place of several, each of whose characters would count as a text."""
+    if isinstance(texts, str):
+        raise ValueError(f"reader.{method} takes a list of texts, and got one text: write [text]")
