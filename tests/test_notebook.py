@@ -238,7 +238,15 @@ def test_an_interrupt_saves_raises_and_puts_the_handlers_back(folder, tmp_path):
     assert trained[0] == trained[1] and len(trained[0]) == step + 5
 
 
-def test_a_second_interrupt_raises_at_once_and_the_process_lives():
+@pytest.fixture
+def ctrl_c_raises():
+    """A shell starts processes in the background with SIGINT ignored; here it raises KeyboardInterrupt, as usual."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_interrupt_raises_at_once_and_the_process_lives(ctrl_c_raises):
     with pytest.raises(KeyboardInterrupt), Signals(second_ends_process=False) as signals:
         os.kill(os.getpid(), signal.SIGINT)
         assert signals.caught == signal.SIGINT

@@ -41,6 +41,7 @@ MODULE_ATTRIBUTES = {"__file__", "__path__", "__spec__"}
 # getattr and hasattr on parts with a name that is no constant, by the source text of the call.
 COMPUTED = {
     "getattr(self.logger, method)": "the required methods of Logger",
+    "getattr(config, size, None)": "the sizes in a config of the library transformers",
     "getattr(cls, method, None)": "the required methods of the kind that is registered",
     "hasattr(cls, name)": "the members of toolkit.architectures.Architecture",
     "hasattr(bench.entry.cls, method)": "embed, rotate and score_bias",

@@ -68,7 +68,7 @@ def listed(argument: str, given: str | Path | Iterable[str | Path]) -> list[str]
 def folder_of(argument: str, given: str | Path) -> Path:
     """The path that a caller in Python gives. Raises ValueError for anything but a text or a path."""
     if not isinstance(given, str | Path):
-        hint = f", such as {argument}.path" if isinstance(getattr(given, "path", None), Path) else ""
+        hint = f", such as {argument}.path" if "path" in dir(given) else ""
         raise ValueError(f"{argument}: a {type(given).__name__} is no path; give a text or a pathlib.Path{hint}")
     return Path(given)
 
