@@ -153,7 +153,8 @@ def test_a_metric_whose_higher_values_are_better_is_the_mirror_image(tmp_path, c
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     capsys.readouterr()
     up = compared(folder)
-    assert "eval/Own/accuracy in eval/Own/accuracy, higher is better" in capsys.readouterr().out
+    out = capsys.readouterr().out  # the runs do not say the metric's unit
+    assert "\neval/Own/accuracy, higher is better" in out and "in eval/Own/accuracy" not in out
     assert not up["lower_is_better"] and loss["lower_is_better"]
     for one, other in zip(loss["arms"], up["arms"], strict=True):
         assert one["verdict"] == other["verdict"]

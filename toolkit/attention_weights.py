@@ -49,13 +49,13 @@ def recorded(model: nn.Module) -> Iterator[dict[str, Tensor | None]]:
     weights}. A kernel that runs several times in a pass (differential attention) is there as NAME, NAME#2 and so on;
     a further pass replaces the weights of the one before. The kernels are those of ``model.mixers``. No gradient flows
     through the weights. Memory: B * H * T * S floats for each kernel."""
-    found: dict[str, Tensor | None] = {}
+    weights_of: dict[str, Tensor | None] = {}
     calls: dict[str, int] = {}
 
     def record(name: str, kernel: nn.Module, inputs: tuple, options: dict) -> None:
         calls[name] = calls.get(name, 0) + 1
         with torch.no_grad():
-            found[name if calls[name] == 1 else f"{name}#{calls[name]}"] = weights(kernel, *inputs, **options)
+            weights_of[name if calls[name] == 1 else f"{name}#{calls[name]}"] = weights(kernel, *inputs, **options)
 
     def start_pass(*_: object) -> None:
         calls.clear()
@@ -68,7 +68,7 @@ def recorded(model: nn.Module) -> Iterator[dict[str, Tensor | None]]:
             )
         )
     try:
-        yield found
+        yield weights_of
     finally:
         for handle in handles:
             handle.remove()

@@ -285,16 +285,16 @@ def _resolutions(
     """What each metric of the runs' last evaluations can resolve. Arms that are identical to the baseline are left out:
     they say nothing about noise."""
     runs = [run for arm in arms.values() for run in arm.runs]
-    found = dict.fromkeys(name for run in runs for name in run.final_metrics())
+    metrics = dict.fromkeys(name for run in runs for name in run.final_metrics())
     evidence = [judgement.evidence for judgement in judgements.values() if judgement.evidence]
     paired = bool(evidence) and all(each.difference.paired for each in evidence)
-    kept = [
+    informative_arms = [
         arm for arm in arms.values() if arm.name not in judgements or judgements[arm.name].verdict.word != IDENTICAL
     ]
     counts = next((numbers for run in runs if (numbers := item_counts(run))), {})
     judged_apart = any(judgement.verdict.word in ("better", "worse") for judgement in judgements.values())
     units, resolutions = _units(runs), []
-    for name in found:
+    for name in metrics:
         if name != metric and not name.startswith(FINAL):
             continue
         values = {
@@ -303,7 +303,7 @@ def _resolutions(
                 for place, run in enumerate(arm.runs)
                 if (value := run.value(name)) is not None
             }
-            for arm in kept
+            for arm in informative_arms
         }
         result = resolve(name, values, paired, plan.alpha)
         by_verdict = name == metric and judged_apart and not result.tells_apart

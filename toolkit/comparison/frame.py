@@ -44,20 +44,20 @@ def runs(patterns: str | Path | Iterable[str | Path], rows: bool = False) -> Dat
         raise ValueError("toolkit.runs needs pandas: python -m pip install pandas") from error
     if not isinstance(patterns, Iterable | Path):
         raise ValueError(f'patterns: {patterns!r} is no text; name runs, or a pattern: toolkit.runs("runs/*")')
-    given = (patterns,) if isinstance(patterns, str | Path) else tuple(patterns)
-    if not given:
+    pattern_list = (patterns,) if isinstance(patterns, str | Path) else tuple(patterns)
+    if not pattern_list:
         raise ValueError('name at least one run, or a pattern: toolkit.runs("runs/*")')
-    by_path = {run.path.resolve(): run for pattern in given for run in _matching(str(pattern))}
-    found = list(by_path.values())
-    for run in found:
+    by_path = {run.path.resolve(): run for pattern in pattern_list for run in _matching(str(pattern))}
+    every_run = list(by_path.values())
+    for run in every_run:
         if run.damage:
             log.warning("%s%s", "; ".join(run.damage), "" if run.is_whole else "; its metrics are left out")
     if rows:
-        lines = [_row(run, row) for run in found if run.is_whole for row in run.rows]
+        lines = [_row(run, row) for run in every_run if run.is_whole for row in run.rows]
         first, last = ["run", "path", "step"], []
     else:
-        differing = _differing_keys(found)
-        lines = [_line(run, differing) for run in found]
+        differing = _differing_keys(every_run)
+        lines = [_line(run, differing) for run in every_run]
         first, last = ["run", "arm", "seed", "state", "step", "steps", *differing], LAST
     names = sorted({name for line in lines for name in line} - {*first, *last})
     return pandas.DataFrame(lines, columns=[*first, *names, *last])
@@ -66,12 +66,12 @@ def runs(patterns: str | Path | Iterable[str | Path], rows: bool = False) -> Dat
 def _matching(pattern: str) -> list[Run]:
     """The runs in all folders that match a pattern. Raises ValueError if there are none."""
     folders = [Path(path) for path in sorted(glob.glob(pattern)) or [pattern] if Path(path).is_dir()]
-    found = [run for folder in folders for run in _runs_in(folder)]
-    if not found:
+    matches = [run for folder in folders for run in _runs_in(folder)]
+    if not matches:
         raise ValueError(
             f"{pattern}: no run or plan found; the folder of a run holds config.gin, that of a plan plan.json"
         )
-    return found
+    return matches
 
 
 def _runs_in(folder: Path) -> list[Run]:
@@ -87,9 +87,9 @@ def _runs_in(folder: Path) -> list[Run]:
     return [read_run(config.parent) for config in sorted(folder.glob("*/config.gin"))]
 
 
-def _differing_keys(found: list[Run]) -> list[str]:
+def _differing_keys(runs: list[Run]) -> list[str]:
     """The config keys in which the runs differ, without the seed, which has a column."""
-    configs = [run.config for run in found if run.config]
+    configs = [run.config for run in runs if run.config]
     differing = {key for config in configs[1:] for key in keys.differences(configs[0], config)}
     return [key for key in dict.fromkeys(key for config in configs for key in config) if key in differing - {keys.SEED}]
 

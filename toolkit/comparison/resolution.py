@@ -33,8 +33,8 @@ class Resolution:
     """One metric over all arms of a plan. ``seeds`` is the number of seeds of each arm, ``noise`` the sd over seeds
     pooled over arms, ``detectable`` the true difference from the baseline that these seeds find with 80 % power.
     ``largest`` is the largest difference of two arms' means, the first of ``between`` minus the second (None if no
-    two differ). ``p`` is that
-    of the test whether any two arms differ, and ``tells_apart`` its answer; None if there is nothing to test."""
+    two differ). ``p`` is that of the test whether any two arms differ, and ``tells_apart`` its answer; None if there is
+    nothing to test."""
 
     metric: str
     arms: int
@@ -76,9 +76,9 @@ def resolve(metric: str, arms: Mapping[str, Mapping[int, float]], paired: bool, 
         largest = means[between[0]] - means[between[1]]
         between = between if largest else None
     if len(means) > 1 and seeds > 1:
-        found = separation([each[:seeds] for each in values.values()], paired)
-        p = float(found.p) if np.isfinite(found.p) else None
-        sd = float(found.sd)
+        separated = separation([each[:seeds] for each in values.values()], paired)
+        p = float(separated.p) if np.isfinite(separated.p) else None
+        sd = float(separated.sd)
         detectable = statistics.detectable(sd, seeds, paired, alpha / (len(means) - 1)) if sd else None
     same = bool(means) and all(value == next(iter(means.values())) for value in means.values())
     tells_apart = p < alpha if p is not None else False if seeds > 1 and len(means) > 1 and same else None

@@ -55,8 +55,8 @@ class ItemReader:
                         f"{differing[0]}"
                     )
         base, arm = (np.array([[both[side][item] for item in names] for both in values]) for side in (0, 1))
-        found = itemwise(arm, base, alpha)
-        numbers = (found.low_like, found.high_like, found.share_seeds, found.share_items, found.share_rest)
+        result = itemwise(arm, base, alpha)
+        numbers = (result.low_like, result.high_like, result.share_seeds, result.share_items, result.share_rest)
         return ItemEvidence(len(names), len(pairs), *(float(x) if np.isfinite(x) else None for x in numbers))
 
     def items(self, run: Run) -> dict[str, float]:

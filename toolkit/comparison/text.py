@@ -239,7 +239,8 @@ def legend(record: Record) -> str:
     mark = "; * only the runs that finished" if has_conditional else ""
     effect = f"smallest effect of interest {record['effect']:.4g}"
     better = "lower" if record["lower_is_better"] else "higher"
-    return f"{record['metric']} in {record['unit']}, {better} is better; {effect}{noise}{mark}"
+    in_unit = "" if record["unit"] == record["metric"] else f" in {record['unit']}"
+    return f"{record['metric']}{in_unit}, {better} is better; {effect}{noise}{mark}"
 
 
 def meanings(record: Record) -> list[tuple[str, str]]:

@@ -164,8 +164,8 @@ def curves(
         _svg('<text x="{}" y="{}">{}</text>', WIDTH - RIGHT + 5, top + height, number(low)),
         _step_labels(steps, top + height + 11),
     ]
-    said = number(last_value[0]) if len(last_value) else "no values"
-    return _picture(f"{title}: at the end {said}", top + height + 15, pieces)
+    shown = number(last_value[0]) if len(last_value) else "no values"
+    return _picture(f"{title}: at the end {shown}", top + height + 15, pieces)
 
 
 def _points(points: Sequence[tuple[float, float]]) -> str:

@@ -37,17 +37,17 @@ def _unregistered(model: nn.Module, named: dict[str, str]) -> dict[str, str]:
     if not stacks:
         return named
     largest = max(stacks, key=lambda name: sum(p.numel() for p in stacks[name].parameters()))
-    found: dict[str, str] = {}
+    kind_of: dict[str, str] = {}
     for index, block in stacks[largest].named_children():
         name = f"{largest}.{index}" if largest else index
-        found[name] = named.get(name, "block")
+        kind_of[name] = named.get(name, "block")
         if name in named:
             continue
-        found |= {part: kind for part, kind in named.items() if _is_inside(part, name)}
+        kind_of |= {part: kind for part, kind in named.items() if _is_inside(part, name)}
         for child in (f"{name}.{child}" for child, module in block.named_children() if list(module.parameters())):
             if not any(part == child or _is_inside(part, child) for part in named):
-                found[child] = "part"
-    return found
+                kind_of[child] = "part"
+    return kind_of
 
 
 def _is_inside(name: str, outer: str) -> bool:
