@@ -204,14 +204,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--rounds", type=int, default=3)
     add("--repeats", type=int, help="largest number of unsteady rounds to run again (default: as many as rounds)")
     add("--threads", type=int, help="PyTorch's threads")
-    add(
-        "--cpu-time",
-        dest="clock",
-        action="store_const",
-        const=time.process_time,
-        default=time.perf_counter,
-        help="measure processor time, for a machine with other busy processes; use it with --threads 1",
-    )
+    measure.add_cpu_time_flag(parser)
     add("--json", action="store_true", help="print one JSON object")
     return parser.parse_args(argv)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 
 import torch
@@ -99,7 +98,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--rounds", type=int, default=5)
     add("--repeats", type=int, help="largest number of unsteady rounds to run again (default: as many as rounds)")
     add("--threads", type=int, help="PyTorch's threads on a CPU")
-    add("--cpu-time", dest="clock", action="store_const", const=time.process_time, default=time.perf_counter)
+    measure.add_cpu_time_flag(parser)
     add("--json", action="store_true", help="print one JSON object")
     return parser.parse_args(argv)
 

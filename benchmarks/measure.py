@@ -3,6 +3,7 @@ steady."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -114,6 +115,18 @@ def seconds(
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return clock() - started
+
+
+def add_cpu_time_flag(parser: argparse.ArgumentParser) -> None:
+    """Add the flag --cpu-time, which sets ``clock`` to the clock that measures processor time."""
+    parser.add_argument(
+        "--cpu-time",
+        dest="clock",
+        action="store_const",
+        const=time.process_time,
+        default=time.perf_counter,
+        help="measure processor time, for a machine with other busy processes; use it with --threads 1",
+    )
 
 
 def note(text: str) -> None:
