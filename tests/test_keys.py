@@ -45,6 +45,13 @@ def test_knobs_of_a_part_that_one_side_lacks_follow_from_its_slot():
     assert [key for key in differing if not keys.matches(key, ["GPT.p*", "NormA.eps"])] == ["GPT.dim"]
 
 
+def test_what_an_older_toolkit_lacks_and_changes_nothing_is_no_difference():
+    older = {"Experiment.seed": 0, "GPT.dim": 8}
+    newer = {"Experiment.seed": 1, "Experiment.probe_every": 50, "GPT.dim": 8, "GPT.embed_scale": None}
+    assert keys.independent_differences(older, newer) == keys.independent_differences(newer, older) == {}
+    assert list(keys.independent_differences(older, newer | {"GPT.embed_scale": 2.0})) == ["GPT.embed_scale"]
+
+
 def test_a_missing_value_differs_from_the_word_for_it():
     assert keys.differences({"A.x": keys.ABSENT, "A.y": 1}, {"A.y": 1}) == {"A.x": (keys.ABSENT, keys.ABSENT)}
 

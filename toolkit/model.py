@@ -51,7 +51,7 @@ class GPT(nn.Module):
     pad_vocab_to   the number of rows of the embedding table is rounded up to a multiple of this, for speed; the extra
                    rows give no logits
     logit_softcap  bounds the logits: softcap * tanh(logits / softcap); None: no bound
-    embed_scale    factor of the embedded tokens, but not of the output matrix; Gemma has sqrt(C)
+    embed_scale    factor of the embedded tokens, but not of the output matrix; None: 1. Gemma has sqrt(C)
     recompute      store only the input of each block, and compute the block again for its gradients (Chen et al. 2016,
                    arXiv:1604.06174). Activations then take about the memory of one layer, and a step takes a third
                    longer
@@ -77,7 +77,7 @@ class GPT(nn.Module):
         tie_embeddings: bool = True,
         pad_vocab_to: Annotated[int, Gt(0)] = 128,
         logit_softcap: Annotated[float, Gt(0)] | None = None,
-        embed_scale: Annotated[float, Gt(0)] = 1.0,
+        embed_scale: Annotated[float, Gt(0)] | None = None,
         recompute: bool = False,
     ):
         super().__init__()
@@ -87,7 +87,7 @@ class GPT(nn.Module):
         if n_head % n_kv_head:
             raise ValueError(f"GPT.n_head = {n_head} is not a multiple of GPT.n_kv_head = {n_kv_head}")
         self.vocab_size, self.max_len, self.softcap = vocab_size, max_len, logit_softcap
-        self.embed_scale: float = embed_scale
+        self.embed_scale: float | None = embed_scale
         self.recompute: bool = recompute
         seed = torch.initial_seed()
         slots = {"block": block, "mixer": mixer, "position": position, "attention": attention, "ffn": ffn, "norm": norm}
@@ -126,7 +126,7 @@ class GPT(nn.Module):
             context.positions = (offset + torch.arange(length, device=ids.device))[None]  # (1, T)
         self._check_length(length, context)
         x = self.embed(ids)  # (B, T, C)
-        x = x if self.embed_scale == 1 else x * self.embed_scale
+        x = x if self.embed_scale is None else x * self.embed_scale
         context.position = list(self.positions)
         keys = length if context.cache is None else self.max_len
         for part in context.position:

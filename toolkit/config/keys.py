@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 ABSENT = "absent"  # shown in place of the value of a knob that a config lacks
 SEED = "Experiment.seed"
+PROBE_EVERY = "Experiment.probe_every"
 REFERENCE = re.compile(r"@((?:[\w.]+/)*)([\w.]+)")  # "@scope/module.Part", the text of a reference
 
 
@@ -94,13 +95,13 @@ def independent_differences(
 ) -> dict[str, tuple[object, object]]:
     """The differences that may confound a comparison of two arms. Three kinds are left out: knobs of a part that only
     one side builds, since they follow from a slot that differs too; a knob that is None or an empty list on one side
-    and missing on the other, since one toolkit lacks it; and the seed."""
+    and missing on the other, since one toolkit lacks it; the seed, and how often probes observe."""
     built_before, built_now = ({owner(key) for key in flat} for flat in (before, now))
     return {
         key: pair
         for key, pair in differences(before, now).items()
         if owner(key) in built_before & built_now
-        and key != SEED
+        and key not in (SEED, PROBE_EVERY)
         and not (before.get(key) in (None, []) and now.get(key) in (None, []))
     }
 

@@ -30,7 +30,7 @@ def describe(run: Run) -> Model:
         n_kv_head=_integer(knobs["n_kv_head"] or n_head),
         tie_embeddings=bool(knobs["tie_embeddings"]),
         logit_softcap=knobs["logit_softcap"],  # type: ignore[arg-type]  # the config was checked
-        embed_scale=knobs["embed_scale"],  # type: ignore[arg-type]
+        embed_scale=knobs["embed_scale"] or 1.0,  # type: ignore[arg-type]
     )
     layers = tuple({slot: columns[slot][i] for slot in SLOTS} for i in range(n_layer))
     shapes = {name: tuple(tensor.shape) for name, tensor in run.model.state_dict().items()}
