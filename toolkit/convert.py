@@ -31,9 +31,22 @@ def _export(arguments: argparse.Namespace) -> int:
 
     run = open_run(arguments.source, device="cpu", imports=arguments.imports, code=not arguments.no_code)
     result = outgoing.export(
-        run, Path(arguments.out), arguments.dtype, not arguments.no_tokenizer, arguments.architecture
+        run,
+        Path(arguments.out),
+        arguments.dtype,
+        not arguments.no_tokenizer,
+        arguments.architecture,
+        tier=arguments.tier,
     )
-    print(f"{run.checkpoint} is written to {result.folder} as {result.model_type}, in {arguments.dtype}")
+    if result.reason:
+        print(result.reason)
+    written = f"{result.folder} as {result.model_type}, in {arguments.dtype} (tier {result.tier})"
+    print(f"{run.checkpoint} is written to {written}")
+    if result.tier == "code":
+        others = "".join(f", {package}" for package in result.packages)
+        print(
+            f"it has the source of its parts, which trust_remote_code=True runs; it needs torch, transformers{others}"
+        )
     for computed, proof in result.proofs.items():
         print(f"loaded by transformers in a new process, computed in {computed}: {proof}")
     return 0
@@ -91,9 +104,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--out", metavar="DIR", help="--to: the new folder")
     add(
         "--tier",
-        choices=("native",),
-        default="native",
-        help="--to: native (default): an architecture that transformers has; --list shows them",
+        choices=("native", "code"),
+        help="--to: native: an architecture that transformers has, see --list; code: the source of the model's parts, "
+        "in files beside the weights (default: native if the model is one, else code)",
     )
     add(
         "--dtype",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from toolkit.compose import Run
 from toolkit.exchange.proof import Proof
 from toolkit.store import checkpoint, factsfile
@@ -19,11 +21,11 @@ A {parameters} language model of the architecture `{model_type}`, {made} a toolk
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("{folder}")
+model = AutoModelForCausalLM.from_pretrained("{folder}"{trust})
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 ```
 
-| | |
+{code}| | |
 |---|---|
 {rows}
 
@@ -47,8 +49,18 @@ Texts were trained as documents that each follow the end-of-text token, so begin
 """
 
 
-def write_card(run: Run, model_type: str, dtype: str, proof: Proof, folder: str) -> str:
-    """The text of the README.md."""
+CODE = """\
+The Python files in this folder are the parts of this model, copied from the toolkit and from its author's own files.
+`trust_remote_code=True` runs them: read them first. They need torch and transformers{packages}.
+
+"""
+
+
+def write_card(
+    run: Run, model_type: str, dtype: str, proof: Proof, folder: str, packages: Sequence[str] | None = None
+) -> str:
+    """The text of the README.md. ``packages``: what the code in the folder needs besides torch and transformers; None:
+    the folder has no code."""
     facts = factsfile.read(checkpoint.find(run.checkpoint)[0])
     manifest = checkpoint.read_manifest(run.checkpoint)
     counts = facts.get("parameters")
@@ -80,6 +92,8 @@ def write_card(run: Run, model_type: str, dtype: str, proof: Proof, folder: str)
         prompts="" if came_in else PROMPTS,
         repeats="" if came_in else ", with which it repeats the training",
         folder=folder,
+        trust="" if packages is None else ", trust_remote_code=True",
+        code="" if packages is None else CODE.format(packages="".join(f", {each}" for each in packages)),
         rows="\n".join(f"| {key} | {value} |" for key, value in rows.items()),
         proof=proof,
         config=run.config.text,

@@ -14,7 +14,7 @@ ROOT = ("", "Experiment")
 def describe(run: Run) -> Model:
     """The parts of an opened run's model. Raises ValueError for a model that is no GPT."""
     config = run.config
-    scope, name = _built(config, ROOT[0], config.parts[ROOT]["model"])
+    scope, name = built(config, ROOT[0], config.parts[ROOT]["model"])
     if name != "GPT":
         raise ValueError(f"Experiment.model is @{name}; architectures are described as layers of @GPT")
     knobs = config.parts[scope, name]
@@ -50,7 +50,7 @@ def _layers(config: Config, scope: str, slot: str, value: object, n_layer: int) 
 
 def _part(config: Config, scope: str, reference: Reference) -> Part:
     """The part that a reference builds, with its own parts as values of knobs."""
-    inner, name = _built(config, scope, reference)
+    inner, name = built(config, scope, reference)
     knobs = {
         knob: _part(config, inner, value) if isinstance(value, Reference) else value
         for knob, value in config.parts[inner, name].items()
@@ -58,7 +58,7 @@ def _part(config: Config, scope: str, reference: Reference) -> Part:
     return Part(name, knobs)
 
 
-def _built(config: Config, scope: str, value: object) -> tuple[str, str]:
+def built(config: Config, scope: str, value: object) -> tuple[str, str]:
     """(scope, name) of the part that a reference builds inside ``scope``."""
     assert isinstance(value, Reference), value  # the config was checked
     return value.scope or scope, keys.bare(value.name)

@@ -10,6 +10,7 @@ import inspect
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +23,7 @@ def measure(folder: str, probes: Mapping[str, Tensor], about: Mapping[str, Any])
 
     ``probes``: ids (B, T) by name; the probe "prompt" is continued by ``about["greedy"]`` tokens, the likeliest each
     time. ``about``: "vocab_size" (logits of later ids are left out), "keep" (number of last positions whose logits are
-    returned), "dtype", and "texts" to encode, [] for none.
+    returned), "dtype", "texts" to encode, [] for none, and "code": whether to run the Python files in the folder.
 
     Results: "plain.NAME" and "cached.NAME" (B, T', V) float32, without and with a cache; "greedy" (N,); "loss" (), the
     loss on the probe "loss" in nats per token; "ids.I" for text number I."""
@@ -30,12 +31,16 @@ def measure(folder: str, probes: Mapping[str, Tensor], about: Mapping[str, Any])
 
     transformers.logging.set_verbosity_error()
     dtype = getattr(torch, about["dtype"])
-    network = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True).eval()
+    network = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, local_files_only=True, trust_remote_code=about["code"]
+    ).eval()
     results: dict[str, Tensor] = {}
     with torch.no_grad():
         for name, ids in probes.items():
             results[f"plain.{name}"] = _logits(network, ids, about)
-            results[f"cached.{name}"] = _cached(network, ids, about)
+            cached = _cached(network, ids, about)
+            if cached is not None:
+                results[f"cached.{name}"] = cached
         results["loss"] = _loss(network, probes["loss"], about["vocab_size"])
         results["greedy"] = _greedy(network, probes["prompt"], about)
     if about["texts"]:
@@ -53,11 +58,14 @@ def _logits(network: Any, ids: Tensor, about: Mapping[str, Any], **options: obje
     return logits[:, -about["keep"] :, : about["vocab_size"]].float()
 
 
-def _cached(network: Any, ids: Tensor, about: Mapping[str, Any]) -> Tensor:
-    """As ``_logits``, but in pieces: the first half, three tokens one by one, and the rest, with the cache."""
+def _cached(network: Any, ids: Tensor, about: Mapping[str, Any]) -> Tensor | None:
+    """As ``_logits``, but in pieces: the first half, three tokens one by one, and the rest, with the cache. None if
+    the model has none."""
     cache, logits = None, []
     for piece in ids.split(pieces(ids.shape[1]), dim=1):
         out = network(piece, past_key_values=cache, use_cache=True)
+        if out.past_key_values is None:  # a part of the model can't decode with a cache
+            return None
         cache = out.past_key_values
         logits.append(out.logits[:, -about["keep"] :, : about["vocab_size"]].float())
     return torch.cat(logits, dim=1)[:, -about["keep"] :]
@@ -104,9 +112,13 @@ def main() -> None:
     with safe_open(source, "pt") as file:
         about = json.loads((file.metadata() or {})["about"])
         probes = {name: file.get_tensor(name) for name in file.keys()}
+    for module in about["blocked"]:
+        sys.modules[module] = None  # type: ignore[assignment]  # Python then refuses to import it
     save_file({name: value.contiguous() for name, value in measure(folder, probes, about).items()}, target)
 
 
 if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    main()
+    with tempfile.TemporaryDirectory() as copies:  # transformers runs copies of the Python files in a folder
+        os.environ["HF_MODULES_CACHE"] = copies
+        main()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from toolkit.compose import Run
-from toolkit.exchange import card, library, proof, tensors, tokens
+from toolkit.exchange import card, library, proof, remotecode, tensors, tokens
 from toolkit.exchange.choice import choose
 from toolkit.exchange.describe import describe
 from toolkit.exchange.proof import Measure, Proof
@@ -23,13 +23,17 @@ SHARD = "5GB"  # larger models are divided into files of this size
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the folder, the architecture's name in transformers, and the proofs.
+    """What was written: the folder, the tier, the architecture's name in transformers, and the proofs.
 
-    ``proofs``: the weights as written, computed in float32, and for a half type also computed in that type."""
+    ``proofs``: the weights as written, computed in float32, and for a half type also computed in that type.
+    ``packages``: what else must be installed where the model is loaded. ``reason``: why the tier is not native."""
 
     folder: Path
+    tier: str
     model_type: str
     proofs: dict[str, Proof]
+    packages: Sequence[str] = ()
+    reason: str = ""
 
 
 def export(
@@ -39,36 +43,55 @@ def export(
     tokenizer: bool = True,
     only: str | None = None,
     measure: Measure | None = None,
+    tier: str | None = "native",
 ) -> Exported:
     """Write the model of an opened run into ``folder``, which must not exist or be empty.
 
     ``dtype``: the type of the weights. ``tokenizer`` False leaves out the tokenizer files. ``only``: the name
     of the architecture to write; None: the first that the model is. ``measure`` replaces the process in which
-    transformers loads the files. Raises ValueError, and writes nothing, if the model has no
-    architecture in transformers, if the tokenizer can't be written, or if transformers computes something else."""
+    transformers loads the files. ``tier``: "native" for an architecture of transformers, "code" for the source of the
+    parts beside the weights, None for the first of these that is possible. Raises ValueError, and writes nothing, if
+    the model can't be written in this tier, if the tokenizer can't be written, or if transformers computes something
+    else."""
     check_free(folder)
     eot = run.tokenizer.eot
     entries = {"bos_token_id": eot, "eos_token_id": eot, "pad_token_id": None}
-    architecture, config = choose(describe(run), entries, only)
+    chosen, reason = None, ""
+    if tier != "code":
+        try:
+            chosen = choose(describe(run), entries, only)
+        except ValueError as error:
+            if tier == "native" or only is not None:
+                raise
+            reason = str(error)
     temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     sealed.sweep(folder.parent, folder.name)
+    code: Sequence[str] = ()
+    packages: Sequence[str] = ()
     try:
         temporary.mkdir()
         texts: Sequence[str] = ()
         if tokenizer:
             tokens.write(run.tokenizer, temporary, run.experiment.seq_len)
             texts = tokens.fuzzed()
-        _write_model(run, architecture.rules(config), config, temporary, dtype)
-        proofs = _prove(run, temporary, dtype, texts, measure)
-        text = card.write_card(run, config.model_type, dtype, proofs["float32"], folder.name)
+        if chosen is not None:
+            architecture, config = chosen
+            model_type = config.model_type
+            _write_model(run, architecture.rules(config), config, temporary, dtype)
+        else:
+            model_type = remotecode.MODEL_TYPE
+            code, packages = remotecode.write_code(run, temporary)
+            remotecode.write_model(run, temporary, dtype, entries, SHARD)
+        proofs = _prove(run, temporary, dtype, texts, measure, code)
+        text = card.write_card(run, model_type, dtype, proofs["float32"], folder.name, packages if code else None)
         (temporary / "README.md").write_text(text, encoding="utf-8")
         if folder.exists():
             folder.rmdir()  # it is empty
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Exported(folder, config.model_type, proofs)
+    return Exported(folder, "native" if chosen else "code", model_type, proofs, packages, reason)
 
 
 def check_free(folder: Path) -> None:
@@ -99,11 +122,14 @@ def _write_model(run: Run, rules: list[Any], config: Any, folder: Path, dtype: s
     network.save_pretrained(folder, max_shard_size=SHARD)
 
 
-def _prove(run: Run, folder: Path, dtype: str, texts: Sequence[str], measure: Measure | None) -> dict[str, Proof]:
-    """Compare the folder with the run's model. Raises ValueError if they differ."""
+def _prove(
+    run: Run, folder: Path, dtype: str, texts: Sequence[str], measure: Measure | None, code: Sequence[str]
+) -> dict[str, Proof]:
+    """Compare the folder with the run's model. ``code``: the modules of which the folder has copies. Raises ValueError
+    if they differ."""
     proofs = {}
     for computed in dict.fromkeys(("float32", dtype)):
-        result, ids = proof.prove(run.model, run.tokenizer, folder, measure, computed, texts)
+        result, ids = proof.prove(run.model, run.tokenizer, folder, measure, computed, texts, code)
         if result.problem:
             raise ValueError(
                 f"transformers does not compute what this model does, in {computed}: {result.problem}; nothing was "

@@ -85,6 +85,7 @@ def prove(
     measure: Measure | None = None,
     dtype: str = "float32",
     texts: Sequence[str] = (),
+    code: Sequence[str] = (),
 ) -> tuple[Proof, list[list[int]]]:
     """Compare a model of ours with the one in ``folder``, which is loaded in a process of its own, or by ``measure``.
 
@@ -98,6 +99,8 @@ def prove(
         "dtype": dtype,
         "greedy": min(GREEDY, cast(Model, model).max_len - probes["prompt"].shape[1]),
         "texts": list(texts),
+        "code": bool(code),
+        "blocked": sorted({module.partition(".")[0] for module in code}),
     }
     theirs = (measure or measure_fresh)(folder, probes, about)
     ours = _measure_ours(model, probes, about)
