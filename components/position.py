@@ -140,6 +140,46 @@ class YaRN(nn.Module):
 
 
 @register("position")
+class Llama3RoPE(nn.Module):
+    """RoPE whose slow pairs rotate ``scale`` times slower, with unchanged fast pairs, as in Llama 3.1 (Grattafiori et
+    al. 2024, arXiv:2407.21783; the formula is in the authors' code).
+
+    A pair that makes more than ``beta_fast`` rotations within ``original_len`` positions keeps its frequency. The
+    frequency of a pair that makes fewer than ``beta_slow`` is divided by ``scale``. Between the two, the frequency is
+    interpolated linearly in the number of rotations. ``original_len=None`` means max_len / scale."""
+
+    def __init__(
+        self,
+        dim: int,
+        n_head: int,
+        head_dim: int,
+        max_len: int,
+        scale: Annotated[float, Ge(1)] = 8.0,
+        original_len: Annotated[int, Gt(0)] | None = None,
+        beta_fast: Annotated[float, Gt(0)] = 4.0,
+        beta_slow: Annotated[float, Gt(0)] = 1.0,
+        theta: Annotated[float, Gt(0)] = 10_000.0,
+    ):
+        super().__init__()
+        _check_pairs("Llama3RoPE", head_dim)
+        if beta_fast <= beta_slow:
+            raise ValueError(
+                f"Llama3RoPE.beta_fast = {beta_fast} must be above Llama3RoPE.beta_slow = {beta_slow}: fast pairs "
+                "rotate more often"
+            )
+        self.scale, self.theta, self.betas = scale, theta, (beta_fast, beta_slow)
+        self.original_len = original_len or max_len / scale
+
+    def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:  # (B,T,H,D), (B,T,G,D), (B|1,T)
+        fast, slow = self.betas
+        frequencies = _frequencies(q.shape[-1], self.theta, q.device)  # (D/2,)
+        rotations = self.original_len * frequencies / (2 * math.pi)
+        kept = ((rotations - slow) / (fast - slow)).clamp(0, 1)  # 1: frequency as before, 0: divided by scale
+        cos, sin = _angles(positions, frequencies * kept + frequencies / self.scale * (1 - kept))
+        return _rotate(q, cos, sin), _rotate(k, cos, sin)
+
+
+@register("position")
 class XPos(nn.Module):
     """RoPE whose scores decay with distance (Sun et al. 2022, arXiv:2212.10554). Pair i of q is multiplied by
     zeta_i^(position / scale_base) and pair i of k is divided by it, with zeta_i = (2i/D + 0.4) / 1.4. A score therefore

@@ -42,6 +42,10 @@ CASES = [  # (model type, entries of its config); the first of each type runs in
     ("llama", dict(attention_bias=True, mlp_bias=True, tie_word_embeddings=True)),
     ("llama", rope(kind="linear", theta=500.0, factor=2.0)),
     ("llama", dict(head_dim=8, vocab_size=317) | rope(kind="yarn", factor=4.0, original_max_position_embeddings=6)),
+    (
+        "llama",
+        rope(kind="llama3", factor=8.0, high_freq_factor=4.0, low_freq_factor=1.0, original_max_position_embeddings=12),
+    ),
     ("mistral", dict(sliding_window=7)),
     ("mistral", dict(sliding_window=None, head_dim=10)),
     ("qwen2", dict(use_sliding_window=True, sliding_window=5, max_window_layers=1)),

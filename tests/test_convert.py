@@ -180,8 +180,7 @@ def fewer_rows(folder: Path) -> None:
     change_weights(folder, lambda values: values.update({name: values[name][:250].clone() for name in names}))
 
 
-LLAMA3 = dict(rope_type="llama3", rope_theta=1e4, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
-LLAMA3["original_max_position_embeddings"] = 8
+DYNAMIC = dict(rope_type="dynamic", rope_theta=1e4, factor=8.0)
 NORM = "model.norm.weight"
 BAD_FOLDERS = {
     "no config": (lambda f: (f / "config.json").unlink(), "config.json can't be read"),
@@ -197,7 +196,10 @@ BAD_FOLDERS = {
         lambda f: edit(f, model_type="stablelm", num_attention_heads=5),
         "stablelm: |can't build",
     ),
-    "Llama 3's RoPE": (lambda f: edit(f, rope_parameters=LLAMA3), "'llama3': it must be default, linear or yarn"),
+    "dynamic RoPE": (
+        lambda f: edit(f, rope_parameters=DYNAMIC),
+        "'dynamic': it must be default, linear, yarn or",
+    ),
     "missing tensor": (lambda f: change_weights(f, lambda v: v.pop(NORM)), f"{NORM} is missing"),
     "surplus tensor": (lambda f: change_weights(f, lambda v: v.update(extra=torch.ones(2))), "extra is surplus"),
     "another shape": (lambda f: change_weights(f, lambda v: v.update({NORM: torch.ones(5)})), "norm.weight"),

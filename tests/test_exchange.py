@@ -239,5 +239,5 @@ def test_rules_that_leave_something_out_or_write_twice_are_refused():
 def test_an_architecture_of_ones_own_is_registered_once_and_whole():
     with pytest.raises(ValueError, match="Incomplete lacks config, layout, rules"):
         register(type("Incomplete", (), {"model_type": "x"}))
-    with pytest.raises(ValueError, match="Llama in components.architecture already maps the model type 'llama'"):
+    with pytest.raises(ValueError, match="Llama in components.architecture.llama already maps the model type 'llama'"):
         register(type("Other", (type(ARCHITECTURES["llama"]),), {}))

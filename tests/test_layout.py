@@ -36,10 +36,40 @@ def test_the_frame_reaches_for_the_shelf_in_one_place_only(path):
     assert foreign == ({"components"} if path.name == "compose.py" else set())
 
 
+def shelf_breaches(path: Path, root: Path = ROOT) -> list[str]:
+    """Imports of a file of the shelf from the shelf or from an experiment, except from the helpers in its own folder:
+    the files there that register nothing."""
+    registering = re.compile(r"^@(register|architecture)\b", re.MULTILINE)
+    helpers = {
+        ".".join(each.relative_to(root).with_suffix("").parts)
+        for each in path.parent.glob("*.py")
+        if path.parent != root / "components" and not registering.search(each.read_text(encoding="utf-8"))
+    }
+    own = [name for name in imports(path) if name.split(".")[0] in ("components", "experiments")]
+    return [name for name in own if name not in helpers and name.rpartition(".")[0] not in helpers]
+
+
 @pytest.mark.parametrize("path", files("components"))
 def test_files_on_the_shelf_do_not_import_each_other(path):
-    foreign = {name for name in imports(path) if name.split(".")[0] in ("components", "experiments")}
-    assert path.name == "__init__.py" or not foreign
+    assert path.name == "__init__.py" or shelf_breaches(path) == []
+
+
+def test_an_import_between_files_of_the_shelf_is_found(tmp_path):
+    folder = tmp_path / "components" / "architecture"
+    folder.mkdir(parents=True)
+    (folder / "helper.py").write_text("TABLE = {}")
+    (folder / "sibling.py").write_text("@architecture\nclass Sibling: ...")
+    (folder.parent / "norm.py").write_text("SIZE = 1")
+    family, beside = folder / "family.py", folder.parent / "block.py"
+    for path, line, found in (
+        (family, "from components.architecture.helper import TABLE", []),
+        (family, "from components.architecture.sibling import Sibling", ["components.architecture.sibling.Sibling"]),
+        (family, "from components.norm import SIZE", ["components.norm.SIZE"]),
+        (beside, "from components.norm import SIZE", ["components.norm.SIZE"]),
+        (beside, "from components.architecture.helper import TABLE", ["components.architecture.helper.TABLE"]),
+    ):
+        path.write_text(line)
+        assert shelf_breaches(path, tmp_path) == found
 
 
 @pytest.mark.parametrize("path", files("toolkit"))
@@ -118,7 +148,7 @@ def test_every_knob_is_annotated_so_that_the_guard_can_check_it(entry):
 
 
 def test_a_part_is_small():
-    for path in (ROOT / "components").glob("*.py"):
+    for path in (ROOT / "components").rglob("*.py"):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ClassDef):
                 assert node.end_lineno - node.lineno < 66, f"{path.name}: {node.name}"

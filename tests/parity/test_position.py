@@ -12,7 +12,20 @@ from transformers.models.llama import modeling_llama as llama
 from transformers.models.phi import modeling_phi as phi
 from transformers.models.t5.modeling_t5 import T5Attention, T5Config
 
-from components.position import ALiBi, Kerple, Learned, LinearRoPE, NoPE, NTKRoPE, RoPE, Sinusoidal, T5Bias, XPos, YaRN
+from components.position import (
+    ALiBi,
+    Kerple,
+    Learned,
+    LinearRoPE,
+    Llama3RoPE,
+    NoPE,
+    NTKRoPE,
+    RoPE,
+    Sinusoidal,
+    T5Bias,
+    XPos,
+    YaRN,
+)
 from parity.reference import llama_config, randomize, relative_error
 
 POSITIONS = torch.arange(64)[None]
@@ -126,6 +139,17 @@ def test_yarn_equals_transformers(scale, length, betas, parity):
     parity("YaRN", "transformers rope_type yarn", turned, expected)
     default = YaRN(256, 4, 64, int(length * scale), scale=scale, **named).rotate(q, k, POSITIONS)
     assert all(torch.equal(one, other) for one, other in zip(turned, default, strict=True))
+
+
+@pytest.mark.parametrize("scale, length", [(1.0, 2048), (8.0, 2048), (8.0, 64), (4.0, 12)])
+@pytest.mark.parametrize("betas", [(4.0, 1.0), (3.0, 0.5)])
+def test_llama3_rope_equals_transformers(scale, length, betas, parity):
+    q, k = queries_and_keys()
+    named = dict(high_freq_factor=betas[0], low_freq_factor=betas[1], original_max_position_embeddings=length)
+    expected = llamas(q, k, POSITIONS, rope_type="llama3", factor=scale, **named)
+    part = Llama3RoPE(32, 4, 8, 64, scale=scale, original_len=length, beta_fast=betas[0], beta_slow=betas[1])
+    # One unit in the last place of a frequency is 1.2e-7 of it; after 63 positions that is 63 * 0.48 * 1.2e-7 = 3.6e-6.
+    parity("Llama3RoPE", "transformers rope_type llama3", part.rotate(q, k, POSITIONS), expected, 4e-6)
 
 
 def test_yarn_multiplies_scores_by_the_temperature_of_the_paper():
