@@ -14,12 +14,13 @@ import torch
 from runs import small_run
 
 from toolkit import convert
-from toolkit.compose import Run, compose, open_run
+from toolkit.compose import Run, compose, load_shelf, open_run
 from toolkit.exchange import outgoing, proof
 from toolkit.exchange.flatten import Flattened
 from toolkit.registry import CATALOG
 
 ROOT = Path(__file__).parent.parent
+load_shelf()
 KINDS = ("model", "block", "mixer", "position", "attention", "norm", "ffn", "init")
 PARTS = {
     entry.name: entry for entry in CATALOG.values() if entry.kind in KINDS and entry.module.startswith(("comp", "too"))
@@ -195,8 +196,9 @@ def test_every_part_of_the_shelf_works_where_only_torch_transformers_and_safeten
     installed = subprocess.run(install, env=alone, capture_output=True, text=True)
     if installed.returncode:
         pytest.skip(f"no package index is reachable: {installed.stderr.strip().splitlines()[-1][:200]}")
-    missing = subprocess.run([python, "-c", "import gin"], env=alone, capture_output=True, text=True)
-    assert "No module named 'gin'" in missing.stderr
+    for name in ("gin", "toolkit"):
+        missing = subprocess.run([python, "-P", "-c", f"import {name}"], env=alone, capture_output=True, text=True)
+        assert f"No module named '{name}'" in missing.stderr
     folders = exported_parts(tmp_path / "models")
     assert folders.keys() == PARTS.keys() | {"mixed"}
     for name, results in measured(list(folders.values()), tmp_path / "results.json", python).items():

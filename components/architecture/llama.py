@@ -22,7 +22,7 @@ from toolkit.architectures import Layout, Model, Part, architecture
 
 @architecture
 class Llama:
-    """RMSNorm before each sublayer, RoPE (plain, linear, YaRN), SwiGLU."""
+    """RMSNorm before each sublayer, RoPE (plain, linear, YaRN, Llama 3), SwiGLU."""
 
     model_type = "llama"
 

@@ -53,7 +53,7 @@ def _part(config: Config, scope: str, reference: Reference) -> Part:
     inner, name = built(config, scope, reference)
     knobs = {
         knob: _part(config, inner, value) if isinstance(value, Reference) else value
-        for knob, value in config.parts[inner, name].items()
+        for knob, value in config.parts.get((inner, name), {}).items()  # none of a part that every mixer ignores
     }
     return Part(name, knobs)
 

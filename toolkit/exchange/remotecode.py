@@ -76,7 +76,7 @@ def reachable(config: Config) -> dict[tuple[str, str], dict[str, object]]:
     while waiting:
         label = waiting.pop(0)
         if label not in parts:
-            parts[label] = config.parts[label]
+            parts[label] = config.parts.get(label, {})  # none of a part that every mixer ignores
             waiting += [built(config, label[0], each) for each in _references(list(parts[label].values()))]
     return parts
 

@@ -52,6 +52,7 @@ class ToolkitForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: ToolkitConfig):
         super().__init__(config)
         self.model = build(config)
+        self.shared = _shared_names(self.model)
         self.post_init()
 
     def forward(
@@ -161,16 +162,6 @@ class ToolkitForCausalLM(PreTrainedModel, GenerationMixin):
             owner, _, attribute = name.rpartition(".")
             setattr(self.model.get_submodule(owner), attribute, self.model.get_parameter(first))
 
-    @property
-    def shared(self) -> dict[str, str]:
-        """{name: first name} of the parameters that have several names."""
-        if not hasattr(self, "_shared"):
-            first_names: dict[int, str] = {}
-            names = self.model.named_parameters(remove_duplicate=False)
-            firsts = ((name, first_names.setdefault(id(parameter), name)) for name, parameter in names)
-            self._shared = {name: first for name, first in firsts if name != first}
-        return self._shared
-
     def get_input_embeddings(self) -> nn.Module:
         """The table of the tokens. Raises NotImplementedError if the model names none."""
         embed = getattr(self.model, "embed", None)
@@ -184,7 +175,7 @@ class ToolkitForCausalLM(PreTrainedModel, GenerationMixin):
 
     def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         """Compute each block again for its gradients, which saves memory. Raises ValueError if the model can't."""
-        if not hasattr(self.model, "recompute"):
+        if "recompute" not in vars(self.model):
             raise ValueError("this model can't recompute its blocks; leave out gradient_checkpointing")
         self.model.recompute = True
 
@@ -254,6 +245,14 @@ def _decoded(value: Any, config: ToolkitConfig, classes: dict[str, type]) -> Any
     if isinstance(value, dict) and list(value) == ["items"]:
         return {_decoded(key, config, classes): _decoded(each, config, classes) for key, each in value["items"]}
     return value
+
+
+def _shared_names(model: nn.Module) -> dict[str, str]:
+    """{name: first name} of the parameters that have several names."""
+    first_names: dict[int, str] = {}
+    names = model.named_parameters(remove_duplicate=False)
+    firsts = [(name, first_names.setdefault(id(parameter), name)) for name, parameter in names]
+    return {name: first for name, first in firsts if name != first}
 
 
 def _is_loaded(tensor: Tensor) -> bool:
