@@ -71,12 +71,13 @@ class OwnNorm(Base):
         self.register_buffer("step", torch.arange(1, dim + 1).float() / dim, persistent=False)
         self.plain = torch.ones(dim)
         self.names = names
+        self.again = self.gain  # one parameter with two names
 
     def forward(self, x: Tensor) -> Tensor:  # (..., C) -> (..., C)
         import fractions
 
         assert isinstance(self.names, tuple) and fractions.Fraction(1, 2) == 0.5
-        return helper.limited(x * self.gain * self.step * self.plain, LIMITS[0], LIMITS[1]) * table()[0]
+        return helper.limited(x * self.again * self.step * self.plain, LIMITS[0], LIMITS[1]) * table()[0]
 
 
 @register("norm")
@@ -222,6 +223,12 @@ def test_the_command_writes_code_for_a_model_that_no_architecture_is(tmp_path, c
             assert not any(name.partition(".")[0] in ("toolkit", "components", "gin") for name in names), path
     with pytest.raises(ValueError, match=r"no architecture .* \(tier native\)"):
         convert.main([str(tmp_path / "a"), "--to", "hf", "--out", str(tmp_path / "b"), "--tier", "native"])
+    flags = ["--to", "hf", "--out", str(tmp_path / "b"), "--tier", "code", "--architecture", "llama"]
+    with pytest.raises(SystemExit):
+        convert.main([str(tmp_path / "a"), *flags])
+    assert "--architecture names an architecture of the tier native" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="was exported from a run with the source of its parts"):
+        convert.main([str(tmp_path / "out"), "--from", "hf", "--name", "b", "--runs", str(tmp_path)])
     half = outgoing.export(open_run(tmp_path / "a", device="cpu"), tmp_path / "half", "bfloat16", tier="code")
     assert half.proofs["float32"].largest < 1e-5 < half.proofs["bfloat16"].largest
 

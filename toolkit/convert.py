@@ -134,6 +134,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     if unused := [each for each in others if getattr(arguments, each) != parser.get_default(each)]:
         given = ", ".join("--" + each.replace("_", "-") for each in unused)
         parser.error(f"without effect with {flag}: {given}; leave out what has no effect")
+    if arguments.tier == "code" and arguments.architecture is not None:
+        parser.error("--architecture names an architecture of the tier native; leave it out, or write --tier native")
     if arguments.seq_len is not None and arguments.seq_len < 2:
         parser.error("--seq-len must be 2 or more")
     return arguments

@@ -136,9 +136,9 @@ class Flattened:
 
     def _follow(self, source: Source, name: str) -> None:
         """Copy what an imported name stands for."""
-        statement = source.imported(name)
-        assert statement is not None, name
-        node, alias = statement
+        imported = source.imported(name)
+        assert imported is not None, name
+        node, alias = imported
         if isinstance(node, ast.ImportFrom):
             module = source.absolute(node)
             if not self.is_copied(module):

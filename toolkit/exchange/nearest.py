@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from toolkit.architectures import ARCHITECTURES
 from toolkit.exchange import library
+from toolkit.exchange.remotecode import MODEL_TYPE
 
 NEUTRAL = {  # entries of a config that change nothing in what a model computes
     *("architectures", "model_type", "dtype", "torch_dtype", "transformers_version", "use_cache", "auto_map"),
@@ -21,6 +22,10 @@ def explain(model_type: str | None, entries: Mapping[str, object]) -> str:
     listed = ", ".join(ARCHITECTURES)
     if model_type is None:
         return f"config.json has no model_type, so it is no model of transformers; known are {listed}"
+    if model_type == MODEL_TYPE:
+        return (
+            "this model was exported from a run with the source of its parts (tier code); use the run, its own folder"
+        )
     known = {name: _entries_of(name) for name in ARCHITECTURES}
     given = entries.keys() - NEUTRAL
 

@@ -104,6 +104,8 @@ def prove(
     }
     theirs = (measure or measure_fresh)(folder, probes, about)
     ours = _measure_ours(model, probes, about)
+    if missing := ours.keys() - theirs.keys() - {"continued"}:
+        raise ValueError(f"transformers gives no results for {', '.join(sorted(missing))}")
     tolerance = HALF_TOLERANCE.get(dtype, TOLERANCE)
     differences = {name: _difference(ours[name], theirs[name]) for name in ours if "." in name}
     greedy, tie = _compare_greedy(ours, theirs, tolerance)

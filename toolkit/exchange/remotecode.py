@@ -64,6 +64,9 @@ def write_model(run: Run, folder: Path, dtype: str, entries: dict[str, Any], sha
     if dtype != "float32":
         own = run.model.state_dict()
         run.model.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in state.items()})
+    first_names = dict(run.model.named_parameters())  # a parameter with several names is written once
+    others = {name for name, _ in run.model.named_parameters(remove_duplicate=False)} - first_names.keys()
+    state = {name: tensor for name, tensor in state.items() if name not in others}
     save_torch_state_dict({f"model.{name}": value for name, value in state.items()}, folder, max_shard_size=shard)
     (folder / "config.json").write_text(json.dumps(_entries(run, dtype) | entries, indent=2), encoding="utf-8")
     transformers.GenerationConfig(**entries).save_pretrained(folder)

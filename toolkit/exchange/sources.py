@@ -29,7 +29,7 @@ class Source:
                 self.binding.setdefault(bound, []).append(statement)
 
     def imported(self, name: str) -> tuple[ast.Import | ast.ImportFrom, ast.alias] | None:
-        """The import statement at the top of the module that binds a name."""
+        """The import statement outside functions that binds a name, and the part of the statement that does."""
         for statement in self.binding.get(name, ()):
             for node in ast.walk(statement):
                 if isinstance(node, ast.Import | ast.ImportFrom):
@@ -43,10 +43,10 @@ class Source:
         function = decorator.func if isinstance(decorator, ast.Call) else decorator
         if not isinstance(function, ast.Name):
             return False
-        statement = self.imported(function.id)
-        if statement is None or not isinstance(statement[0], ast.ImportFrom):
+        node, alias = self.imported(function.id) or (None, None)
+        if alias is None or not isinstance(node, ast.ImportFrom):
             return False
-        return self.absolute(statement[0]) in catalogues and statement[1].name == "register"
+        return self.absolute(node) in catalogues and alias.name == "register"
 
     def absolute(self, node: ast.ImportFrom) -> str:
         """The full name of the module that a ``from ... import`` names."""
@@ -63,11 +63,8 @@ def file_of(module: str) -> Path | None:
     file = getattr(loaded, "__file__", None)
     if loaded is None:
         parent = sys.modules.get(module.rpartition(".")[0])
-        for folder in getattr(parent, "__path__", ()):
-            for path in (Path(folder, f"{module.rpartition('.')[2]}.py"), Path(folder, module.rpartition(".")[2])):
-                if path.suffix == ".py" and path.is_file():
-                    return path.resolve()
-        return None
+        paths = (Path(folder, f"{module.rpartition('.')[2]}.py") for folder in getattr(parent, "__path__", ()))
+        return next((path.resolve() for path in paths if path.is_file()), None)
     return Path(file).resolve() if file else None
 
 
@@ -116,8 +113,6 @@ def is_effect(statement: ast.stmt) -> bool:
         isinstance(n, ast.Name) and n.id == "__name__" for n in ast.walk(statement.test)
     ):
         return False
-    if isinstance(statement, ast.AugAssign):
-        return True
     return not any(True for _ in bound_by(statement))
 
 

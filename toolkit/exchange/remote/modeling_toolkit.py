@@ -54,6 +54,7 @@ class ToolkitForCausalLM(PreTrainedModel, GenerationMixin):
         self.model = build(config)
         self.shared = _shared_names(self.model)
         self.post_init()
+        self.all_tied_weights_keys = {f"model.{name}": f"model.{first}" for name, first in self.shared.items()}
 
     def forward(
         self,
@@ -162,6 +163,12 @@ class ToolkitForCausalLM(PreTrainedModel, GenerationMixin):
             owner, _, attribute = name.rpartition(".")
             setattr(self.model.get_submodule(owner), attribute, self.model.get_parameter(first))
 
+    def save_pretrained(self, save_directory: Any, *args: Any, state_dict: Any = None, **kwargs: Any) -> None:
+        """Write config, weights and code. A parameter with several names is written under its first one."""
+        tensors = self.state_dict() if state_dict is None else state_dict
+        once = {name: tensor for name, tensor in tensors.items() if name not in self.all_tied_weights_keys}
+        super().save_pretrained(save_directory, *args, state_dict=once, **kwargs)
+
     def get_input_embeddings(self) -> nn.Module:
         """The table of the tokens. Raises NotImplementedError if the model names none."""
         embed = getattr(self.model, "embed", None)
@@ -181,7 +188,8 @@ class ToolkitForCausalLM(PreTrainedModel, GenerationMixin):
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep the activations of all blocks."""
-        self.model.recompute = False
+        if "recompute" in vars(self.model):
+            self.model.recompute = False
 
     def _continued(self, ids: Tensor, cache: PartsCache) -> Context:
         """The context for tokens that follow those in a cache."""
