@@ -1,4 +1,5 @@
 """``python -m toolkit.convert RUN --to hf --out DIR``: write a trained model for the transformers library.
+``python -m toolkit.convert RUN --to gguf --out FILE.gguf``: write one for llama.cpp.
 ``python -m toolkit.convert DIR --from hf --name NAME``: make a run of a model of that library."""
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _arguments(argv)  # before the slow imports, so that --help is quick
     if arguments.list:
         return _list(arguments)
+    if arguments.to == "gguf":
+        return _export_gguf(arguments)
     return _export(arguments) if arguments.to else _import(arguments)
 
 
@@ -49,6 +52,26 @@ def _export(arguments: argparse.Namespace) -> int:
         )
     for computed, proof in result.proofs.items():
         print(f"loaded by transformers in a new process, computed in {computed}: {proof}")
+    return 0
+
+
+def _export_gguf(arguments: argparse.Namespace) -> int:
+    """Write a model for llama.cpp."""
+    from toolkit.exchange import library
+    from toolkit.exchange.gguf import outgoing, package
+
+    library.require()
+    package.require()
+    outgoing.check_free(Path(arguments.out))
+    from toolkit.compose import open_run
+
+    run = open_run(arguments.source, device="cpu", imports=arguments.imports, code=not arguments.no_code)
+    result = outgoing.export(
+        run, Path(arguments.out), arguments.dtype, not arguments.no_tokenizer, arguments.architecture
+    )
+    print(f"{run.checkpoint} is written to {result.file} as GGUF's {result.name}, in {arguments.dtype}")
+    for line in result.proofs:
+        print(line)
     return 0
 
 
@@ -99,9 +122,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         help="--to: folder of a run (its best checkpoint is used) or of a checkpoint; --from: folder with a "
         "transformers model, or the name of one on the Hub, OWNER/NAME",
     )
-    add("--to", choices=("hf",), help="write a model for transformers")
+    add("--to", choices=("hf", "gguf"), help="write a model for transformers, or one file for llama.cpp")
     add("--from", dest="from_format", choices=("hf",), help="make a run of a model of transformers")
-    add("--out", metavar="DIR", help="--to: the new folder")
+    add("--out", metavar="DIR|FILE.gguf", help="--to: the new folder, or for gguf the new file")
     add(
         "--tier",
         choices=("native", "code"),
@@ -126,14 +149,18 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     if arguments.list:
         return arguments
     if arguments.source is None or bool(arguments.to) == bool(arguments.from_format):
-        parser.error("give a run and --to hf --out DIR, or a folder and --from hf --name NAME")
+        parser.error(
+            "give a run and --to hf --out DIR or --to gguf --out FILE.gguf, or a folder and --from hf --name NAME"
+        )
     required, flag = ("out", "--to") if arguments.to else ("name", "--from")
     if getattr(arguments, required) is None:
         parser.error(f"{flag} needs --{required}")
-    others = ("name", "runs", "seq_len", "pickle") if arguments.to else OUT_FLAGS
+    others = ["name", "runs", "seq_len", "pickle"] if arguments.to else [*OUT_FLAGS]
+    others += ["tier"] if arguments.to == "gguf" else []
     if unused := [each for each in others if getattr(arguments, each) != parser.get_default(each)]:
         given = ", ".join("--" + each.replace("_", "-") for each in unused)
-        parser.error(f"without effect with {flag}: {given}; leave out what has no effect")
+        direction = f"--to {arguments.to}" if arguments.to else "--from"
+        parser.error(f"without effect with {direction}: {given}; leave out what has no effect")
     if arguments.tier == "code" and arguments.architecture is not None:
         parser.error("--architecture names an architecture of the tier native; leave it out, or write --tier native")
     if arguments.seq_len is not None and arguments.seq_len < 2:

@@ -86,11 +86,13 @@ def prove(
     dtype: str = "float32",
     texts: Sequence[str] = (),
     code: Sequence[str] = (),
+    tolerance: float | None = None,
 ) -> tuple[Proof, list[list[int]]]:
     """Compare a model of ours with the one in ``folder``, which is loaded in a process of its own, or by ``measure``.
 
-    ``dtype``: the type in which theirs computes; ours computes in float32. Also returns the ids that the tokenizer in
-    ``folder`` gives to ``texts``. Raises ValueError if the folder can't be loaded."""
+    ``dtype``: the type in which theirs computes; ours computes in float32. ``tolerance``: of the largest logit; None:
+    the usual one of that type. Also returns the ids that the tokenizer in ``folder`` gives to ``texts``. Raises
+    ValueError if the folder can't be loaded."""
     probes = _probes(tokenizer, cast(Model, model).max_len)
     longest = max(ids.shape[1] for ids in probes.values())
     about = {
@@ -105,8 +107,8 @@ def prove(
     theirs = (measure or measure_fresh)(folder, probes, about)
     ours = _measure_ours(model, probes, about)
     if missing := ours.keys() - theirs.keys() - {"continued"}:
-        raise ValueError(f"transformers gives no results for {', '.join(sorted(missing))}")
-    tolerance = HALF_TOLERANCE.get(dtype, TOLERANCE)
+        raise ValueError(f"{folder.name} gives no results for {', '.join(sorted(missing))}")
+    tolerance = tolerance or HALF_TOLERANCE.get(dtype, TOLERANCE)
     differences = {name: _difference(ours[name], theirs[name]) for name in ours if "." in name}
     greedy, tie = _compare_greedy(ours, theirs, tolerance)
     proof = Proof(
@@ -120,18 +122,25 @@ def prove(
     return proof, [theirs[f"ids.{number}"].tolist() for number in range(len(texts))]
 
 
-def measure_fresh(folder: Path, probes: Mapping[str, Tensor], about: Mapping[str, Any]) -> dict[str, Tensor]:
-    """``fresh.measure`` in a new process, which imports nothing of ours."""
+def measure_fresh(
+    folder: Path,
+    probes: Mapping[str, Tensor],
+    about: Mapping[str, Any],
+    script: str = fresh.__file__,
+    reader: str = "transformers",
+) -> dict[str, Tensor]:
+    """``fresh.measure`` in a new process, which imports nothing of ours. ``script``: another one with the same results,
+    and ``reader``, what it loads the folder or file with."""
     with tempfile.TemporaryDirectory() as name:
         source, target = Path(name) / "probes.safetensors", Path(name) / "results.safetensors"
         safetensors.torch.save_file(dict(probes), source, {"about": json.dumps(about)})
-        command = [sys.executable, "-P", fresh.__file__, str(folder.resolve()), str(source), str(target)]
+        command = [sys.executable, "-P", script, str(folder.resolve()), str(source), str(target)]
         done = subprocess.run(
             command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=False
         )
         if done.returncode:
             lines = done.stderr.strip().splitlines() or ["no message"]
-            raise ValueError(f"transformers can't load {folder}: {lines[-1]}")
+            raise ValueError(f"{reader} can't load {folder}: {lines[-1]}")
         return safetensors.torch.load_file(target)
 
 
