@@ -7,7 +7,7 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Gt
+from annotated_types import Gt, Le
 from torch import Tensor, nn
 
 from toolkit.context import Context
@@ -172,7 +172,7 @@ class HyperConnections(nn.Module):
         ffn: nn.Module,
         norm: type,
         depth: Depth,
-        streams: Annotated[int, Gt(0)] = 4,
+        streams: Annotated[int, Gt(0), Le(1024)] = 4,
         dynamic: bool = True,
     ):
         super().__init__()

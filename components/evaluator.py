@@ -35,7 +35,8 @@ class TextLoss:
     token ``eot``. Items are the bits per byte of each document; the metric is that of all documents together.
 
     ``paths``, ``separator`` and ``column`` are those of TextFiles (gin/data/text_files.gin), and so are the documents:
-    surrounding blank lines are cut off. Bytes are the UTF-8 bytes of the tokens; special tokens have none."""
+    surrounding blank lines are cut off. Bytes are the UTF-8 bytes of the tokens; special tokens have none. If no token
+    has bytes, as for text in words that @Symbols does not know, there are no bits per byte."""
 
     higher_is_better = False
 
@@ -56,9 +57,10 @@ class TextLoss:
         text_bytes = [int(document.byte_lengths.sum()) for document in documents]
         bits, loss = {}, {}
         for suffix, group in groups(self.items).items():
-            values = {self.items[i].id: _ratio(nats[i] / math.log(2), text_bytes[i]) for i in group if text_bytes[i]}
+            values = {self.items[i].id: nats[i] / math.log(2) / text_bytes[i] for i in group if text_bytes[i]}
             total, count = math.fsum(nats[i] for i in group), sum(text_bytes[i] for i in group)
-            bits[f"bits_per_byte{suffix}"] = Score(_ratio(total / math.log(2), count), "bits/byte", values)
+            if count:
+                bits[f"bits_per_byte{suffix}"] = Score(total / math.log(2) / count, "bits/byte", values)
             loss[f"loss_nats{suffix}"] = Score(_ratio(total, sum(tokens[i] for i in group)), "nats/token")
         return bits | loss
 
@@ -225,6 +227,7 @@ class Induction:
 
     def __init__(self, length: Annotated[int, Ge(2)] = 16, sequences: Count = 64, seed: Annotated[int, Ge(0)] = 0):
         self.length, self.sequences, self.seed = length, sequences, seed
+        self.min_context = 2 * length
 
     def prepare(self) -> None:
         """The sequences depend on the tokenizer, so they are drawn in ``evaluate``."""

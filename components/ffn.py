@@ -9,7 +9,7 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
 from toolkit.context import Context
@@ -172,7 +172,7 @@ class MixtureOfExperts(nn.Module):
         self,
         dim: int,
         hidden: Width = None,
-        experts: Annotated[int, Ge(2)] = 8,
+        experts: Annotated[int, Ge(2), Le(10_000)] = 8,
         top_k: Annotated[int, Gt(0)] = 2,
         balance: Annotated[float, Ge(0)] = 0.01,
         capacity: Annotated[float, Gt(0)] | None = None,

@@ -25,6 +25,7 @@ class Activations:
     arXiv:2405.19279, who measure it per token)."""
 
     needs = {"activations"}
+    statistics = ("rms/MODULE", "largest/MODULE", "kurtosis/MODULE")
 
     def observe(self, views: Views) -> Values:
         values: Values = {}
@@ -48,6 +49,7 @@ class Updates:
     ratio near 1e-3 is a common aim. It is left out while W is 0."""
 
     needs = {"updates", "weight_gradients"}
+    statistics = ("gradient_norm/MODULE", "update_ratio/MODULE")
 
     def observe(self, views: Views) -> Values:
         gradients, updates = views.weight_gradients, views.updates
@@ -69,6 +71,7 @@ class AttentionEntropy:
     array (H,). Kernels whose weights are no softmax are left out."""
 
     needs = {"attention"}
+    statistics = ("entropy_nats/MODULE",)
 
     def observe(self, views: Views) -> Values:
         values: Values = {}
@@ -92,6 +95,7 @@ class DeadUnits:
     a mixture of experts, is left out."""
 
     needs = {"inputs"}
+    statistics = ("dead_share/MODULE",)
 
     def __init__(self, threshold: Annotated[float, Ge(0)] = 0.01):
         self.threshold = threshold
@@ -120,6 +124,7 @@ class EffectiveRank:
     equal distances, so the cost is bounded."""
 
     needs = {"activations"}
+    statistics = ("rank/MODULE",)
 
     def __init__(self, tokens: Annotated[int, Gt(1)] = 128):
         self.tokens = tokens
@@ -147,6 +152,7 @@ class LogitScale:
     unstable (Chowdhery et al. 2022, arXiv:2204.02311, section 5)."""
 
     needs = {"logits"}
+    statistics = ("rms", "largest", "log_z_nats")
 
     def observe(self, views: Views) -> Values:
         logits = views.logits  # (B,T,V)

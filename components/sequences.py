@@ -113,6 +113,7 @@ class RecallAccuracy:
         self, pairs: Count = 8, power: Power = 0.01, length: Count = 64, sequences: Count = 256, seed: Seed = 0
     ):
         self.task, self.length, self.sequences, self.seed = _Recall(pairs, power), length, sequences, seed
+        self.min_context = length
 
     def prepare(self) -> None:
         """The sequences depend on the tokenizer, so they are drawn in ``evaluate``."""
@@ -133,6 +134,7 @@ class CopyAccuracy:
 
     def __init__(self, length: Count = 64, sequences: Count = 256, seed: Seed = 0):
         self.task, self.length, self.sequences, self.seed = _Copy(), length, sequences, seed
+        self.min_context = length
 
     def prepare(self) -> None:
         """The sequences depend on the tokenizer, so they are drawn in ``evaluate``."""
@@ -154,6 +156,7 @@ class InductionAccuracy:
 
     def __init__(self, shortest: Count = 8, length: Count = 64, sequences: Count = 256, seed: Seed = 0):
         self.task, self.length, self.sequences, self.seed = _Induction(shortest), length, sequences, seed
+        self.min_context = length
 
     def prepare(self) -> None:
         """The sequences depend on the tokenizer, so they are drawn in ``evaluate``."""

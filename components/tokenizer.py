@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from toolkit.protocols import Tokenizer
 from toolkit.registry import register
@@ -210,7 +210,7 @@ class Symbols:
 
     lossy = True
 
-    def __init__(self, symbols: Annotated[int, Ge(1)] = 256):
+    def __init__(self, symbols: Annotated[int, Ge(1), Le(1_000_000)] = 256):
         self.symbols, self.unknown, self.eot, self.vocab_size = symbols, symbols, symbols + 1, symbols + 2
         self._texts = [*(f"{number} " for number in range(symbols)), "\ufffd ", EOT]
         self._ids = {text[:-1]: i for i, text in enumerate(self._texts[:symbols])}

@@ -11,6 +11,7 @@ from collections import Counter
 from configparser import ConfigParser
 from pathlib import Path
 
+import harness_peer
 import pytest
 from runs import small_run
 
@@ -156,8 +157,8 @@ LOCAL = {
 
 @pytest.mark.slow
 def test_an_installed_toolkit_has_the_items_and_the_extra_eval(tmp_path):
-    """In an environment of its own: the package, built and installed without its dependencies, and lm-eval. What the
-    toolkit needs besides comes from this environment."""
+    """In an environment of its own: the package, built and installed without its dependencies, and lm-eval with its
+    class for transformers. What the toolkit needs besides comes from this environment."""
     source, env, work = tmp_path / "source", tmp_path / "env", tmp_path / "work"
     alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     ignored = shutil.ignore_patterns(".git", "runs", "build", "*.egg-info", "__pycache__", ".*_cache")
@@ -171,7 +172,7 @@ def test_an_installed_toolkit_has_the_items_and_the_extra_eval(tmp_path):
     offline = ["--no-deps", "--no-build-isolation", "--no-index", "--ignore-installed", "--prefix", str(env)]
     built = subprocess.run([sys.executable, "-m", "pip", "install", "-q", *offline, str(source)], capture_output=True)
     assert built.returncode == 0, built.stderr.decode()
-    extra = [python, "-m", "pip", "install", "-q", "--retries", "1", "--timeout", "20", "lm-eval>=0.4.13"]
+    extra = [python, "-m", "pip", "install", "-q", "--retries", "1", "--timeout", "20", "lm-eval[hf]>=0.4.13"]
     extra = subprocess.run(extra, env=alone, capture_output=True, text=True)
     if extra.returncode:
         pytest.skip(f"no package index is reachable: {extra.stderr.strip().splitlines()[-1][:200]}")
@@ -189,3 +190,5 @@ def test_an_installed_toolkit_has_the_items_and_the_extra_eval(tmp_path):
     assert done.returncode == 0, done.stderr
     measured = json.loads(done.stdout)
     assert measured["eval/LMEval/own/acc"] == measured["eval/MultipleChoice/accuracy"]
+    trained = harness_peer.train(tmp_path / "trained", "bytes")
+    harness_peer.check(harness_peer.compare(python, trained, tmp_path / "peer", **alone))

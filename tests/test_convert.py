@@ -180,6 +180,25 @@ def fewer_rows(folder: Path) -> None:
     change_weights(folder, lambda values: values.update({name: values[name][:250].clone() for name in names}))
 
 
+def lie_about_the_size(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header[NORM]["shape"] = [10**10]
+    changed = json.dumps(header).encode()
+    path.write_bytes(len(changed).to_bytes(8, "little") + changed + content[end:])
+
+
+def index(folder: Path, shard: str) -> None:
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
+
+
+def link_out(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder.parent / "elsewhere")
+    (folder / "model.safetensors").symlink_to(folder.parent / "elsewhere")
+
+
 DYNAMIC = dict(rope_type="dynamic", rope_theta=1e4, factor=8.0)
 NORM = "model.norm.weight"
 BAD_FOLDERS = {
@@ -203,7 +222,18 @@ BAD_FOLDERS = {
     "missing tensor": (lambda f: change_weights(f, lambda v: v.pop(NORM)), f"{NORM} is missing"),
     "surplus tensor": (lambda f: change_weights(f, lambda v: v.update(extra=torch.ones(2))), "extra is surplus"),
     "another shape": (lambda f: change_weights(f, lambda v: v.update({NORM: torch.ones(5)})), "norm.weight"),
-    "broken file": (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 50), "can't load the weights"),
+    "broken file": (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 50), "model.safetensors can't be read"),
+    "a header that lies": (lie_about_the_size, "its header does not fit its length"),
+    "too many layers": (lambda f: edit(f, num_hidden_layers=10**9), "num_hidden_layers is 1000000000, but the weights"),
+    "too many channels": (lambda f: edit(f, hidden_size=10**10), "hidden_size is 10000000000, but the weights"),
+    "a wide ffn": (lambda f: edit(f, intermediate_size=10**10), "describes a model of 1,440.* numbers, but the"),
+    "too long a context": (lambda f: edit(f, max_position_embeddings=10**9), "give --seq-len 1048576 or less"),
+    "a shard elsewhere": (
+        lambda f: index(f, "../../x.safetensors"),
+        "file of a is '../../x.safetensors', but must be the name of a file in",
+    ),
+    "a shard by its path": (lambda f: index(f, str(f / "model.safetensors")), "but must be the name of a file in"),
+    "a link that leads out": (link_out, "is a link to .*, outside the folder"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no weights"),
     "pickled weights": (
         lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
@@ -257,6 +287,27 @@ def test_a_folder_that_can_not_come_in_is_refused_with_the_reason(bad, theirs, t
     with pytest.raises(ValueError, match=message):
         incoming.bring_in(str(theirs), tmp_path / "runs", "a")
     assert not (tmp_path / "runs" / "a").exists()
+
+
+def test_the_links_of_a_hub_cache_are_followed(theirs, tmp_path, here):
+    """snapshots/COMMIT/NAME is a link to blobs/DIGEST."""
+    snapshot, blobs = tmp_path / "models--a" / "snapshots" / "c0", tmp_path / "models--a" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for number, file in enumerate(sorted(theirs.iterdir())):
+        file.rename(blobs / str(number))
+        (snapshot / file.name).symlink_to(Path("..") / ".." / "blobs" / str(number))
+    incoming.bring_in(str(snapshot), tmp_path / "runs", "a")
+
+
+def test_what_is_written_can_be_read_by_whom_the_umask_says(trained, tmp_path, here):
+    """The library safetensors writes through a temporary file that only its owner may read."""
+    outgoing.export(open_run(trained, device="cpu"), tmp_path / "out")
+    (tmp_path / "new").touch()
+    files = [path for folder in (trained, tmp_path / "out") for path in folder.rglob("*") if path.is_file()]
+    assert {"model.safetensors", "state.pt", "config.json", "config.gin"} <= {path.name for path in files}
+    expected = (tmp_path / "new").stat().st_mode
+    assert [path for path in files if path.stat().st_mode != expected] == []
 
 
 def test_the_nearest_architecture_is_named_with_what_differs(theirs, tmp_path):

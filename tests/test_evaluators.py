@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -14,9 +15,10 @@ from conftest import tiny_gpt
 from runs import SMALL, assert_exact, command, facts, rows, small_run, weights
 
 from components.attention import SDPA
+from components.evaluator import TextLoss
 from components.mixer import GatedLinearRecurrence, SelfAttention
 from components.position import T5Bias
-from components.tokenizer import Bytes
+from components.tokenizer import Bytes, Symbols
 from toolkit import compare, run
 from toolkit.ablation.plan import read
 from toolkit.compose import compose
@@ -129,6 +131,22 @@ def test_a_reader_gives_the_nats_of_continuations_that_share_a_context(slots, pa
     assert [each.is_greedy for each in small] == [each.is_greedy for each in found]
 
 
+def test_text_without_bytes_has_no_bits_per_byte(tmp_path):
+    """Words are unknown to Symbols, and the unknown id stands for 0 bytes; numbers have bytes."""
+    tokenizer = Symbols(10)
+    reader = Reader(tiny_gpt(vocab_size=tokenizer.vocab_size, max_len=16).eval(), tokenizer, 16, 64)
+    (tmp_path / "words.txt").write_text("once upon a time")
+    (tmp_path / "numbers.txt").write_text("3 4 5")
+    names = {}
+    for file in ("words.txt", "numbers.txt"):
+        evaluator = TextLoss([str(tmp_path / file)])
+        evaluator.prepare()
+        scores = evaluator.evaluate(reader)
+        names[file] = sorted(scores)
+        assert all(math.isfinite(score.value) for score in scores.values())
+    assert names == {"words.txt": ["loss_nats"], "numbers.txt": ["bits_per_byte", "loss_nats"]}
+
+
 def test_a_likeliest_continuation_is_known_as_such():
     read = reader()
     for length in (1, 5):
@@ -143,6 +161,7 @@ def test_a_continuation_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"has 41 tokens.*Experiment.seq_len.*40"):
         windows.continuation(Bytes(), "The hen", "x" * 41, LONG)
     assert windows.continuation(Bytes(), "y" * 99, "x" * 40, LONG) == ((ord("y"),), (ord("x"),) * 40)
+    assert windows.continuation(Bytes(), "y" * 99, "", LONG) == ((ord("y"),) * 40, ())
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 16, 17, 30])
@@ -340,6 +359,8 @@ WRONG = {
     "Experiment.evaluators = [@Greeting, @Greeting]": "has Greeting twice.*@second/Greeting",
     "Experiment.evaluators = [@CSV]": "@CSV is of kind logger; parts of kind evaluator are",
     "Experiment.final_evaluators = @Greeting": r"it takes a list: write \[@Greeting\]",
+    "Experiment.final_evaluators = [@Induction]|Induction.length = 500": "Induction reads 1000 tokens at a time, but",
+    "Experiment.evaluators = [@CopyAccuracy]|CopyAccuracy.length = 500": "CopyAccuracy reads 500 tokens at a time, but",
     "Experiment.evaluators = [@Greeting]|Greeting.text = ''": "Greeting.text is empty; write a greeting",
 }
 
@@ -420,10 +441,18 @@ def test_a_plan_is_refused_for_a_metric_that_nothing_measures(metric, length, to
         ("probe/LogitScal/rms", r"plan.gin:4: .*no probe is called 'LogitScal'; did you mean 'LogitScale'\?; add it"),
         ("probe/LogitScale", "plan.gin:4: .*'probe/LogitScale' names no statistic; write probe/NAME/STATISTIC"),
         ("probe/LogitScale/rms", None),
+        ("probe/LogitScale/rsm", r"plan.gin:4: .*LogitScale has no number 'rsm'; did you mean 'rms'\?"),
+        ("probe/LogitScale/rms/blocks.0", "plan.gin:4: .*for no module; write probe/LogitScale/rms"),
+        ("probe/Activations/rms", r"plan.gin:4: .*name one, as in probe/Activations/rms/blocks\.0"),
+        ("probe/Activations/rms/blocks.0.fnn", r"no module or parameter 'blocks.0.fnn'; did you mean 'blocks.0.ffn'\?"),
+        ("probe/Activations/rms/blocks.0.ffn", None),
+        ("probe/Updates/update_ratio/blocks.0.ffn.out.weight", "no module or parameter 'blocks.0.ffn.out.weight'"),
+        ("probe/Updates/update_ratio/embed.weight", None),
+        ("probe/AttentionEntropy/head_entropy_nats/blocks.0", "has no number 'head_entropy_nats'"),  # an array
     ],
 )
 def test_a_plan_is_refused_for_a_metric_of_a_probe_that_no_arm_has(metric, told, tmp_path):
-    text = PLAN.format(metric=metric, length=8).replace("tiny.gin'", "tiny.gin', 'Experiment.probes = [@LogitScale]'")
+    text = PLAN.format(metric=metric, length=8).replace("tiny.gin'", "tiny.gin', 'gin/probe/all.gin'")
     (tmp_path / "plan.gin").write_text(text)
     with contextlib.nullcontext() if told is None else pytest.raises(ConfigError, match=told):
         assert read(tmp_path / "plan.gin").ablation.metric == metric

@@ -67,8 +67,8 @@ WRONG = {
     ),
     "a name that is no file's": (
         {"arms": {"rope": [], "no/pe": ["GPT.position = @NoPE"]}},
-        "plan.gin:2: Ablation.arms: arm 'no/pe': its runs' folders are named after it, so use letters, digits and "
-        "_.+=,@-",
+        "plan.gin:2: Ablation.arms: arm 'no/pe': its runs' folders are named after it, so a name is 1 to 80 letters of "
+        "the English alphabet, digits and the characters _.+=,@- and begins with a letter, a digit or _",
     ),
     "an entry that is neither": (
         {"arms": {"rope": [], "none": ["NoPE"]}},

@@ -442,6 +442,20 @@ def observed(values):
     return prober.observe({"Says": Says(values)}, objective, objective, (ids[:, :-1], ids[:, 1:]), half)
 
 
+def test_the_probes_of_the_shelf_list_the_numbers_that_they_give():
+    """A plan is checked against this list."""
+    objective = Objective(tiny_gpt(), CrossEntropy())
+    other = copy.deepcopy(objective)
+    ids = torch.randint(50, (1, 9))
+    probes = {e.name: e.cls() for e in CATALOG.values() if e.kind == "probe" and e.module.startswith("components.")}
+    seen = prober.observe(probes, objective, other, (ids[:, :-1], ids[:, 1:]), half)
+    given = {name: set() for name in probes}
+    for metric in seen.row:
+        _, name, statistic, *modules = metric.split("/")
+        given[name].add(statistic + "/MODULE" * len(modules))
+    assert given == {name: set(probe.statistics) for name, probe in probes.items()}
+
+
 def test_numbers_arrays_and_the_rest_are_sorted():
     values = {"a": 1, "b/blocks.0": np.float32(0.5), "c": torch.tensor(2.0), "d/x": torch.ones(2, 3)}
     values |= {
@@ -479,6 +493,9 @@ def test_numbers_arrays_and_the_rest_are_sorted():
         ({"a": np.array(["x", "y"])}, "Says.observe: a is an array of <U1, which can't be read as numbers"),
         ({"a": np.array("x")}, "Says.observe: a is an array of <U1, which can't be read as numbers"),
         ({"a": torch.eye(2).to_sparse()}, "return a dense array of real numbers"),
+        ({"a": torch.ones((), device="meta")}, "Says.observe: a is a tensor on the device meta, which holds no values"),
+        ({"a": torch.ones(3, device="meta")}, "Says.observe: a is a tensor on the device meta, which holds no values"),
+        ({"a": torch.tensor(1.0).to_sparse()}, "return a dense array of real numbers"),
         ({"a": torch.tensor([1j])}, "its numbers are complex"),
         ({"a": torch.tensor(1j)}, "its numbers are complex"),
         ({"a": np.array([1j])}, "its numbers are complex"),

@@ -22,6 +22,7 @@ NOT_PARTS = {
     "signal": "a module of Python: systems differ",
     "torch": "a module: its types by name",
     "network": "a model of transformers",
+    "config": "a config of transformers: architectures differ",
     "loaded": "a library or a module that was loaded",
     "ctypes.CDLL(None)": "the C library",
     "torch.ops.mkldnn": "operations that some builds of torch lack",
@@ -44,7 +45,6 @@ MODULE_ATTRIBUTES = {"__file__", "__path__", "__spec__"}
 # getattr and hasattr on parts with a name that is no constant, by the source text of the call.
 COMPUTED = {
     "getattr(self.logger, method)": "the required methods of Logger",
-    "getattr(config, size, None)": "the sizes in a config of the library transformers",
     "getattr(cls, method, None)": "the required methods of the kind that is registered",
     "hasattr(cls, name)": "the members of toolkit.architectures.Architecture",
     "hasattr(bench.entry.cls, method)": "embed, rotate and score_bias",
@@ -63,6 +63,7 @@ HOLDERS = {
 OTHER_OBJECTS = {
     "toolkit/conformance/optimizers.py": "builds a model of its own, with layers of its own",
     "toolkit/text/tokenizerjson.py": "reads a tokenizer.json, with objects of the library tokenizers",
+    "toolkit/exchange/gguf/vocab.py": "reads a tokenizer.json, as entries of JSON",
 }
 
 

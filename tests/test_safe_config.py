@@ -75,6 +75,45 @@ def test_safe_config_goes_on_past_a_file_that_is_no_gin(tmp_path):
     assert [line.split(": ")[0] for line in refused] == [str(tmp_path / "nowhere.gin"), f"{broken}:1", f"{other}:1"]
 
 
+FOLDER_OF_TASKS = "task files of lm-eval, in which !function runs code"
+
+
+@pytest.mark.parametrize("knob", ["LMEval", "own/LMEval", "components.harness.LMEval"])
+def test_safe_config_refuses_a_folder_of_task_files_unless_the_command_line_names_it(knob, tmp_path, capsys):
+    binding = f"{knob}.include_path = 'tasks'"
+    overlay = tmp_path / "o.gin"
+    overlay.write_text(f"Experiment.final_evaluators = [@LMEval]\n{binding}\nharmless/LMEval.include_path = None\n")
+    _, refused = safety.scan([str(overlay)])
+    assert refused == [
+        f"{overlay}:2: {knob}.include_path names {FOLDER_OF_TASKS}; read them, and bind it with -p if you trust them"
+    ]
+    with pytest.raises(ConfigError, match="names task files of lm-eval"):
+        run.main([str(overlay), "--safe-config"])
+    overlay.write_text(f"TASKS = 'tasks'\n{knob}.include_path = %TASKS\n")
+    assert len(safety.scan([str(overlay)])[1]) == 1
+    assert run.main(["--safe-config", "-p", binding]) == 0
+    assert f"binds {binding}" in capsys.readouterr().out
+
+
+def test_no_code_refuses_a_folder_of_task_files_in_a_runs_config(tmp_path):
+    folder = a_run(tmp_path)
+    config = folder / "config.gin"
+    text = config.read_text().replace("final_evaluators = []", "final_evaluators = [@LMEval]")
+    config.write_text(text + "LMEval.tasks = ['a']\nLMEval.include_path = 'tasks'\n")
+    line = len(config.read_text().splitlines())
+    with pytest.raises(ConfigError) as caught:
+        compose(base=config, code=False)
+    assert str(caught.value) == (
+        f"{config}:{line}: LMEval.include_path names {FOLDER_OF_TASKS}, but --no-code forbids running code that a "
+        "run's config names"
+    )
+    compose(base=config)
+    compose(bindings=["LMEval.include_path = 'mine'"], base=config, code=False)  # a person names the folder
+    overlay = tmp_path / "o.gin"
+    overlay.write_text("Experiment.final_evaluators = [@LMEval]\nLMEval.tasks = ['a']\nLMEval.include_path = 'tasks'\n")
+    compose([str(overlay)], code=False)
+
+
 @pytest.mark.parametrize("last", ["include 'x.gin'", "from __gin__ import dynamic_registration", "GPT.dim = true"])
 def test_nothing_is_imported_where_a_later_file_is_refused(last, tmp_path, trap):
     mark = trap("safe_first")

@@ -86,12 +86,13 @@ def test_a_run_trains_and_is_measured_again(tmp_path):
 
 
 def test_a_final_evaluator_that_fails_loses_no_training(tmp_path):
-    common = ("Experiment.final_evaluators = [@CopyAccuracy]", "Experiment.checkpoint_every = 1000")
-    length = "CopyAccuracy.length = {}"
-    assert small_run(tmp_path, "whole", bindings=(*common, length.format(32))) == 0
-    with pytest.raises(ValueError, match=r"CopyAccuracy.length = 999 is longer than the model's context"):
-        small_run(tmp_path, "mended", bindings=(*common, length.format(999)))
-    assert small_run(tmp_path, "mended", "--resume", "--allow-change", bindings=(*common, length.format(32))) == 0
+    common = ("Experiment.final_evaluators = [@RecallAccuracy]", "Experiment.checkpoint_every = 1000")
+    common += ("RecallAccuracy.length = 32",)
+    pairs = "RecallAccuracy.pairs = {}"
+    assert small_run(tmp_path, "whole", bindings=(*common, pairs.format(4))) == 0
+    with pytest.raises(ValueError, match="pairs = 99: they and their queries have 396 tokens"):
+        small_run(tmp_path, "mended", bindings=(*common, pairs.format(99)))
+    assert small_run(tmp_path, "mended", "--resume", "--allow-change", bindings=(*common, pairs.format(4))) == 0
     steps = facts(tmp_path / "mended")["steps"]
     assert facts(tmp_path / "mended")["resumed"][0]["step"] == steps
     assert rows(tmp_path / "mended") == rows(tmp_path / "whole")

@@ -60,8 +60,9 @@ def add_import_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_no_code_flag(parser: argparse.ArgumentParser) -> None:
-    """Add the flag --no-code (``arguments.no_code``), which refuses to run the Python files in a run's ``code/``."""
-    help_text = "refuse to run the Python files in a run's code/ folder"
+    """Add the flag --no-code (``arguments.no_code``), which refuses to run the Python files in a run's ``code/``, and
+    the task files of lm-eval that its config names."""
+    help_text = "refuse to run the Python files in a run's code/ folder, and LMEval.include_path in its config"
     parser.add_argument("--no-code", action="store_true", help=help_text)
 
 

@@ -13,9 +13,11 @@ from pathlib import Path
 import torch
 
 from toolkit.config import keys, safety
+from toolkit.config.additions import Addition, add_evaluator
 from toolkit.config.guard import resolve
 from toolkit.config.imports import load_entry_points, load_file, load_module, own_file, reload_changed
 from toolkit.config.layers import BASE, Config, ConfigError, Import, check_statements, parse_bindings, parse_file
+from toolkit.evaluation import evaluators
 from toolkit.experiment import Experiment, Parts, build_blank, build_list
 from toolkit.output.errors import clean
 from toolkit.probing import prober
@@ -32,15 +34,16 @@ def compose(
     base: str | Path = BASE,
     imports: Sequence[str] = (),
     code: bool = True,
+    evaluators: Sequence[Addition] = (),
 ) -> tuple[Config, list[Path]]:
     """Load all parts, combine the gin files and bindings (each overrides those before it), and check the result.
     Returns the config and the Python files that a run copies into its folder: every imported module that is a single
     file and not part of an installed package.
 
     All gin files are parsed before any module that they import is loaded. With ``code=False``, the files in the code/
-    folder of a run are refused. Raises ConfigError."""
+    folder of a run are refused. ``evaluators`` are added to those of the config. Raises ConfigError."""
     layers = [parse_file(base), *map(parse_file, overlays)]
-    if bindings:
+    if bindings or evaluators:
         layers.append(parse_bindings(bindings))
     check_statements(layers)
     names = load_shelf(imports)
@@ -48,6 +51,8 @@ def compose(
         add_code(folder)
     safety.load(layers, names, code)
     layers[-1].imports.extend(Import(name, f"--import {name}") for name in names)
+    for addition in evaluators:
+        add_evaluator(layers, addition)
     config = resolve(layers)
     return config, [file for file in map(own_file, config.imports) if file]
 
@@ -119,6 +124,7 @@ def try_build(config: Config) -> tuple[Experiment, Parts]:
         parts = build_blank(experiment)
         parts.evaluators = build_list(config, "evaluators", experiment.evaluators)
         parts.final_evaluators = build_list(config, "final_evaluators", experiment.final_evaluators)
+        evaluators.check_context(parts.evaluators | parts.final_evaluators, experiment.seq_len)
         parts.probes = build_list(config, "probes", experiment.probes)
         prober.check(parts)
         return experiment, parts
@@ -167,14 +173,16 @@ def open_run(
     device: str | None = None,
     imports: Sequence[str] = (),
     code: bool = True,
+    evaluators: Sequence[Addition] = (),
 ) -> Run:
     """Open a run, or one of its checkpoints, with the config and the code in the run's folder.
 
     ``imports`` names further modules or files that the caller trusts. With ``code=False``, the files in the run's code/
-    folder are refused. Raises ValueError, also if a file of the run was changed after the run wrote it."""
+    folder are refused. ``evaluators`` are added to those of the config. Raises ValueError, also if a file of the run
+    was changed after the run wrote it."""
     target = device_of(device)
     folder, checkpoint_folder = checkpoint.find(path)
-    config, _ = compose(overlays, bindings, folder / "config.gin", imports, code)
+    config, _ = compose(overlays, bindings, folder / "config.gin", imports, code, evaluators)
     experiment = config.build()
     tokenizer = experiment.tokenizer()
     _load_tokenizer(tokenizer, folder)

@@ -17,6 +17,8 @@ from toolkit.command import add_import_flags, run_command
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from toolkit.config.additions import Addition
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command. Returns the exit code; raises ValueError for an error that the user can correct."""
@@ -39,7 +41,14 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"{arguments.run} is not a run (a folder with config.gin); --checkpoints needs one")
         folders = checkpoint.kept(arguments.run, arguments.checkpoints or None)
     path = arguments.run if folders is None else next(iter(folders.values()))
-    run = open_run(path, arguments.overlays, arguments.bindings, imports=arguments.imports, code=not arguments.no_code)
+    run = open_run(
+        path,
+        arguments.overlays,
+        arguments.bindings,
+        imports=arguments.imports,
+        code=not arguments.no_code,
+        evaluators=_added_evaluators(arguments),
+    )
     experiment, device = run.experiment, run.device
     openmp.use_threads(experiment.threads)
     if arguments.items:
@@ -114,6 +123,29 @@ def curve(rows: Sequence[Mapping[str, Any]], width: int) -> Iterator[Table]:
         yield table
 
 
+def _added_evaluators(arguments: argparse.Namespace) -> list[Addition]:
+    """The evaluators that flags add to those of the config."""
+    if not arguments.lm_eval:
+        return []
+    from toolkit.config.additions import Addition
+    from toolkit.evaluation import harness
+
+    flags = f"--lm-eval {','.join(arguments.lm_eval)}"
+    knobs: dict[str, object] = {"tasks": arguments.lm_eval}
+    if arguments.lm_eval_path is not None:
+        flags += f" --lm-eval-path {arguments.lm_eval_path}"
+        knobs["include_path"] = arguments.lm_eval_path
+    return [Addition(harness.PART, knobs, flags)]
+
+
+def _tasks(text: str) -> list[str]:
+    """The value of --lm-eval: names of tasks, each once."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"{text!r}: write names of tasks with a comma between them: hellaswag,blimp")
+    return list(dict.fromkeys(names))
+
+
 def _steps(text: str) -> list[int]:
     """The value of --checkpoints: steps, or no step for "all"."""
     if text == "all":
@@ -127,7 +159,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m toolkit.evaluate",
         description="Measure the loss of a trained model on a whole split, in nats per token and bits per byte, and "
-        "what the evaluators of its config measure (Experiment.evaluators and final_evaluators).",
+        "what the evaluators of its config measure (Experiment.evaluators and final_evaluators). --lm-eval adds tasks "
+        "of lm-evaluation-harness.",
     )
     add = parser.add_argument
     add(
@@ -159,9 +192,25 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         help="measure several checkpoints of the run: all that it kept, or those of these steps",
     )
     add("--split", choices=("val", "train"), default="val", help="the split to measure on (default: val)")
+    add(
+        "--lm-eval",
+        type=_tasks,
+        metavar="TASK,TASK",
+        help="also measure these tasks of lm-evaluation-harness (extra eval), such as hellaswag,blimp; "
+        "-p 'LMEval.num_fewshot = 5' sets the examples in a prompt, -p 'LMEval.limit = 100' the documents of a task",
+    )
+    add(
+        "--lm-eval-path",
+        metavar="DIR",
+        help="with --lm-eval: a folder with YAML files of your own tasks. They can run code: name only folders that "
+        "you trust",
+    )
     add("--items", metavar="FOLDER", help="write the items of the evaluators to FOLDER/NAME/step-XXXXXXXX.jsonl")
     add("--json", action="store_true", help="print one JSON object")
-    return parser.parse_intermixed_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.lm_eval_path is not None and not arguments.lm_eval:
+        parser.error("--lm-eval-path needs --lm-eval TASK,TASK, the tasks to measure")
+    return arguments
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Gt, Interval
+from annotated_types import Gt, Interval, Le
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -70,7 +70,7 @@ class GPT(nn.Module):
         ffn: Slot,
         init: type,
         dim: Annotated[int, Gt(0)] = 768,
-        n_layer: Annotated[int, Gt(0)] = 12,
+        n_layer: Annotated[int, Gt(0), Le(10_000)] = 12,
         n_head: Annotated[int, Gt(0)] = 12,
         n_kv_head: Annotated[int, Gt(0)] | None = None,
         dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0,

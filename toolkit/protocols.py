@@ -351,6 +351,8 @@ class Evaluator(Protocol):
     Optional:
     lower_is_better  the names of metrics for which lower is better although ``higher_is_better`` is True; ``prepare``
                      may set it
+    min_context      the number of tokens that the model's context must hold. A shorter ``Experiment.seq_len`` is
+                     refused before anything is read
     """
 
     higher_is_better: bool
@@ -427,7 +429,12 @@ class Probe(Protocol):
     A name is STATISTIC, or STATISTIC/MODULE with the dotted name of a module or parameter; in rows it becomes
     ``probe/NAME/STATISTIC/MODULE``. A number (a float or a tensor with one element) goes into the rows, an array of at
     most 100,000 numbers to the loggers that have ``histogram``. None says that the statistic does not apply. What is
-    None or not finite is left out of the rows. The result depends on nothing but the views and the knobs."""
+    None or not finite is left out of the rows. The result depends on nothing but the views and the knobs.
+
+    Optional:
+    statistics  class attribute: the names of the single numbers, STATISTIC, or STATISTIC/MODULE for one that is given
+                for several modules: ("rms", "norm/MODULE"). A plan whose metric is none of them is refused
+    """
 
     needs: Set[str]
 

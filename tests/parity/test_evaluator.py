@@ -780,6 +780,18 @@ def test_what_lm_eval_can_not_measure_is_refused_by_prepare(tmp_path, monkeypatc
         LMEval(tasks, include_path=str(tmp_path / include_path)).prepare()
 
 
+@quiet
+def test_lm_eval_refuses_a_continuation_without_tokens(learnt, tmp_path):
+    """Its nats are 0, so that it would win every comparison."""
+    settings = {"output_type": "loglikelihood", "doc_to_text": "{{start}}", "doc_to_target": "{{end}}"}
+    settings |= {"target_delimiter": "", "metric_list": [{"metric": "acc"}]}
+    own = task_file(None, write(tmp_path / "own.jsonl", [{"start": "y" * 99, "end": " b"}]), "validation", **settings)
+    assert measured_by_the_part(own, learnt[2])
+    own = task_file(None, write(tmp_path / "own.jsonl", [{"start": "y" * 99, "end": ""}]), "validation", **settings)
+    with pytest.raises(ValueError, match="LMEval: the continuation '' has no tokens of its own after 'yyy"):
+        measured_by_the_part(own, learnt[2])
+
+
 def without_defaults(include_path):
     """lm-eval's own tasks take many seconds to read."""
     from lm_eval.tasks import TaskManager

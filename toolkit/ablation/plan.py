@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from torch import nn
+
 from toolkit.ablation import knobs
 from toolkit.ablation.planfile import (
     BUDGETS,
@@ -29,6 +31,7 @@ from toolkit.config.spelling import suggest
 from toolkit.evaluation import evaluators
 from toolkit.experiment import build_blank, build_list
 from toolkit.output.errors import clean
+from toolkit.probing.places import check_statistic
 from toolkit.protocols import Evaluator
 from toolkit.registry import CATALOG
 from toolkit.rundir import facts
@@ -188,11 +191,11 @@ def _compose_arms(
             own_layers = [_layer(f"arm {arm.name!r}", arm.bindings, where["arms"])] if arm.bindings else []
             config = resolve([*base_layers, *map(read_file, arm.overlays), *own_layers])
             experiment = config.build()
-            build_blank(experiment)
+            model = build_blank(experiment).model
             chosen = evaluators.of(config, experiment)
             for evaluator in chosen.values():
                 evaluator.prepare()
-            _check_probe(ablation, build_list(config, "probes", experiment.probes), where)
+            _check_probe(ablation, build_list(config, "probes", experiment.probes), model, where)
             higher_is_better = _direction(ablation, chosen, where)
             arms[arm.name] = Arm(arm.name, arm.overlays, arm.bindings, config)
         except ValueError as error:
@@ -228,11 +231,17 @@ def _direction(ablation: Ablation, chosen: Mapping[str, Evaluator], where: dict[
     return direction
 
 
-def _check_probe(ablation: Ablation, probes: Mapping[str, object], where: dict[str, str]) -> None:
-    """Raise ConfigError if the plan's metric is a probe's that an arm does not have."""
+def _check_probe(ablation: Ablation, probes: Mapping[str, object], model: nn.Module, where: dict[str, str]) -> None:
+    """Raise ConfigError if the plan's metric is of a probe that an arm does not have, or that its probe can't give."""
     family, _, rest = ablation.metric.partition("/")
     name, _, statistic = rest.partition("/")
-    if family != "probe" or (name in probes and statistic):
+    if family != "probe":
+        return
+    if name in probes and statistic:
+        try:
+            check_statistic(name, probes[name], statistic, model)
+        except ValueError as error:
+            raise ConfigError(f"{where['metric']}: Ablation.metric = {ablation.metric!r}: {error}") from error
         return
     if name in probes:
         problem = " names no statistic; write probe/NAME/STATISTIC, or probe/NAME/STATISTIC/MODULE"

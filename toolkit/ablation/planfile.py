@@ -177,8 +177,10 @@ def unfold(ablation: Ablation, where: dict[str, str]) -> tuple[list[str], dict[s
     def add(name: str, entries: list[str], field: str) -> None:
         place = f"Ablation.{field}: arm {name!r}"
         if not re.fullmatch(NAME, name):
-            remedy = "its runs' folders are named after it, so use letters, digits and _.+=,@-"
-            problems.append(f"{where[field]}: {place}: {remedy}")
+            problems.append(
+                f"{where[field]}: {place}: its runs' folders are named after it, so a name is 1 to 80 letters of the "
+                "English alphabet, digits and the characters _.+=,@- and begins with a letter, a digit or _"
+            )
         if name in arms:
             problems.append(f"{where[field]}: {place} already exists; choose another name")
         overlays, bindings = split_entries(entries, where[field], place, problems)

@@ -30,6 +30,7 @@ from toolkit.store import seal
 
 log = logging.getLogger("toolkit")
 BASE = "gin/default.gin"
+COMMAND_LINE = "-p"  # the title of the layer of all -p bindings
 
 
 class ConfigError(ValueError):
@@ -247,11 +248,11 @@ def _check_seal(file: Path, path: str | Path, text: str) -> None:
 
 def parse_bindings(bindings: Sequence[str]) -> Layer:
     """Parse all ``-p`` bindings of a command line into one layer; nothing is imported or built."""
-    layer = Layer("-p")
+    layer = Layer(COMMAND_LINE)
     for text in bindings:
         quote = '"' if "'" in text else "'"
         place = f"-p {quote}{text}{quote}"
-        parsed = _parse(text, "-p", functools.partial(_same_place, place))
+        parsed = _parse(text, COMMAND_LINE, functools.partial(_same_place, place))
         layer.bindings.extend(parsed.bindings)
         layer.imports.extend(parsed.imports)
         layer.refused.extend(parsed.refused)

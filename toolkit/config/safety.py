@@ -3,7 +3,10 @@ code.
 
 A file that a person names on the command line may import anything, as a script may. A config in a run's folder may not,
 because such folders are passed on. It may import from the shelf, from installed packages that offer parts, from its own
-``code/``, and what the command line names with ``--import``."""
+``code/``, and what the command line names with ``--import``.
+
+A few knobs name files that can run code (``CODE_KNOBS``). ``scan`` refuses them in every file, ``load`` with
+``--no-code`` in a run's config."""
 
 from __future__ import annotations
 
@@ -14,9 +17,11 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+from toolkit.config import keys
 from toolkit.config.imports import load_copy, offered
 from toolkit.config.layers import (
     BASE,
+    COMMAND_LINE,
     Binding,
     ConfigError,
     Import,
@@ -34,6 +39,9 @@ from toolkit.store import seal
 
 log = logging.getLogger("toolkit")
 SHELF = ("toolkit", "components", "experiments")
+CODE_KNOBS = {  # {PART.KNOB: what it names that can run code}
+    "LMEval.include_path": "task files of lm-eval, in which !function runs code",
+}
 
 
 def read_file(path: str | Path) -> Layer:
@@ -52,8 +60,8 @@ def read_bindings(bindings: Sequence[str]) -> Layer:
 
 def load(layers: Sequence[Layer], named: Collection[str] = (), code: bool = True) -> None:
     """Import what the layers import, after all imports have passed the checks. ``named``: the modules that the command
-    line names. With ``code`` False, imports from a run's code/ are refused. Raises ConfigError, with a line for each
-    import that is refused and for each file in code/ that does not match its seal."""
+    line names. With ``code`` False, imports from a run's code/ and a run's bindings of CODE_KNOBS are refused. Raises
+    ConfigError, with a line for each of them and for each file in code/ that does not match its seal."""
     check_statements(layers)
     wanted = [(each, layer.run) for layer in layers for each in layer.imports]
     already_run = {entry.module for entry in CATALOG.values()} & sys.modules.keys() | set(named)
@@ -63,6 +71,12 @@ def load(layers: Sequence[Layer], named: Collection[str] = (), code: bool = True
         for each, run in wanted
         if run and not (each.module in already_run or on_shelf(each.module) or copy_of(each.module, run))
     ]
+    if not code:
+        refused += [
+            f"{binding.where}: {binding.key} names {CODE_KNOBS[_knob(binding)]}, but --no-code forbids running code "
+            "that a run's config names"
+            for binding in _code_bindings(layers)
+        ]
     copies = [
         copy_of(each.module, run) if run and each.module not in named and not on_shelf(each.module) else None
         for each, run in wanted
@@ -119,6 +133,7 @@ def scan(
         ]
         effects += [f"{each.where}: binds {each}" for each in layer.bindings]
         refused += [*layer.refused, *_refused_imports(layer, named), *_refused_calls(layer.bindings)]
+        refused += _refused_code(layer.bindings) if layer.title != COMMAND_LINE else []
     return effects, refused
 
 
@@ -139,6 +154,31 @@ def _refused_calls(bindings: Iterable[Binding]) -> Iterator[str]:
         for reference in references(binding.value):
             if reference.called:
                 yield f"{binding.where}: would call {reference.name}: write {reference}, without parentheses"
+
+
+def _refused_code(bindings: Iterable[Binding]) -> Iterator[str]:
+    """A message for each binding in a file of a knob that names files with code. The command line may bind it."""
+    for binding in bindings:
+        if _names_code(binding):
+            yield (
+                f"{binding.where}: {binding.key} names {CODE_KNOBS[_knob(binding)]}; read them, and bind it with -p "
+                "if you trust them"
+            )
+
+
+def _code_bindings(layers: Sequence[Layer]) -> list[Binding]:
+    """The bindings in runs' configs of knobs that name files with code, without those that a later layer overrides."""
+    last = {binding.key: (binding, layer) for layer in layers for binding in layer.bindings}
+    return [binding for binding, layer in last.values() if layer.run and _names_code(binding)]
+
+
+def _names_code(binding: Binding) -> bool:
+    return _knob(binding) in CODE_KNOBS and binding.value is not None
+
+
+def _knob(binding: Binding) -> str:
+    """PART.KNOB, without the scope and the part's module."""
+    return keys.spell(keys.bare(binding.name), binding.parameter)
 
 
 def _origin_note(each: Import, run: Path | None) -> str:

@@ -20,7 +20,20 @@ def of(config: Config, experiment: Experiment) -> dict[str, Evaluator]:
     """All evaluators of an experiment: {name: evaluator}. An evaluator in both slots is there once. Raises
     ValueError."""
     during = build_list(config, "evaluators", experiment.evaluators)
-    return during | build_list(config, "final_evaluators", experiment.final_evaluators)
+    chosen = during | build_list(config, "final_evaluators", experiment.final_evaluators)
+    check_context(chosen, experiment.seq_len)
+    return chosen
+
+
+def check_context(evaluators: Mapping[str, Evaluator], seq_len: int) -> None:
+    """Raise ValueError for an evaluator that reads more tokens at a time than the model's context has."""
+    for name, evaluator in evaluators.items():
+        needed = getattr(evaluator, "min_context", 0)
+        if needed > seq_len:
+            raise ValueError(
+                f"{name} reads {needed} tokens at a time, but the model's context has Experiment.seq_len = {seq_len}: "
+                f"choose shorter sequences with the knobs of {type(evaluator).__name__}, or raise Experiment.seq_len"
+            )
 
 
 def fingerprints(evaluators: Mapping[str, Evaluator]) -> dict[str, str]:

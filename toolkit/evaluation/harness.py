@@ -23,6 +23,7 @@ from toolkit.config.spelling import suggest
 from toolkit.measures import Score
 from toolkit.protocols import Reader
 
+PART = "LMEval"  # the evaluator that --lm-eval adds
 SEED = 1234  # lm-eval's default for the draw of few-shot examples
 MAX_TOKENS = 256  # lm-eval's default for generated texts
 UNITS = {
@@ -46,8 +47,8 @@ def load(names: Sequence[str], num_fewshot: int | None, include_path: str | None
             from lm_eval.tasks import TaskManager
         except ImportError as error:
             raise ValueError(
-                'LMEval needs the lm-eval package: python -m pip install -e ".[eval]", or remove it from '
-                "Experiment.evaluators and final_evaluators"
+                "LMEval and --lm-eval need the package lm-eval: install the extra eval with python -m pip install -e "
+                '".[eval]", or remove LMEval from Experiment.evaluators and final_evaluators'
             ) from error
         manager = TaskManager(include_path=_folder(include_path), include_defaults=False)
         if not set(names) <= set(manager.all_tasks):
@@ -183,6 +184,9 @@ def _language_model(reader: Reader) -> Any:
     class ReaderLM(LM):
         def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
             replies = reader.continuations([request.args for request in requests])
+            for request, reply in zip(requests, replies, strict=True):
+                if reply.tokens == 0:
+                    raise ValueError(_no_tokens(*request.args))
             return [(-reply.nats, reply.is_greedy) for reply in replies]
 
         def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
@@ -206,6 +210,14 @@ def _language_model(reader: Reader) -> Any:
             return [texts[place] for place in range(len(requests))]
 
     return ReaderLM()
+
+
+def _no_tokens(context: str, text: str) -> str:
+    """The message for a continuation without tokens. Its nats would be 0, less than those of all others."""
+    return (
+        f"LMEval: the continuation {text[:40]!r} has no tokens of its own after {context[-40:]!r}: it is empty, or the "
+        "tokenizer joins it to the text before; change the task so that it begins with a new word"
+    )
 
 
 @contextlib.contextmanager

@@ -37,8 +37,8 @@ def continuation(tokenizer: Tokenizer, context: str, text: str, max_len: int) ->
 
     White space at the end of the context is moved to the text, since most tokenizers join it to the next word. Both are
     encoded together, and the context on its own: the targets are the tokens that follow those of the context. If all of
-    it does not fit into ``max_len`` tokens, the oldest tokens are left out. Raises ValueError if the targets do not
-    fit."""
+    it does not fit into ``max_len`` tokens, the oldest tokens are left out. There are no targets if the text is empty,
+    or if the tokenizer joins it to the context. Raises ValueError if the targets do not fit."""
     stripped = context.rstrip()
     if stripped:
         text = context[len(stripped) :] + text
@@ -51,5 +51,6 @@ def continuation(tokenizer: Tokenizer, context: str, text: str, max_len: int) ->
             f"the continuation {text[:40]!r} has {len(targets)} tokens, and the model's context (Experiment.seq_len) "
             f"has {max_len}; use shorter continuations, or a model with a longer context"
         )
-    surplus = max(0, len(before) + len(targets) - 1 - max_len)  # the last target is predicted, but not read
+    read = len(before) + max(0, len(targets) - 1)  # the last target is predicted, but not read
+    surplus = max(0, read - max_len)
     return Window(before[surplus:], targets)

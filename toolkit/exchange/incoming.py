@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from toolkit.architectures import ARCHITECTURES, Architecture, Layout
 from toolkit.compose import compose, load_shelf, open_run, try_build
 from toolkit.config.layers import show
-from toolkit.exchange import library, nearest, proof, tensors, tokens
+from toolkit.exchange import library, nearest, proof, tensors, tokens, weightfiles
 from toolkit.exchange.bindings import bindings_of
 from toolkit.exchange.proof import Measure, Proof
 from toolkit.experiment import Experiment
@@ -27,7 +28,7 @@ from toolkit.rundir.folder import RunDir
 from toolkit.store import checkpoint, sealed
 from toolkit.store.factsfile import Facts
 
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+log = logging.getLogger("toolkit")
 SIZES = (  # entries of a config, or the names under which transformers also gives them
     "vocab_size",
     "hidden_size",
@@ -36,7 +37,7 @@ SIZES = (  # entries of a config, or the names under which transformers also giv
     "num_key_value_heads",
     "max_position_embeddings",
 )
-PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+LONGEST = 2**20  # tokens of a context: the proof reads one as long as the context
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def fetch(source: str, pickle: bool) -> Path:
         raise ValueError(f"{source} is no folder, and no name of a model on the Hub (OWNER/NAME)")
     import huggingface_hub
 
-    patterns = ["*.json", *WEIGHTS, *(PICKLES if pickle else ())]  # no Python files
+    patterns = ["*.json", *weightfiles.SAFETENSORS, *(weightfiles.PICKLES if pickle else ())]  # no Python files
     try:
         return Path(huggingface_hub.snapshot_download(source, allow_patterns=patterns))
     except Exception as error:  # its errors have many classes
@@ -134,11 +135,15 @@ def read(folder: Path, pickle: bool) -> Source:
     if model_type not in ARCHITECTURES:
         raise ValueError(nearest.explain(model_type, entries))
     architecture = ARCHITECTURES[model_type]
+    weightfiles.check_names(folder)
+    limits = weightfiles.counts(folder, pickle)
+    _check_sizes(folder, model_type, entries, limits)
     config = library.make_config(model_type, entries)
     for size in SIZES:
         value = getattr(config, size, None)
         if value is not None and not (isinstance(value, int) and value > 0):
             raise ValueError(f"{folder / 'config.json'}: {size} is {value!r}, but must be a whole number above 0")
+    _check_parameters(folder, config, limits)
     try:
         layout = architecture.layout(config)
     except ValueError as error:
@@ -158,16 +163,40 @@ def read(folder: Path, pickle: bool) -> Source:
     return Source(folder, config, architecture, layout, theirs)
 
 
+def _check_sizes(folder: Path, model_type: str, entries: Mapping[str, Any], limits: weightfiles.Counts) -> None:
+    """Raise ValueError if a size in a config is larger than the tensors in the folder allow. Call this before the
+    config is made: transformers makes lists with an entry for each layer."""
+    for size in SIZES:
+        limit, unit = limits.numbers, "numbers"
+        if size == "num_hidden_layers":
+            limit, unit = limits.tensors, "tensors"
+        for name in library.entry_names(model_type, size) if size != "max_position_embeddings" else ():
+            value = entries.get(name)
+            if isinstance(value, int | float) and value > limit:
+                raise ValueError(
+                    f"{folder / 'config.json'}: {name} is {value}, but the weights in the folder have {limit:,} {unit}"
+                )
+
+
+def _check_parameters(folder: Path, config: Any, limits: weightfiles.Counts) -> None:
+    """Raise ValueError if a config describes a model of more than twice the numbers in the weights. Some may be
+    missing, which ``_load`` reports by name."""
+    try:
+        count = sum(tensor.numel() for tensor in library.tensors_of(library.empty_model(config)).values())
+    except Exception as error:  # the library has no common class of errors
+        log.debug("%s can't be built yet: %s", folder, error)  # ``read`` reports it after the layout, which says more
+        return
+    if count > 2 * limits.numbers:
+        raise ValueError(
+            f"{folder / 'config.json'} describes a model of {count:,} numbers, but the weights in the folder have "
+            f"{limits.numbers:,}"
+        )
+
+
 def _load(folder: Path, config: Any, pickle: bool) -> dict[str, Tensor]:
     """The tensors of a folder in float32, by the names of a model in memory. The library's own class reads them; code
     in the folder is not run. Raises ValueError for weights that are missing, surplus or of another shape."""
     has_safetensors = any(folder.glob("*.safetensors"))
-    if not has_safetensors and not pickle:
-        kind = (
-            "only pickled weights, which can run code when they are read" if any(folder.glob("*.bin")) else "no weights"
-        )
-        remedy = "; --pickle reads them as weights only" if any(folder.glob("*.bin")) else ""
-        raise ValueError(f"{folder} has {kind} (no *.safetensors){remedy}")
     try:
         network, loading = library.model_class(config).from_pretrained(
             folder,
@@ -204,9 +233,15 @@ def _bindings(source: Source, file: Path, copy: Path, seq_len: int | None) -> di
     ends = source.config.eos_token_id
     end = tokens.name_of(file, ends[0] if isinstance(ends, list) and ends else ends)
     max_len = source.layout.sizes.max_len
+    length = min(seq_len or max_len, max_len)
+    if length > LONGEST:
+        raise ValueError(
+            f"a context of {length:,} tokens can't be compared with transformers, which reads all of it at once; give "
+            f"--seq-len {LONGEST} or less"
+        )
     common = [
         *bindings_of(source.layout),
-        f"Experiment.seq_len = {min(seq_len or max_len, max_len)}",
+        f"Experiment.seq_len = {length}",
         f"Experiment.tokenizer = @{part.name}",
         f"{part.name}.eot = {show(end)}",
     ]

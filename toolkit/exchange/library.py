@@ -36,6 +36,11 @@ def make_config(model_type: str, entries: dict[str, Any]) -> Any:
         raise ValueError(f"transformers refuses the config of a {model_type}: {error}") from error
 
 
+def entry_names(model_type: str, name: str) -> tuple[str, str]:
+    """The names under which a config.json of a type may have the entry ``name``: as such, and as its type calls it."""
+    return name, require().CONFIG_MAPPING[model_type].attribute_map.get(name, name)
+
+
 def model_class(config: Any) -> Any:
     """The class of language models of a config: the library's own, never one that comes with the weights."""
     return require().MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
@@ -66,7 +71,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises ValueError if there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} can't be read: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds no JSON object")

@@ -16,7 +16,7 @@ from toolkit.exchange import card, library, proof, remotecode, tensors, tokens
 from toolkit.exchange.choice import choose
 from toolkit.exchange.describe import describe
 from toolkit.exchange.proof import Measure, Proof
-from toolkit.store import sealed
+from toolkit.store import disk, sealed
 
 SHARD = "5GB"  # larger models are divided into files of this size
 
@@ -86,6 +86,7 @@ def export(
         proofs = _prove(run, temporary, dtype, texts, measure, code)
         text = card.write_card(run, model_type, dtype, proofs["float32"], folder.name, packages if code else None)
         (temporary / "README.md").write_text(text, encoding="utf-8")
+        disk.give_mode_of(temporary / "README.md", [path for path in temporary.rglob("*") if path.is_file()])
         if folder.exists():
             folder.rmdir()  # it is empty
         temporary.rename(folder)

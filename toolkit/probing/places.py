@@ -1,9 +1,10 @@
-"""Finds the blocks, mixers and ffns of a model by name."""
+"""Finds the blocks, mixers and ffns of a model by name, and checks the names of statistics."""
 
 from __future__ import annotations
 
 from torch import nn
 
+from toolkit.config.spelling import suggest
 from toolkit.registry import CATALOG
 
 KINDS = ("block", "mixer", "ffn")
@@ -25,6 +26,23 @@ def places(model: nn.Module) -> dict[str, str]:
         if kind and not any(_is_inside(name, outer) and (named[outer] in (kind, "mixer", "ffn")) for outer in named):
             named[name] = kind
     return named if "block" in named.values() else _unregistered(model, named)
+
+
+def check_statistic(name: str, probe: object, statistic: str, model: nn.Module) -> None:
+    """Raise ValueError if the probe ``name`` can't give ``statistic``, written STATISTIC or STATISTIC/MODULE: if the
+    probe lists its ``statistics`` and has no such one, or if the model has no such module or parameter."""
+    kind, _, module = statistic.partition("/")
+    known = {each.partition("/")[0]: "/" in each for each in getattr(probe, "statistics", ())}
+    names = [*dict(model.named_modules()), *dict(model.named_parameters(remove_duplicate=False))]
+    if known and kind not in known:
+        raise ValueError(f"{name} has no number {kind!r}{suggest(kind, known) or '; it has ' + ', '.join(known)}")
+    if known and known[kind] and not module:
+        example = next((place for place in places(model)), "MODULE")
+        raise ValueError(f"{name} gives {kind} of several modules; name one, as in probe/{name}/{kind}/{example}")
+    if known and module and not known[kind]:
+        raise ValueError(f"{name} gives {kind} once, for no module; write probe/{name}/{kind}")
+    if module and module.partition("#")[0] not in names:
+        raise ValueError(f"the model has no module or parameter {module!r}{suggest(module, names)}")
 
 
 def _unregistered(model: nn.Module, named: dict[str, str]) -> dict[str, str]:

@@ -176,7 +176,12 @@ def sort_values(observation: Observation, probe: str, values: object) -> None:
             observation.row[name] = _number(value)
         elif not isinstance(value, Tensor | np.ndarray):
             raise ValueError(f"{probe}.observe: the value of {short} must be a number or an array, not {value!r:.40}")
-        elif isinstance(value, Tensor) and value.ndim == 0 and not value.is_complex():
+        elif isinstance(value, Tensor) and value.is_meta:
+            raise ValueError(
+                f"{probe}.observe: {short} is a tensor on the device meta, which holds no values; compute it from the "
+                "views, which are on the device of the run"
+            )
+        elif isinstance(value, Tensor) and value.ndim == 0 and value.layout == torch.strided and not value.is_complex():
             single[name] = value.detach().float().reshape(())
         elif value.ndim == 0:
             observation.row[name] = float(_array(f"{probe}.observe: {short}", value)[0])

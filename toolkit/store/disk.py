@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,16 @@ def write_bytes(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             draft.unlink()
         raise
+
+
+def give_mode_of(file: Path, others: Iterable[Path]) -> None:
+    """Give the permissions of ``file``, which ``open`` has made and which follow the umask, to other files. Some
+    libraries write through temporary files that only their owner may read. A disk that refuses is no error."""
+    mode = stat.S_IMODE(file.stat().st_mode)
+    for other in others:
+        if stat.S_IMODE(other.stat().st_mode) != mode:
+            with contextlib.suppress(OSError):
+                other.chmod(mode)
 
 
 def refuse_links(folder: Path, below: Path | None = None) -> None:

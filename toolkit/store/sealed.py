@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.store import seal
-from toolkit.store.disk import fsync, sha256
+from toolkit.store.disk import fsync, give_mode_of, sha256
 
 MANIFEST = "manifest.json"
 
@@ -60,6 +60,7 @@ def write(folder: Path, fill: Callable[[Path], dict[str, Any]], style: ManifestS
         manifest["files"] = {path.relative_to(temporary).as_posix(): style.measure(path) for path in files}
         sealed = manifest | {style.seal_key: seal.digest(manifest)}
         (temporary / MANIFEST).write_text(json.dumps(sealed, indent=style.indent), encoding="utf-8")
+        give_mode_of(temporary / MANIFEST, files)
         fsync(temporary / MANIFEST)
         for path in reversed(paths):  # the deepest folders first
             if path.is_dir():

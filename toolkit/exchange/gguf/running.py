@@ -23,7 +23,7 @@ def measure(file: str, probes: Mapping[str, Tensor], about: Mapping[str, Any]) -
     from llama_cpp import Llama
 
     longest = max([ids.shape[1] for ids in probes.values()] + [probes["prompt"].shape[1] + about["greedy"]])
-    model = Llama(
+    llama = Llama(
         file,
         n_ctx=longest,
         n_batch=longest,
@@ -35,25 +35,25 @@ def measure(file: str, probes: Mapping[str, Tensor], about: Mapping[str, Any]) -
     )
     results: dict[str, Tensor] = {}
     for name, ids in probes.items():
-        results[f"plain.{name}"] = _logits(model, ids, [ids.shape[1]], about)
-        results[f"cached.{name}"] = _logits(model, ids, _pieces(ids.shape[1]), about)
-    logits = _logits(model, probes["loss"], [probes["loss"].shape[1]], {**about, "keep": longest})
+        results[f"plain.{name}"] = _logits(llama, ids, [ids.shape[1]], about)
+        results[f"cached.{name}"] = _logits(llama, ids, _pieces(ids.shape[1]), about)
+    logits = _logits(llama, probes["loss"], [probes["loss"].shape[1]], {**about, "keep": longest})
     results["loss"] = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), probes["loss"][:, 1:].flatten())
-    results["greedy"] = torch.tensor(_greedy(model, probes["prompt"][0].tolist(), about), dtype=torch.int64)
+    results["greedy"] = torch.tensor(_greedy(llama, probes["prompt"][0].tolist(), about), dtype=torch.int64)
     for number, text in enumerate(about["texts"]):
-        ids = model.tokenize(text.encode(errors="replace"), add_bos=False, special=False)
+        ids = llama.tokenize(text.encode(errors="replace"), add_bos=False, special=False)
         results[f"ids.{number}"] = torch.tensor(ids, dtype=torch.int64)
     return results
 
 
-def _logits(model: Any, ids: Tensor, pieces: list[int], about: Mapping[str, Any]) -> Tensor:
+def _logits(llama: Any, ids: Tensor, pieces: list[int], about: Mapping[str, Any]) -> Tensor:
     """(B, T) -> the logits of the last positions, (B, T', V), read in pieces of these lengths."""
     rows = []
     for row in ids:
-        model.reset()
+        llama.reset()
         for piece in row.split(pieces):
-            model.eval(piece.tolist())
-        rows.append(torch.tensor(model.scores[: len(row)]).clone()[-about["keep"] :, : about["vocab_size"]])
+            llama.eval(piece.tolist())
+        rows.append(torch.tensor(llama.scores[: len(row)]).clone()[-about["keep"] :, : about["vocab_size"]])
     return torch.stack(rows)
 
 
@@ -64,14 +64,14 @@ def _pieces(length: int) -> list[int]:
     return [piece for piece in (first, *[1] * single, length - first - single) if piece]
 
 
-def _greedy(model: Any, prompt: list[int], about: Mapping[str, Any]) -> list[int]:
+def _greedy(llama: Any, prompt: list[int], about: Mapping[str, Any]) -> list[int]:
     """The likeliest tokens after a prompt, one by one."""
-    model.reset()
-    model.eval(prompt)
+    llama.reset()
+    llama.eval(prompt)
     tokens: list[int] = []
     while len(tokens) < about["greedy"]:
-        tokens.append(int(model.scores[model.n_tokens - 1, : about["vocab_size"]].argmax()))
-        model.eval(tokens[-1:])
+        tokens.append(int(llama.scores[llama.n_tokens - 1, : about["vocab_size"]].argmax()))
+        llama.eval(tokens[-1:])
     return tokens
 
 
