@@ -2,9 +2,11 @@
 
 ``python -m tests.planted_truth`` prints the tables for 20,000 repetitions each (some minutes); ``--repetitions N`` for
 others. The verdicts are those of toolkit/comparison/statistics.py, which ``judge`` gives for one repetition. Intervals
-by item are those of itemwise.py, the test over all arms is that of resolution.py."""
+by item are those of itemwise.py, the test over all arms is that of resolution.py, looks are those of sequential.py.
+``--looks`` prints only the table of looks."""
 
 import argparse
+import dataclasses
 import gc
 import math
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from scipy import special, stats
 
 from toolkit.comparison.itemwise import MeanSquares, intervals, mean_squares
 from toolkit.comparison.resolution import separation
+from toolkit.comparison.sequential import SPENDINGS, History, Looks
 from toolkit.comparison.statistics import detectable, measure, words
 
 SETTINGS = [(n, design) for n in (3, 5, 10) for design in (0.0, 0.8, None)]  # seeds; paired correlation, None unpaired
@@ -246,6 +249,116 @@ def separation_table(repetitions) -> str:
     return "\n".join(lines)
 
 
+# ---- looking again
+
+LOOKS = (3, 5, 7, 10)
+DESIGNS = {"paired": 0.6, "unpaired": None}
+
+
+def measured_at(base, arms, n, paired, effect=TINY):
+    return [measure(arm[..., :n], base[..., :n], paired, 0.05, effect) for arm in arms]
+
+
+def unplanned_rate(arms, last, repetitions) -> float:
+    """How often some null arm is called better or worse if one seed is added at a time from 3 on, until an arm is, and
+    nobody charges the looks."""
+    base, null = draw(np.random.default_rng([arms, last]), repetitions, last, 0.6, [0.0] * arms)
+    wrong = np.zeros(repetitions, dtype=bool)
+    for n in range(3, last + 1):
+        todo = np.flatnonzero(~wrong)
+        at_look = measured_at(base[todo], [arm[todo] for arm in null], n, True)
+        wrong[todo] = np.isin(words(at_look, 0.05)[0], ["better", "worse"]).any(-1)
+    return float(wrong.mean())
+
+
+def charged(base, arms, looks, paired=True, effect=TINY):
+    """For each look, the results of each arm with sequential p and repeated intervals: [look][arm]."""
+    earlier = [([], []) for _ in arms]
+    for k, n in enumerate(looks.counts):
+        so_far = Looks(looks.counts[: k + 1], looks.fractions[: k + 1], looks.spending)
+        at_look = []
+        for m, (ps, qs) in zip(measured_at(base, arms, n, paired, effect), earlier, strict=True):
+            at_look.append(charge_all(m, so_far, ps, qs))
+            ps.append(m.p)
+            qs.append(m.p_equivalence)
+        yield at_look
+
+
+def charge_all(m, looks, ps, qs):
+    """What ``History.charge`` does, where each repetition has earlier p of its own."""
+    charged = History(looks, (1.0,) * len(ps), (1.0,) * len(qs)).charge(m, 0.05)
+    p, q = looks.p(np.stack([*ps, m.p], -1)), looks.p(np.stack([*qs, m.p_equivalence], -1), sides=1)
+    return dataclasses.replace(charged, p=p, p_equivalence=q)
+
+
+def look_rates(looks, arms, repetitions, design="paired") -> list[Rate]:
+    """Error rates of a plan with looks: an arm stops when it has a verdict; the baseline and the others go on."""
+    correlation = DESIGNS[design]
+    paired = correlation is not None
+    rng = np.random.default_rng([arms, looks.counts[-1], len(looks.counts), SPENDINGS.index(looks.spending)])
+
+    def stopped(truths, effect, false_words):
+        """How often some arm stops with a false word, and how often the first arm's interval covers at its stop."""
+        base, drawn = draw(rng, repetitions, looks.counts[-1], correlation, truths)
+        wrong, open_arm, covered = (np.full(repetitions, value) for value in (False, True, True))
+        for at_look in charged(base, drawn, looks, paired, effect):
+            said = words(at_look, 0.05)[0]
+            wrong |= np.isin(said, false_words).any(-1)
+            first = at_look[0]
+            covered = np.where(open_arm, (first.low <= truths[0]) & (truths[0] <= first.high), covered)
+            open_arm &= said[:, 0] == "inconclusive"
+        return float(wrong.mean()), float(1 - covered.mean())
+
+    false, _ = stopped([0.0] * arms, TINY, ["better", "worse"])
+    equivalent, _ = stopped([HUGE * (-1) ** k for k in range(arms)], HUGE, ["equivalent"])
+    _, missed_null = stopped([0.0], TINY, [])
+    _, missed_shift = stopped([1.0], TINY, [])
+    named = {
+        "false better or worse": false,
+        "false equivalent": equivalent,
+        "missed at the stop, no difference": missed_null,
+        "missed at the stop, 1 sd": missed_shift,
+    }
+    return [Rate(name, rate, 0.05, repetitions, bound=True) for name, rate in named.items()]
+
+
+def expected_seeds(looks, shift, repetitions) -> tuple[float, float]:
+    """(mean seeds at the stop, power) of one paired arm at a true difference of ``shift`` sd of the differences."""
+    rng = np.random.default_rng(len(looks.counts))
+    base = np.zeros((repetitions, looks.counts[-1]))
+    arm = shift + rng.normal(size=base.shape)
+    seeds, crossed = np.full(repetitions, looks.counts[-1]), np.zeros(repetitions, dtype=bool)
+    for n, (m,) in zip(looks.counts, charged(base, [arm], looks), strict=True):
+        seeds = np.where(~crossed & (m.p < 0.05), n, seeds)
+        crossed |= m.p < 0.05
+    return float(seeds.mean()), float(crossed.mean())
+
+
+def added_later(counts) -> Looks:
+    """Looks of a plan whose first look was at all its seeds, and whose seeds were added later."""
+    return Looks(tuple(counts), tuple(n / counts[0] for n in counts))
+
+
+def look_table(repetitions) -> str:
+    lines = ["seeds added until some arm wins, looks not charged: arms, last seed, false better or worse"]
+    for arms, last in ((1, 10), (1, 20), (1, 50), (10, 10), (10, 20)):
+        later = look_rates(added_later(range(3, last + 1)), arms, repetitions)[0]
+        plain = unplanned_rate(arms, last, repetitions)
+        lines.append(f"{arms:>4}{last:>4}  {plain:.4f}; charged {later.rate:.4f}{'' if later.holds else ' *'}")
+    for spending in SPENDINGS:
+        looks = Looks.planned(LOOKS, spending)
+        lines.append(f"{spending}, looks at {list(LOOKS)}, nominal p {looks.levels(0.05).round(4).tolist()}")
+        for design in DESIGNS:
+            for arms in (1, 3, 10):
+                found = look_rates(looks, arms, repetitions, design)
+                cells = "; ".join(f"{rate.name} {rate.rate:.4f}{'' if rate.holds else ' *'}" for rate in found)
+                lines.append(f"  {design}, {arms} arms: {cells}")
+        for shift in (0.0, 1.0, 2.0):
+            seeds, power = expected_seeds(looks, shift, repetitions)
+            lines.append(f"  difference of {shift:g} sd: {seeds:.2f} seeds, power {power:.3f}")
+    return "\n".join(lines)
+
+
 # ---- tables
 
 
@@ -275,11 +388,17 @@ def quick_holm():
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=20_000)
+    parser.add_argument("--looks", action="store_true", help="only the table of repeated looks")
     quick_holm()
-    repetitions = parser.parse_args().repetitions
+    arguments = parser.parse_args()
+    repetitions = arguments.repetitions
+    if arguments.looks:
+        print(look_table(repetitions))
+        raise SystemExit
     print(table(repetitions))
     for kind in KINDS:
         print()
         for line in item_table(repetitions, kind):
             print(line, flush=True)
     print(f"\n{separation_table(repetitions)}")
+    print(f"\n{look_table(repetitions)}")

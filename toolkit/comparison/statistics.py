@@ -28,8 +28,11 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special, stats
 from statsmodels.stats.multitest import multipletests
 
+from toolkit.comparison.sequential import History, Looks
+
 FEW = 5  # with fewer seeds, the sd of one arm is too uncertain for planning
 MOST = 1000  # seeds: above this, "needed" only says that it is more
+ONE_LOOK = Looks.planned([2])  # at all planned seeds, whatever their number
 ROUNDING = 1e-12  # values that differ by less than this share of their size count as equal
 
 Array = NDArray[np.float64]
@@ -147,6 +150,7 @@ def judge(
     effect: float,
     alpha: float = 0.05,
     lower_is_better: bool = True,
+    histories: Mapping[str, History] | None = None,
 ) -> dict[str, tuple[Difference, float | None, float | None, Verdict]]:
     """For each arm its difference, its p adjusted by Holm, the p of its two one-sided tests adjusted by Holm, and the
     verdict. ``base`` is the baseline's values, or for each arm those to compare it with (an arm that lost a seed is
@@ -157,11 +161,17 @@ def judge(
     Holm's strictest step. If there are that many already, it says how many detect half of ``effect``: a true difference
     is at least that far from zero or from the effect. The sd is that of the arm's paired differences; with fewer than
     FEW seeds it is pooled over all paired arms, and where unpaired it is the noise floor over all arms.
+
+    ``histories`` has the earlier looks of arms that were judged before on fewer seeds, see ``sequential``: then the p
+    of the difference and of equivalence are sequential, and the interval is a repeated one.
     ValueError: as in ``difference`` and ``equivalence``; an arm that ``paired`` does not name."""
     if missing := [name for name in arms if name not in paired]:
         raise ValueError(f"paired says nothing about {', '.join(missing)}: give True or False for each arm")
     bases = {name: base[name] if isinstance(base, Mapping) else base for name in arms}
     measured = {name: measure(arms[name], bases[name], paired[name], alpha, effect) for name in arms}
+    histories = histories or {}
+    for name, history in histories.items():
+        measured[name] = history.charge(measured[name], alpha)
     said, p_holm, p_equivalence = words(measured.values(), alpha, lower_is_better)
     out = {}
     for k, (name, each) in enumerate(measured.items()):
@@ -169,7 +179,8 @@ def judge(
         tested = diff.p is not None
         p, q = (float(p_holm[k]), float(p_equivalence[k])) if tested else (None, None)
         planning = _sd_to_plan_with(name, diff, arms, bases, measured, paired)
-        out[name] = diff, p, q, _verdict(str(said[k]), diff, p, q, effect, alpha, len(arms), planning)
+        looks = histories[name].looks if name in histories else ONE_LOOK
+        out[name] = diff, p, q, _verdict(str(said[k]), diff, p, q, effect, alpha, len(arms), planning, looks)
     return out
 
 
@@ -313,8 +324,11 @@ def _verdict(
     alpha: float,
     arms: int,
     planning: tuple[float | None, str],
+    looks: Looks,
 ) -> Verdict:
     seeds = f"{diff.n_arm} {'paired' if diff.paired else 'unpaired'} seeds"
+    if not looks.is_plain:
+        seeds += f", look {len(looks.counts)}, earlier looks charged"
     if diff.n_arm != diff.n_base:
         seeds += f" against {diff.n_base} of the baseline"
     over = f"adjusted by Holm's method for {arms} arms; " if arms > 1 else ""
@@ -339,7 +353,8 @@ def _verdict(
         return Verdict(word, why)
     if word == "equivalent":
         # this interval lies inside the effect exactly when both one-sided tests of this arm reject
-        half = (diff.high - diff.low) / 2 * stats.t.isf(alpha, diff.df) / stats.t.isf(alpha / 2, diff.df)
+        one_sided, two_sided = (looks.levels(alpha, sides)[-1] for sides in (1, 2))
+        half = (diff.high - diff.low) / 2 * stats.t.isf(one_sided, diff.df) / stats.t.isf(two_sided / 2, diff.df)
         ends = f"[{diff.mean - half:+.4g}, {diff.mean + half:+.4g}]"
         found = f"{diff.mean:+.4g}, {100 * (1 - 2 * alpha):.4g} % interval {ends}"
         not_zero = f" It is not zero (p = {p:.2g}), but too small to matter." if p < alpha else ""
