@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,9 @@ from toolkit.command import add_import_flags, run_command
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from toolkit.compose import Run
     from toolkit.config.additions import Addition
+    from toolkit.measures import Score
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,37 +28,82 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _arguments(argv)
     from toolkit.compose import open_run
     from toolkit.cpu import openmp
-    from toolkit.cpu.neighbours import watched
-    from toolkit.evaluation import evaluators, itemfile
-    from toolkit.evaluation.reader import reader_of
-    from toolkit.experiment import autocast, micro_batch_size
-    from toolkit.loop.scoring import evaluate
-    from toolkit.objective import Objective
-    from toolkit.output.terminal import Terminal
-    from toolkit.store import checkpoint
-    from toolkit.store.disk import refuse_links
 
-    folders = None
-    if arguments.checkpoints is not None:
-        if not (arguments.run / "config.gin").is_file():
-            raise ValueError(f"{arguments.run} is not a run (a folder with config.gin); --checkpoints needs one")
-        folders = checkpoint.kept(arguments.run, arguments.checkpoints or None)
-    path = arguments.run if folders is None else next(iter(folders.values()))
+    if arguments.items:
+        _check_free(arguments.items)
+    folders = _checkpoints(arguments)
     run = open_run(
-        path,
+        arguments.run if folders is None else folders[0],
         arguments.overlays,
         arguments.bindings,
         imports=arguments.imports,
         code=not arguments.no_code,
         evaluators=_added_evaluators(arguments),
     )
+    openmp.use_threads(run.experiment.threads)
+    windows, rows = _measure(run, [run.checkpoint] if folders is None else folders, arguments)
+    about: dict[str, Any] = {"split": arguments.split, "windows": windows}
+    if arguments.json and folders is None:
+        print(json.dumps(about | rows[0].shown()))
+    elif arguments.json:
+        checkpoints = [row.shown() for row in rows]
+        print(json.dumps(about | {"run": str(arguments.run), "checkpoints": checkpoints}))
+    else:
+        subject = run.checkpoint if folders is None else arguments.run
+        title = f"{subject}, split {arguments.split}: {windows:,} windows of {run.experiment.seq_len:,} tokens"
+        _print(title, rows, is_curve=folders is not None)
+    return 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of one checkpoint: the loss on the split, and the scores of each evaluator by metric."""
+
+    checkpoint: Path
+    step: int
+    loss: Mapping[str, float]
+    scores: Mapping[str, Mapping[str, Score]]
+
+    def shown(self) -> dict[str, Any]:
+        """The row in JSON and in the table of several checkpoints."""
+        from toolkit.evaluation import evaluators
+
+        return {"checkpoint": str(self.checkpoint), "step": self.step, **self.loss, **evaluators.row(self.scores)}
+
+
+def _check_free(name: str) -> None:
+    """Raise ValueError if a folder for items can't be one."""
+    from toolkit.store.disk import refuse_links
+
+    items = Path(name)
+    refuse_links(items)
+    if other := next((path for path in (items, *items.parents) if path.exists() and not path.is_dir()), None):
+        raise ValueError(f"--items {name}: {other} is a file; name a folder")
+
+
+def _checkpoints(arguments: argparse.Namespace) -> list[Path] | None:
+    """The checkpoints that --checkpoints names; None without it. ValueError: not a run."""
+    from toolkit.store import checkpoint
+
+    if arguments.checkpoints is None:
+        return None
+    if not (arguments.run / "config.gin").is_file():
+        raise ValueError(f"{arguments.run} is not a run (a folder with config.gin); --checkpoints needs one")
+    return list(checkpoint.kept(arguments.run, arguments.checkpoints or None).values())
+
+
+def _measure(run: Run, folders: Sequence[Path], arguments: argparse.Namespace) -> tuple[int, list[Row]]:
+    """Measure the loss on a split and what the evaluators measure, at each checkpoint, and write the items if that was
+    asked for. Returns (windows of the split, rows)."""
+    from toolkit.cpu.neighbours import watched
+    from toolkit.evaluation import evaluators, itemfile
+    from toolkit.evaluation.reader import reader_of
+    from toolkit.experiment import autocast, micro_batch_size
+    from toolkit.loop.scoring import evaluate
+    from toolkit.objective import Objective
+    from toolkit.store import checkpoint
+
     experiment, device = run.experiment, run.device
-    openmp.use_threads(experiment.threads)
-    if arguments.items:
-        items = Path(arguments.items)
-        refuse_links(items)
-        if other := next((path for path in (items, *items.parents) if path.exists() and not path.is_dir()), None):
-            raise ValueError(f"--items {arguments.items}: {other} is a file; name a folder")
     chosen = evaluators.of(run.config, experiment)
     for evaluator in chosen.values():
         evaluator.prepare()  # a wrong item is found before any text is encoded
@@ -64,35 +112,37 @@ def main(argv: list[str] | None = None) -> int:
     objective = Objective(run.model, experiment.loss(), run.tokenizer.eot if experiment.mask_documents else None)
     windows, batch = data.windows(arguments.split), micro_batch_size(experiment, 1)
     reader = reader_of(experiment, run.model, run.tokenizer)
-    rows: list[dict[str, Any]] = []
-    for folder in [run.checkpoint] if folders is None else folders.values():
+    rows = []
+    for folder in folders:
         step = checkpoint.read_manifest(folder)["step"]
         if folder != run.checkpoint:
             checkpoint.load_weights(folder, run.model)
         with autocast(experiment, device), watched(device):
-            score = evaluate(objective, data, run.tokenizer, batch, windows, device, arguments.split)
-            measured = evaluators.measure(chosen, reader)
+            loss = evaluate(objective, data, run.tokenizer, batch, windows, device, arguments.split)
+            scores = evaluators.measure(chosen, reader)
         if arguments.items:
-            itemfile.write(Path(arguments.items), step, measured)
-        rows.append({"checkpoint": str(folder), "step": step} | score | evaluators.row(measured))
-    about = {"split": arguments.split, "windows": windows}
-    if arguments.json:
-        print(json.dumps(about | (rows[0] if folders is None else {"run": str(arguments.run), "checkpoints": rows})))
-        return 0
+            itemfile.write(Path(arguments.items), step, scores)
+        rows.append(Row(folder, step, loss, scores))
+    return windows, rows
+
+
+def _print(title: str, rows: Sequence[Row], is_curve: bool) -> None:
+    """Print a table of several checkpoints, or lines on one."""
+    from toolkit.output.terminal import Terminal
+
     console = Terminal()
-    subject = arguments.run if folders else run.checkpoint
-    console.print(f"{subject}, split {arguments.split}: {windows:,} windows of {experiment.seq_len:,} tokens")
-    if folders is not None:
-        for table in curve(rows, console.width):
+    console.print(title)
+    if is_curve:
+        for table in curve([row.shown() for row in rows], console.width):
             console.print(table)
-        return 0
-    console.print(f"{score['loss_nats']:.4f} nats per token, perplexity {math.exp(score['loss_nats']):.2f}")
-    console.print(f"{score['bits_per_byte']:.4f} bits per byte")
-    for name, scores in measured.items():
+        return
+    [row] = rows
+    console.print(f"{row.loss['loss_nats']:.4f} nats per token, perplexity {math.exp(row.loss['loss_nats']):.2f}")
+    console.print(f"{row.loss['bits_per_byte']:.4f} bits per byte")
+    for name, scores in row.scores.items():
         for metric, each in scores.items():
             count = f" over {len(each.items):,} items" if each.items else ""
             console.print(f"eval/{name}/{metric} {each.value:.4f} {each.unit}{count}")
-    return 0
 
 
 def curve(rows: Sequence[Mapping[str, Any]], width: int) -> Iterator[Table]:
