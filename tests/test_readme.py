@@ -222,7 +222,8 @@ def test_the_recipes_for_stopping_resuming_and_branching(tmp_path):
         assert done.returncode == 0, (line, done.stderr)
     assert {path.name for path in tmp_path.iterdir()} >= {"long", "branch", "tuned", "again"}
     (tmp_path / "pairs.jsonl").write_text('{"sentence_good": "The hen runs.", "sentence_bad": "The hen run."}\n')
-    for line in [line for line in RECIPES if "runs/quickstart" in line and "text_files" not in line]:
+    left_out = ("text_files", "--lm-eval")  # needs files of the reader; needs the extra eval and downloads its tasks
+    for line in [line for line in RECIPES if "runs/quickstart" in line and not any(word in line for word in left_out)]:
         words = [word.replace("runs/quickstart", f"{tmp_path}/long") for word in shlex.split(line)]
         words = [word.replace("my/pairs/*.jsonl", f"{tmp_path}/pairs.jsonl") for word in words]
         done = command(words[0], *words[1:])
