@@ -121,7 +121,7 @@ def test_judge_charges_the_earlier_looks_at_an_arm():
 def test_an_equivalent_arm_gives_the_interval_that_belongs_to_its_look():
     base, (arm,) = draw(np.random.default_rng(3), 1, 5, 0.9, [0.0])
     looks = Looks.planned((3, 5), "pocock")
-    history = {"arm": History(looks, (1.0,), (1.0,))}
+    history = {"arm": History(looks, (1.0,), (1.0,), name="look 2 of 2")}
     difference, _, _, verdict = judge({"arm": arm[0]}, base[0], {"arm": True}, 5.0, histories=history)["arm"]
     half = stats.t.isf(looks.levels(0.05, sides=1)[1], 4) * difference.sd / 5**0.5
     ends = f"[{difference.mean - half:+.4g}, {difference.mean + half:+.4g}]"

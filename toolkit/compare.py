@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from toolkit.command import run_command
@@ -12,13 +13,27 @@ from toolkit.command import run_command
 def main(argv: list[str] | None = None) -> int:
     """Run the command. Returns the exit code; raises ValueError for an error that the user can correct."""
     arguments = _arguments(argv)
-    from toolkit.comparison import assemble, board, figures, markdown, page, probes, probespage, record, runs, screen
+    from toolkit.comparison import (
+        assemble,
+        board,
+        figures,
+        lookfile,
+        markdown,
+        page,
+        probes,
+        probespage,
+        record,
+        runs,
+        screen,
+    )
     from toolkit.output.terminal import Terminal, styled
     from toolkit.store.disk import refuse_links, write_bytes, write_text
 
     plan, found_runs = runs.find(arguments.runs, arguments.plan, arguments.baseline)
     exclude = list(zip(arguments.exclude, arguments.reason, strict=True))
     comparison = assemble.compare(plan, found_runs, exclude, arguments.effect)
+    if problem := lookfile.save(comparison, "compare"):
+        comparison = replace(comparison, notes=(*comparison.notes, problem))
     results = record.record(comparison)
     pages = {}
     if arguments.probes:
