@@ -6,6 +6,7 @@ continues with the same jobs."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,18 +31,19 @@ def run(plan: Plan, folder: Path, record: dict[str, Any], launcher: Launcher) ->
 
     if not plan.ablation.looks:
         return JobQueue(plan, folder, record, launcher).run()
-    tried: set[str] = set()
+    tried: dict[str, Job] = {}
     code = 0
     while True:
         comparison = judge(folder)
         if tried:
             report.say(verdicts(comparison))
-        jobs = wanted(plan, comparison)
-        if tried and tried >= {job.run for job in jobs}:
+        states = {run: read_progress(folder / run, plan.ablation.metric).state for run in tried}
+        failed = {run for run, state in states.items() if state not in ENDED}
+        jobs = wanted(plan, comparison, {tried[run].arm for run in failed})
+        if tried and tried.keys() >= {job.run for job in jobs}:
             return code
-        ended = {job.run for job in jobs if read_progress(folder / job.run, plan.ablation.metric).state in ENDED}
-        queue = JobQueue(plan, folder, record, launcher, [job for job in jobs if job.run not in tried - ended])
-        tried |= {job.run for job in jobs}
+        queue = JobQueue(plan, folder, record, launcher, [job for job in jobs if job.run not in failed])
+        tried |= {job.run: job for job in jobs}
         latest = queue.run()
         if latest not in (0, 1):
             return latest
@@ -60,18 +62,20 @@ def judge(folder: Path) -> Comparison:
     return replace(comparison, notes=(*comparison.notes, problem)) if problem else comparison
 
 
-def wanted(plan: Plan, comparison: Comparison) -> list[Job]:
-    """The plan's jobs up to the next look of each arm; those of an arm that stopped, up to the look where it did. The
-    baseline has those of the arm that goes furthest."""
-    looks = plan.ablation.looks
-    seeds = {}
-    for arm in comparison.arms[1:]:
-        reached = comparison.looks_reached[arm.name]
-        stopped = arm.judgement is not None and arm.judgement.verdict.word in lookfile.STOPPED
-        stopped = stopped or arm.name in comparison.stopped
-        seeds[arm.name] = looks[max(0, reached - 1) if stopped else min(reached, len(looks) - 1)]
-    seeds[plan.baseline.name] = max(seeds.values())
-    return _up_to(plan, seeds)
+def wanted(plan: Plan, comparison: Comparison, failed: Collection[str] = ()) -> list[Job]:
+    """The plan's jobs up to the next look. The undecided arms go from look to look together: an arm that is ahead waits
+    for the others, but not for the arms in ``failed``. An arm that stopped has its jobs up to that look. The baseline
+    has those of the arm that goes furthest."""
+    looks, reached = plan.ablation.looks, comparison.looks_reached
+    words = {arm.name: arm.judgement.verdict.word for arm in comparison.arms[1:] if arm.judgement}
+    stopped = comparison.stopped | {name for name, word in words.items() if word in lookfile.STOPPED}
+    following = min((reached[name] for name in words if name not in stopped and name not in failed), default=-1)
+    places = {}
+    for name in words:
+        goes_on = name not in stopped and (name in failed or reached[name] == following)
+        places[name] = min(reached[name], len(looks) - 1) if goes_on else max(0, reached[name] - 1)
+    seeds = {name: looks[place] for name, place in places.items()}
+    return _up_to(plan, {plan.baseline.name: max(seeds.values()), **seeds})
 
 
 def remaining(plan: Plan, folder: Path) -> list[Job]:

@@ -116,7 +116,7 @@ def _metric_and_effect(plan: PlanRecord, judged: list[Run], effect: float | None
     if not plan.declared:
         notes.append(
             "no plan: nothing was declared before these runs started; the smallest effect of interest is "
-            f"{smallest_effect:g}"
+            f"{smallest_effect:g}; earlier looks at these runs are not known, and not charged"
         )
     return metric, smallest_effect, notes
 
