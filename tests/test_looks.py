@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from plans import Inline, write_plan
 from scipy import stats
@@ -23,7 +24,7 @@ def plain(monkeypatch):
     monkeypatch.setattr(figures, "draw", lambda comparison: {})
 
 
-def compared(folder, *more):
+def compared(folder, *more):  # the exit code is 0
     assert compare.main([str(folder), *more]) == 0
     return json.loads((folder / "compare" / "compare.json").read_text())
 
@@ -304,3 +305,53 @@ def test_a_dry_run_shows_looks_levels_and_jobs(tmp_path, capsys):
         and f"looks at 2, 3, 4 seeds (obrien-fleming); a plain p decides if it is below {levels}" in out
     )
     assert "jobs up to each look if no arm stops: 6, 9, 12" in out
+
+
+# ---- planted truth through run directories
+
+
+def planted_plan(root, rng, arms, seeds, **plan):
+    """Runs of a baseline and null arms, correlated by seed, and the planted values {arm: values}."""
+    common, names = rng.standard_normal(seeds), [f"null-{k}" for k in range(arms)]
+    drawn = {name: 2 + 0.03 * (0.6**0.5 * common + 0.4**0.5 * rng.standard_normal(seeds)) for name in ("rope", *names)}
+    broken = {f"{name}-s{seed}": {"value": float(v[seed])} for name, v in drawn.items() for seed in range(seeds)}
+    return write_runs(root, dict.fromkeys(names, 0.0), seeds=range(seeds), broken=broken, effect=1e-6, **plan), drawn
+
+
+def show_seeds(folder, n, content, planned):
+    """Leave only the first n seeds: the others still run, or are not in the plan yet."""
+    late = [job for job in content["jobs"] if job["seed"] >= n]
+    if planned:
+        for job in content["jobs"]:
+            state = "running" if job in late else "done"
+            status = json.loads((folder / job["run"] / "status.json").read_text())
+            (folder / job["run"] / "status.json").write_text(json.dumps(status | {"state": state}))
+    else:
+        jobs = [job for job in content["jobs"] if job not in late]
+        (folder / "plan.json").write_text(json.dumps(content | {"jobs": jobs}))
+
+
+@pytest.mark.parametrize("planned", [True, False])
+@pytest.mark.parametrize("repetitions", [3, pytest.param(100, marks=pytest.mark.slow)])
+def test_planted_truth_goes_through_run_directories_look_by_look(planned, repetitions, tmp_path):
+    """Three null arms; seeds are added one at a time until an arm wins. Each p is that of ``History`` on the planted
+    values, and the error rate is that of chance at most."""
+    rng, false, plain = np.random.default_rng(8), 0, 0
+    counts = (3, 4, 5, 6)
+    for number in range(repetitions):
+        more = {"looks": list(counts), "spending": "pocock"} if planned else {}
+        folder, drawn = planted_plan(tmp_path / str(number), rng, 3, counts[-1], **more)
+        content, won, won_plain = json.loads((folder / "plan.json").read_text()), False, False
+        for k, n in enumerate(counts):
+            show_seeds(folder, n, content, planned)
+            said = compared(folder)
+            total = counts[-1] if planned else counts[0]
+            looks = Looks(counts[: k + 1], tuple(c / total for c in counts[: k + 1]), "pocock")
+            for name in ("null-0", "null-1", "null-2"):
+                ps = [float(measure(drawn[name][:c], drawn["rope"][:c], True).p) for c in counts[: k + 1]]
+                assert arm(said, name)["p"] == pytest.approx(float(looks.p(ps)))
+                won_plain |= 3 * ps[-1] < 0.05  # Holm's first step
+            won |= any(arm(said, name)["verdict"] in ("better", "worse") for name in ("null-0", "null-1", "null-2"))
+        false, plain = false + won, plain + won_plain
+    print(f"planned {planned}: {false} of {repetitions}; with the plain p {plain}")
+    assert false <= repetitions * (0.05 + 3 * (0.05 * 0.95 / repetitions) ** 0.5)

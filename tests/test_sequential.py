@@ -5,7 +5,7 @@ import gc
 
 import numpy as np
 import pytest
-from planted_truth import LOOKS, added_later, draw, expected_seeds, look_rates, quick_holm, unplanned_rate
+from planted_truth import LOOKS, added_later, advice_rate, draw, expected_seeds, look_rates, quick_holm, unplanned_rate
 from scipy import stats
 
 from toolkit.comparison.sequential import SPENDINGS, History, Looks, crossing, spent
@@ -154,6 +154,17 @@ def test_seeds_added_until_an_arm_wins(arms, last, without):
     """Without a charge the error rate is that of the fault; with it, alpha."""
     assert unplanned_rate(arms, last, 20_000) == pytest.approx(without, abs=0.02)
     check(added_later(range(3, last + 1)), arms, 20_000)
+
+
+def test_seeds_added_as_advised_are_charged():
+    """Without a charge, the advice of an inconclusive verdict breaks the error rate."""
+    assert advice_rate(3, 1000, charge=False) > 0.08
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [3, 5])
+def test_seeds_added_as_advised_keep_alpha(first):
+    assert advice_rate(first, 20_000, charge=True) <= 0.05 + 3 * (0.05 * 0.95 / 20_000) ** 0.5
 
 
 @pytest.mark.slow

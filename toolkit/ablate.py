@@ -244,7 +244,8 @@ def _locked(folder: Path) -> Iterator[None]:
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m toolkit.ablate",
-        description="Run the ablation that a plan describes; the same command continues one that was stopped.",
+        description="Run the ablation that a plan describes; the same command continues one that was stopped. With "
+        "Ablation.looks, arms are judged at each look, and an arm with a verdict stops.",
         epilog="Exit codes: 0 every job done or diverged, 1 some failed, 2 bad plan, 75 SIGTERM, 130 Ctrl-C.",
     )
     add = parser.add_argument

@@ -147,7 +147,7 @@ def crossing(counts: Sequence[int], levels: Sequence[float], sides: int = 2) -> 
     return 1 - np.array(kept)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=2**15)
 def _levels(
     counts: tuple[int, ...], fractions: tuple[float, ...], spending: str, sides: int, alphas: tuple[float, ...]
 ) -> Array:
