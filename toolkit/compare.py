@@ -75,8 +75,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m toolkit.compare",
         description="Compare runs with a baseline: differences, intervals, verdicts and warnings.",
         epilog="What was judged is written to looks.jsonl in the plan's folder; if seeds are added later, the earlier "
-        "looks are charged. A guard is a check whether the comparison is fair and valid; it fires if it finds a fault. Exit codes: "
-        "0 compared, 1 a guard fired and --strict was given, 2 bad input.",
+        "looks are charged. A guard is a check whether the comparison is fair and valid; it fires if it finds a fault. "
+        "Exit codes: 0 compared, 1 a guard fired and --strict was given, 2 bad input.",
     )
     add = parser.add_argument
     add(
