@@ -113,6 +113,12 @@ def test_an_arm_that_ablate_stopped_stays_at_its_look(tmp_path):
     assert (arm(said, "NoPE")["look"], arm(said, "ALiBi")["look"]) == ("look 1 of 2", "look 2 of 2")
 
 
+@pytest.mark.parametrize("wrong", [{"looks": [5, 3]}, {"looks": [1, 5]}, {"looks": [3, 5], "spending": "all"}])
+def test_a_plan_json_with_looks_that_can_not_be_is_named(wrong, tmp_path):
+    with pytest.raises(ValueError, match="plan.json: .*restore the file from a copy"):
+        compare.main([str(write_runs(tmp_path, SHIFTS, **wrong))])
+
+
 # ---- plans without looks
 
 
@@ -123,7 +129,9 @@ def test_seeds_that_are_added_after_a_look_pay_for_it(tmp_path):
     assert arm(first, "ALiBi")["p"] == pytest.approx(float(nominal(first, "ALiBi", range(3)).p))
     extend(folder, 5, effect=0.0001)
     second = compared(folder)
-    assert fired(second) == {"seeds added"} and "judged before at 3 seeds, and now at 5" in second["banners"][0]["text"]
+    assert (
+        fired(second) == {"looked before"} and "judged before at 3 seeds, and now at 5" in second["banners"][0]["text"]
+    )
     looks = Looks((3, 5), (1.0, 5 / 3))
     ps = [float(nominal(second, "ALiBi", range(n)).p) for n in (3, 5)]
     assert arm(second, "ALiBi")["p"] == pytest.approx(float(looks.p(ps))) != ps[1]
@@ -170,7 +178,7 @@ def test_a_damaged_line_is_told_and_the_others_count(tmp_path):
     (folder / "looks.jsonl").write_text(text + text.replace('"n": 3', '"n": 2') + '{"version": 1\n')
     extend(folder, 5)
     said = compared(folder)
-    assert fired(said) == {"looks not known", "seeds added"} and "line 2, 3 is damaged" in said["banners"][0]["text"]
+    assert fired(said) == {"looks not known", "looked before"} and "line 2, 3 is damaged" in said["banners"][0]["text"]
     assert (folder / "looks.jsonl").read_text().startswith(text) and len(lookfile.read(folder).rows) == 2
 
 
@@ -292,7 +300,7 @@ def test_looks_may_be_added_at_the_end_and_spend_only_the_reserve(tmp_path, inli
     assert ablated(write_plan(tmp_path, **longer), tmp_path / "runs") == 0
     assert json.loads((folder / "plan.json").read_text())["planned_seeds"] == 4
     said = compared(folder)
-    assert said["looks"]["levels"][-1] < 0.02 and "seeds added" in fired(said)
+    assert said["looks"]["levels"][-1] < 0.02 and "looked before" in fired(said)
     assert arm(said, "none")["look"] == "look 3 of 3"
 
 

@@ -284,6 +284,8 @@ def _by_item(
             continue
         runs = {run.seed: run for run in arms[name].runs}
         common = sorted(dict(arms[name].values).keys() & dict(arms[plan.baseline].values).keys())
+        if judgement.look:
+            common = [seed for seed in common if seed in judgement.look.seeds]
         try:
             if not judgement.evidence.difference.paired:
                 raise ValueError("the runs are not paired by seed")

@@ -230,7 +230,7 @@ class Looking:
         return Look(number, total, values.seeds, counts[-1], shares[-1], counts[:-1], history)
 
     def banners(self, looks: Mapping[str, Look]) -> list[Banner]:
-        """Seeds that were added after a look, and damage of looks.jsonl."""
+        """Arms that were judged before on fewer seeds, outside the planned looks; and damage of looks.jsonl."""
         banners = [Banner("looks not known", self.file.damage)] if self.file.damage else []
         by_text: dict[str, list[str]] = {}
         for arm, look in looks.items():
@@ -242,7 +242,7 @@ class Looking:
                 "The earlier looks are charged: p and intervals are those of a test that is made several times, and "
                 "adding seeds until a verdict comes does not raise the error rate"
             )
-            banners.append(Banner("seeds added", f"{list_names(arms)}: {text}. {spent}"))
+            banners.append(Banner("looked before", f"{list_names(arms)}: {text}. {spent}"))
         return banners
 
     def notes(self, looks: Mapping[str, Look]) -> list[str]:

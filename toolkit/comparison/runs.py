@@ -368,6 +368,8 @@ def _read_plan(file: Path) -> tuple[dict[str, Any], str]:
         raise ValueError(
             f"{file}: a job names {min(unknown_arms)!r}, which is not an arm of the plan; restore the file from a copy"
         )
+    if (looks := content.get("looks") or []) != sorted(set(looks)):
+        raise ValueError(f"{file}: the looks {looks} do not increase; restore the file from a copy")
     if content["baseline"] not in content["arms"]:
         raise ValueError(f"{file}: the baseline {content['baseline']!r} is not an arm; restore the file from a copy")
     return content, edited

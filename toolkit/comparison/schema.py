@@ -4,7 +4,7 @@ value of another type is refused here, before anything computes with it."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Required
+from typing import Annotated, Any, Literal, Required
 
 from annotated_types import Ge, Gt, Len, Lt
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
@@ -133,7 +133,7 @@ class LookArm(TypedDict, total=False):
 
     seeds: Required[list[Integer]]
     n: Required[Integer]
-    share: Required[Annotated[Number, Gt(0)]]
+    share: Required[Annotated[Number, Gt(1e-6), Lt(1e6)]]
     verdict: Required[str]
     look: str
     p: Number | None
@@ -169,9 +169,9 @@ class Plan(TypedDict, total=False):
     budget: Budget | None
     match: Settled | None
     lr: Settled | None
-    looks: list[Integer] | None
+    looks: list[Annotated[Integer, Ge(2)]] | None
     planned_seeds: Annotated[Integer, Gt(0)] | None
-    spending: str | None
+    spending: Literal["obrien-fleming", "pocock"] | None
     jobs: list[Job]
 
 

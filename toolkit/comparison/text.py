@@ -76,7 +76,7 @@ def interval_title(record: Record) -> str:
 
 def p_title(record: Record) -> str:
     """The title of the column of p-values."""
-    return "sequential p (Holm)" if has_looks(record) else "p (Holm)"
+    return "seq. p (Holm)" if has_looks(record) else "p (Holm)"
 
 
 def p_value(value: float | None) -> str:
@@ -376,9 +376,9 @@ def _of_looks(level: str) -> list[tuple[str, str]]:
             f"look one stops, {level} of such intervals contain the true difference",
         ),
         (
-            "sequential p (Holm)",
-            "smallest alpha at which the arm would have been decided at this look or an earlier one, so that it stays "
-            "valid at whatever look one stops; adjusted for the number of arms by Holm's method",
+            "seq. p (Holm)",
+            "sequential p: smallest alpha at which the arm would have been decided at this look or an earlier one, so "
+            "that it stays valid at whatever look one stops; adjusted for the number of arms by Holm's method",
         ),
     ]
 
