@@ -47,27 +47,29 @@ def test_few_seeds_give_the_levels_of_a_simulation(spending, levels):
     assert Looks.planned(LOOKS, spending).levels(0.05) == pytest.approx(levels, abs=4e-4)
 
 
+@pytest.mark.parametrize("spending", SPENDINGS)
 @pytest.mark.parametrize("sides", [1, 2])
-def test_the_t_statistic_crosses_as_often_as_may_be_spent(sides):
+def test_the_t_statistic_crosses_as_often_as_may_be_spent(sides, spending):
     values = np.random.default_rng(1).normal(size=(200_000, 10))
-    levels = Looks.planned(LOOKS, "pocock").levels(0.05, sides)
+    levels = Looks.planned(LOOKS, spending).levels(0.05, sides)
     crossed = np.zeros(len(values), dtype=bool)
     for n, level in zip(LOOKS, levels, strict=True):
         t = values[:, :n].mean(-1) / values[:, :n].std(-1, ddof=1) * n**0.5
         crossed |= (t if sides == 1 else abs(t)) > stats.t.isf(level / sides, n - 1)
-        expected = float(spent(0.05, n / 10, "pocock", sides))
+        expected = float(spent(0.05, n / 10, spending))
         assert crossed.mean() == pytest.approx(expected, abs=3 * (expected / len(values)) ** 0.5)
 
 
-def test_a_sequential_p_is_the_alpha_whose_level_is_just_crossed():
+@pytest.mark.parametrize("sides", [1, 2])
+def test_a_sequential_p_is_the_alpha_whose_level_is_just_crossed(sides):
     for spending in SPENDINGS:
         looks = Looks.planned(LOOKS, spending)
         for alpha in (1e-4, 0.005, 0.05, 0.3):
-            for k, level in enumerate(looks.levels(alpha)):
+            for k, level in enumerate(looks.levels(alpha, sides)):
                 nominal = [0.999] * 4
                 nominal[k] = level
                 if 1e-13 < level:
-                    assert looks.p(nominal) == pytest.approx(alpha, rel=0.01)
+                    assert looks.p(nominal, sides) == pytest.approx(alpha, rel=0.01)
     assert looks.p([0.5, 0.5, 0.5, np.nan]) != looks.p([np.nan, 0.5, 0.5, 0.5]) <= 1
 
 

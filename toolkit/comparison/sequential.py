@@ -127,14 +127,14 @@ class History:
         return stats.t.isf(self.looks.levels(alpha)[-1] / 2, df) / stats.t.isf(alpha / 2, df)
 
 
-def spent(alpha: ArrayLike, fraction: float, spending: str, sides: int = 2) -> Array:
-    """What may be spent up to a look with this share of the planned seeds."""
+def spent(alpha: ArrayLike, fraction: float, spending: str) -> Array:
+    """What may be spent up to a look with this share of the planned seeds, by a test with one side or with two."""
     alpha = np.asarray(alpha, dtype=float)
     if fraction > 1:
         return alpha * (1 + RESERVE * (1 - 1 / fraction))
     if spending == "pocock":
         return alpha * np.log1p((np.e - 1) * fraction)
-    return sides * special.ndtr(special.ndtri(alpha / sides) / np.sqrt(fraction))
+    return 2 * special.ndtr(special.ndtri(alpha / 2) / np.sqrt(fraction))
 
 
 def crossing(counts: Sequence[int], levels: Sequence[float], sides: int = 2) -> Array:
@@ -158,7 +158,7 @@ def _levels(
     state, n, before, levels = _start(len(alphas)), counts[0], np.zeros(len(alphas)), []
     for count, fraction in zip(counts, fractions, strict=True):
         state = _move(state, n, count)
-        total = spent(alphas, fraction, spending, sides)
+        total = spent(alphas, fraction, spending)
         bounds, level = _bounds(state, total - before, sides)
         state, n, before = _cut(state, bounds, sides), count, total
         levels.append(np.minimum.accumulate(level[::-1])[::-1])
