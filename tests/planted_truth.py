@@ -17,7 +17,7 @@ from scipy import special, stats
 from toolkit.comparison.itemwise import MeanSquares, intervals, mean_squares
 from toolkit.comparison.resolution import separation
 from toolkit.comparison.sequential import SPENDINGS, History, Looks
-from toolkit.comparison.statistics import detectable, measure, words
+from toolkit.comparison.statistics import detectable, judge, measure, words
 
 SETTINGS = [(n, design) for n in (3, 5, 10) for design in (0.0, 0.8, None)]  # seeds; paired correlation, None unpaired
 ARMS = 10
@@ -339,12 +339,37 @@ def added_later(counts) -> Looks:
     return Looks(tuple(counts), tuple(n / counts[0] for n in counts))
 
 
+def advice_rate(first, repetitions, charge, effect=0.5, most=40) -> float:
+    """How often a null arm is called better or worse by somebody who begins with ``first`` seeds, and adds the seeds of
+    "inconclusive (needs n)" again and again, up to ``most``. ``effect`` is in sd of the paired differences. With
+    ``charge``, earlier looks are charged as those of a plan without looks."""
+    rng, wrong = np.random.default_rng([first, charge]), 0
+    for _ in range(repetitions):
+        arm, base, n, earlier = rng.normal(size=most), np.zeros(most), first, []
+        while n <= most:
+            looks = added_later([*(count for count, _, _ in earlier), n])
+            history = History(looks, tuple(p for _, p, _ in earlier), tuple(q for _, _, q in earlier))
+            histories = {"arm": history} if charge and earlier else None
+            m = measure(arm[:n], base[:n], True, 0.05, effect)
+            verdict = judge({"arm": arm[:n]}, base[:n], {"arm": True}, effect, histories=histories)["arm"][3]
+            wrong += verdict.word in ("better", "worse")
+            if verdict.needs is None:
+                break
+            earlier.append((n, float(m.p), float(m.p_equivalence)))
+            n = verdict.needs
+    return wrong / repetitions
+
+
 def look_table(repetitions) -> str:
     lines = ["seeds added until some arm wins, looks not charged: arms, last seed, false better or worse"]
     for arms, last in ((1, 10), (1, 20), (1, 50), (10, 10), (10, 20)):
         later = look_rates(added_later(range(3, last + 1)), arms, repetitions)[0]
         plain = unplanned_rate(arms, last, repetitions)
         lines.append(f"{arms:>4}{last:>4}  {plain:.4f}; charged {later.rate:.4f}{'' if later.holds else ' *'}")
+    lines.append('seeds added as "needs n" says, effect of half a sd: first seeds, false better or worse')
+    for first in (3, 5):
+        plain, paid = (advice_rate(first, repetitions, charge) for charge in (False, True))
+        lines.append(f"{first:>4}      {plain:.4f}; charged {paid:.4f}")
     for spending in SPENDINGS:
         looks = Looks.planned(LOOKS, spending)
         lines.append(f"{spending}, looks at {list(LOOKS)}, nominal p {looks.levels(0.05).round(4).tolist()}")

@@ -283,7 +283,7 @@ def test_unequal_and_repeated_seeds(tmp_path):
     plan["jobs"].append({"arm": "NoPE", "seed": 1, "lr": None, "run": "NoPE-again", "purpose": "judged"})
     (folder / "plan.json").write_text(json.dumps(plan))
     said = compared(folder)
-    assert fired(said) == {"unequal seeds", "repeated seeds", "runs without a job"}
+    assert fired(said) == {"unequal seeds", "repeated seeds", "runs without a job", "looked before"}
     assert not arm(said, "NoPE")["paired"] and "seed was run twice" in arm(said, "NoPE")["pairing"]
 
 

@@ -5,7 +5,7 @@ import gc
 
 import numpy as np
 import pytest
-from planted_truth import LOOKS, added_later, draw, expected_seeds, look_rates, quick_holm, unplanned_rate
+from planted_truth import LOOKS, added_later, advice_rate, draw, expected_seeds, look_rates, quick_holm, unplanned_rate
 from scipy import stats
 
 from toolkit.comparison.sequential import SPENDINGS, History, Looks, crossing, spent
@@ -123,7 +123,7 @@ def test_judge_charges_the_earlier_looks_at_an_arm():
 def test_an_equivalent_arm_gives_the_interval_that_belongs_to_its_look():
     base, (arm,) = draw(np.random.default_rng(3), 1, 5, 0.9, [0.0])
     looks = Looks.planned((3, 5), "pocock")
-    history = {"arm": History(looks, (1.0,), (1.0,))}
+    history = {"arm": History(looks, (1.0,), (1.0,), name="look 2 of 2")}
     difference, _, _, verdict = judge({"arm": arm[0]}, base[0], {"arm": True}, 5.0, histories=history)["arm"]
     half = stats.t.isf(looks.levels(0.05, sides=1)[1], 4) * difference.sd / 5**0.5
     ends = f"[{difference.mean - half:+.4g}, {difference.mean + half:+.4g}]"
@@ -156,6 +156,17 @@ def test_seeds_added_until_an_arm_wins(arms, last, without):
     """Without a charge the error rate is that of the fault; with it, alpha."""
     assert unplanned_rate(arms, last, 20_000) == pytest.approx(without, abs=0.02)
     check(added_later(range(3, last + 1)), arms, 20_000)
+
+
+def test_seeds_added_as_advised_are_charged():
+    """Without a charge, the advice of an inconclusive verdict breaks the error rate."""
+    assert advice_rate(3, 1000, charge=False) > 0.08
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [3, 5])
+def test_seeds_added_as_advised_keep_alpha(first):
+    assert advice_rate(first, 20_000, charge=True) <= 0.05 + 3 * (0.05 * 0.95 / 20_000) ** 0.5
 
 
 @pytest.mark.slow

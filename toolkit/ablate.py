@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from toolkit.ablation.launch import Launcher
-    from toolkit.ablation.plan import Plan
+    from toolkit.ablation.plan import Job, Plan
     from toolkit.ablation.planfile import Arm
     from toolkit.ablation.progress import JobProgress
 
@@ -27,7 +27,7 @@ FEW_JOBS = 20  # a dry run lists up to this many jobs without --verbose
 def main(argv: list[str] | None = None) -> int:
     """Run the command. Returns the exit code; raises ValueError for an error that the user can correct."""
     arguments = _arguments(argv)  # before the slow imports, so that --help is quick
-    from toolkit.ablation.jobs import JobQueue
+    from toolkit.ablation import stopping
     from toolkit.ablation.plan import read
     from toolkit.ablation.settle import settle
     from toolkit.config.layers import ConfigError
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         record = settle(plan, folder, arguments)
         launcher = _launcher(arguments, folder, record["threads"], _devices_per_job(plan))
         try:
-            code = JobQueue(plan, folder, record, launcher).run()
+            code = stopping.run(plan, folder, record, launcher)
         finally:
             launcher.close()
     if code in (0, 1):
@@ -59,12 +59,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def _print_verdicts(folder: Path) -> None:
     """Print the verdicts so far, one arm per line. An error is only logged, because the jobs have ended already."""
-    from toolkit.comparison import assemble, record, runs, screen
+    from toolkit.ablation import stopping
+    from toolkit.comparison import record, screen
     from toolkit.rundir import report
 
     try:
-        plan, found_runs = runs.find([str(folder)], None, None)
-        results = record.record(assemble.compare(plan, found_runs, (), None))
+        results = record.record(stopping.judge(folder))
     except Exception as error:  # the folder can't be compared, or the comparison has a bug
         log.warning("the runs can't be compared: %s: %s", type(error).__name__, error)
         return
@@ -78,9 +78,11 @@ def _print_verdicts(folder: Path) -> None:
 def _dry_run(plan: Plan, folder: Path, arguments: argparse.Namespace) -> None:
     """Print the estimated time, one line per arm, and what each arm changes. Print the jobs too if there are at most
     ``FEW_JOBS`` or ``--verbose`` is given."""
+    from toolkit.ablation import stopping
     from toolkit.ablation.display import duration
-    from toolkit.ablation.progress import ENDED, read_progress
+    from toolkit.ablation.progress import read_progress
     from toolkit.ablation.settle import measure, threads_for
+    from toolkit.comparison.runs import ENDED
     from toolkit.config import keys
     from toolkit.output.escape import line
     from toolkit.rundir import report
@@ -93,18 +95,22 @@ def _dry_run(plan: Plan, folder: Path, arguments: argparse.Namespace) -> None:
     plan.set_steps({**seconds, **(saved_budget.get("seconds_per_step") or {})}, saved_budget.get("steps"))
     say, base, jobs = report.say, plan.baseline, arguments.jobs or 1
     job_seconds = {arm.name: arm.steps * seconds[arm.name] * (1 + _evaluation_share(arm)) for arm in plan.arms.values()}
-    progress = {job.run: read_progress(folder / job.run, plan.ablation.metric) for job in plan.jobs}
-    total = sum(job_seconds[job.arm] for job in plan.jobs if progress[job.run].state not in ENDED)
+    plan_jobs = stopping.remaining(plan, folder)
+    progress = {job.run: read_progress(folder / job.run, plan.ablation.metric) for job in plan_jobs}
+    total = sum(job_seconds[job.arm] for job in plan_jobs if progress[job.run].state not in ENDED)
     each = f"{threads} thread{'s' if threads > 1 else ''} each"
     say(f"\n{line(plan.name)}: {line(plan.ablation.question)}")
+    at_most = "at most " if plan.ablation.looks else ""
     say(
-        f"{len(plan.jobs)} jobs, about {duration(total / jobs)} with {jobs} at once and {each}, "
+        f"{at_most}{len(plan_jobs)} jobs, about {duration(total / jobs)} with {jobs} at once and {each}, "
         f"measured on this machine; start-up and the full validation at the end are not included"
     )
     say(
         f"baseline {base.name}; factor {', '.join(plan.factor) or 'none declared'}; metric {plan.ablation.metric}, "
         f"effect {plan.ablation.effect:g}, alpha {plan.ablation.alpha:g}\n"
     )
+    for sentence in stopping.overview(plan):
+        say(sentence)
     _print_arms(plan, seconds)
     for arm in list(plan.arms.values())[1:]:
         differences = keys.independent_differences(base.config.flat, arm.config.flat)
@@ -116,11 +122,11 @@ def _dry_run(plan: Plan, folder: Path, arguments: argparse.Namespace) -> None:
                 say(f"note: {arm.name} has {own / other - 1:+.1%} {what}; Ablation.match = '{name}' makes them equal")
     matched = f"; matched: {plan.ablation.match}" if plan.ablation.match is not None else ""
     say(f"budget: {plan.budget[1]:g} {plan.budget[0]}{matched}\n")
-    if arguments.verbose or len(plan.jobs) <= FEW_JOBS:
-        _print_jobs(plan, progress, job_seconds)
+    if arguments.verbose or len(plan_jobs) <= FEW_JOBS:
+        _print_jobs(plan, plan_jobs, progress, job_seconds)
     else:
         ended = sum(each.state in ENDED for each in progress.values())
-        say(f"{len(plan.jobs)} jobs, {ended} of them ended; --verbose lists them")
+        say(f"{len(plan_jobs)} jobs, {ended} of them ended; --verbose lists them")
 
 
 def _print_arms(plan: Plan, seconds: dict[str, float]) -> None:
@@ -142,15 +148,15 @@ def _print_arms(plan: Plan, seconds: dict[str, float]) -> None:
     report.console.print(grid(columns, rows, report.console.width)[0])
 
 
-def _print_jobs(plan: Plan, progress: dict[str, JobProgress], job_seconds: dict[str, float]) -> None:
+def _print_jobs(plan: Plan, jobs: list[Job], progress: dict[str, JobProgress], job_seconds: dict[str, float]) -> None:
     from toolkit.ablation.display import duration
-    from toolkit.ablation.progress import ENDED
+    from toolkit.comparison.runs import ENDED
     from toolkit.output.terminal import Column, grid
     from toolkit.rundir import report
 
     columns = [Column("job", name=True), Column("purpose", gives_way=2), Column("steps", True, 1), Column("time", True)]
     rows = []
-    for job in plan.jobs:
+    for job in jobs:
         state, step = progress[job.run].state, progress[job.run].step
         state = state if state in ENDED or not step else f"to be resumed at {step:,}"
         rows.append([job.run, job.purpose, f"{plan.arms[job.arm].steps:,}", duration(job_seconds[job.arm]), state])
@@ -238,7 +244,8 @@ def _locked(folder: Path) -> Iterator[None]:
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m toolkit.ablate",
-        description="Run the ablation that a plan describes; the same command continues one that was stopped.",
+        description="Run the ablation that a plan describes; the same command continues one that was stopped. With "
+        "Ablation.looks, arms are judged at each look, and an arm with a verdict stops.",
         epilog="Exit codes: 0 every job done or diverged, 1 some failed, 2 bad plan, 75 SIGTERM, 130 Ctrl-C.",
     )
     add = parser.add_argument

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from toolkit.command import run_command
@@ -12,13 +13,27 @@ from toolkit.command import run_command
 def main(argv: list[str] | None = None) -> int:
     """Run the command. Returns the exit code; raises ValueError for an error that the user can correct."""
     arguments = _arguments(argv)
-    from toolkit.comparison import assemble, board, figures, markdown, page, probes, probespage, record, runs, screen
+    from toolkit.comparison import (
+        assemble,
+        board,
+        figures,
+        lookfile,
+        markdown,
+        page,
+        probes,
+        probespage,
+        record,
+        runs,
+        screen,
+    )
     from toolkit.output.terminal import Terminal, styled
     from toolkit.store.disk import refuse_links, write_bytes, write_text
 
     plan, found_runs = runs.find(arguments.runs, arguments.plan, arguments.baseline)
     exclude = list(zip(arguments.exclude, arguments.reason, strict=True))
     comparison = assemble.compare(plan, found_runs, exclude, arguments.effect)
+    if problem := lookfile.save(comparison, "compare"):
+        comparison = replace(comparison, notes=(*comparison.notes, problem))
     results = record.record(comparison)
     pages = {}
     if arguments.probes:
@@ -59,8 +74,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m toolkit.compare",
         description="Compare runs with a baseline: differences, intervals, verdicts and warnings.",
-        epilog="A guard is a check whether the comparison is fair and valid; it fires if it finds a fault. Exit codes: "
-        "0 compared, 1 a guard fired and --strict was given, 2 bad input.",
+        epilog="What was judged is written to looks.jsonl in the plan's folder; if seeds are added later, the earlier "
+        "looks are charged. A guard is a check whether the comparison is fair and valid; it fires if it finds a fault. "
+        "Exit codes: 0 compared, 1 a guard fired and --strict was given, 2 bad input.",
     )
     add = parser.add_argument
     add(

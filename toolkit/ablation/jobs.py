@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.ablation import display
-from toolkit.ablation.progress import ENDED, JobProgress, choose, read_progress
+from toolkit.ablation.progress import JobProgress, choose, read_progress
+from toolkit.comparison.runs import ENDED
 from toolkit.output.errors import PREEMPTED
 from toolkit.store.disk import write_json
 
@@ -24,13 +25,16 @@ POLL = 0.2  # seconds between two checks of the running jobs
 
 
 class JobQueue:
-    """Runs all jobs of a plan on a launcher. Jobs that have ended are left alone; interrupted jobs are resumed.
+    """Runs jobs of a plan (default: all) on a launcher. Jobs that have ended are left alone; interrupted jobs are
+    resumed.
 
     ``record`` is the content of plan.json. A learning rate that is chosen on the way is added to it and saved."""
 
-    def __init__(self, plan: Plan, folder: Path, record: dict[str, Any], launcher: Launcher):
+    def __init__(
+        self, plan: Plan, folder: Path, record: dict[str, Any], launcher: Launcher, jobs: list[Job] | None = None
+    ):
         self.plan, self.folder, self.record, self.launcher = plan, folder, record, launcher
-        self.jobs = plan.jobs
+        self.jobs = plan.jobs if jobs is None else jobs
         self.progress = {job.run: read_progress(folder / job.run, plan.ablation.metric) for job in self.jobs}
         self.queue = [job for job in self.jobs if self.progress[job.run].state not in ENDED]
         self.ended_before = len(self.jobs) - len(self.queue)

@@ -42,6 +42,9 @@ class Ablation:
     metric           a column of metrics.jsonl; its last row counts
     higher_is_better  needed for a metric that neither the toolkit nor an evaluator writes; False if lower is better
     effect           the smallest difference of the metric that matters to you
+    looks            numbers of seeds at which the arms are judged, such as [3, 5, 8]; the last is that of all seeds. An
+                     arm with a verdict stops there. Default: one look at all seeds
+    spending         "obrien-fleming" keeps nearly all of alpha for the last look, "pocock" shares it more evenly
     steps            the training budget of each arm; give one of steps, tokens, flops and seconds
     lr_grid          learning rates to try on ``selection_seeds``, for all arms or {arm: rates}
     lr_knob          the rate's knob, for all arms or {arm: knob}; default: ``lr`` of the arm's optimizer
@@ -59,6 +62,8 @@ class Ablation:
     common: list[str] = field(default_factory=list)
     factor: list[str] = field(default_factory=list)
     seeds: Annotated[Seeds, Len(min_length=1)] = field(default_factory=lambda: [0, 1, 2])
+    looks: list[Annotated[int, Ge(2)]] = field(default_factory=list)
+    spending: Literal["obrien-fleming", "pocock"] = "obrien-fleming"
     metric: str = "val_full/loss_nats"
     higher_is_better: bool | None = None
     alpha: Annotated[float, Gt(0), Le(0.5)] = 0.05
@@ -230,6 +235,7 @@ def _contradictions(ablation: Ablation, where: dict[str, str], arms: dict[str, A
             problems.append(
                 f"{where[field_name]}: Ablation.{field_name} repeats {listed}: a repeated seed gives no new run"
             )
+    problems += _wrong_looks(ablation, where)
     shared = sorted(set(ablation.seeds) & set(ablation.selection_seeds))
     if shared:
         listed = ", ".join(map(str, shared))
@@ -252,6 +258,19 @@ def _contradictions(ablation: Ablation, where: dict[str, str], arms: dict[str, A
             if arm not in arms:
                 problems.append(f"{where[name]}: Ablation.{name}: arm not found: {arm!r}{suggest(arm, arms)}")
     return problems
+
+
+def _wrong_looks(ablation: Ablation, where: dict[str, str]) -> list[str]:
+    looks, seeds = ablation.looks, len(ablation.seeds)
+    if not looks:
+        default = "obrien-fleming"
+        return [] if ablation.spending == default else [f"{where['spending']}: Ablation.spending needs Ablation.looks"]
+    problem = ""
+    if any(late <= early for early, late in zip(looks, looks[1:], strict=False)):
+        problem = "the numbers of seeds must increase"
+    elif looks[-1] != seeds:
+        problem = f"the last look must be at all {seeds} seeds of Ablation.seeds"
+    return [f"{where['looks']}: Ablation.looks = {looks}: {problem}"] if problem else []
 
 
 def split_entries(entries: Sequence[str], place: str, owner: str, problems: list[str]) -> tuple[list[str], list[str]]:

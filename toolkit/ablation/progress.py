@@ -13,7 +13,6 @@ from toolkit.store import factsfile
 from toolkit.store.disk import read_json_or_warn
 
 LONG_END = 2**20  # bytes of metrics.jsonl: the rows of a few steps of any model
-ENDED = ("done", "diverged")
 
 
 @dataclass

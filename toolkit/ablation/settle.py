@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from toolkit.ablation import stopping
 from toolkit.config import keys
 from toolkit.config.changes import difference
 from toolkit.store import factsfile, seal
@@ -46,11 +47,12 @@ def settle(plan: Plan, folder: Path, arguments: argparse.Namespace) -> dict[str,
     plan.set_steps(seconds, budget.get("steps") if same_budget else None)
     record = as_record(plan, threads, seconds if plan.budget[0] == "seconds" else None)
     if before:
-        changed = changes(before, record)
+        changed = [*changes(before, record), *stopping.changes(before, record, folder)]
         if changed:
             remedy = "only arms and seeds may be added; restore the plan, or run it under another name or --runs"
             listed = "\n".join(f"  {line}" for line in changed)
             raise ConfigError(f"{folder} was started with a different {plan.path.name}; {remedy}:\n{listed}")
+        record["planned_seeds"] = stopping.planned_seeds(before, record, folder)
         if before.get("lr") and record["lr"]:
             record["lr"]["chosen"] = {**before["lr"].get("chosen", {})}
     changed_configs = _changed_configs(plan, folder, record)
@@ -96,6 +98,9 @@ def as_record(plan: Plan, threads: int, seconds: dict[str, float] | None) -> dic
         "common": {"overlays": plan.common_overlays, "bindings": plan.common_bindings},
         "factor": plan.factor,
         "seeds": ablation.seeds,
+        "looks": ablation.looks,
+        "planned_seeds": ablation.looks[-1] if ablation.looks else None,
+        "spending": ablation.spending,
         "selection_seeds": ablation.selection_seeds,
         "metric": ablation.metric,
         "higher_is_better": ablation.higher_is_better,

@@ -11,6 +11,7 @@ from scipy import stats
 
 from toolkit.comparison import guards, rates, statistics
 from toolkit.comparison.banner import list_names, short, show
+from toolkit.comparison.looks import ArmValues, Looking
 from toolkit.comparison.resolution import resolve
 from toolkit.comparison.results import (
     IDENTICAL,
@@ -46,9 +47,12 @@ def compare(plan: PlanRecord, runs: list[Run], exclude: Sequence[tuple[str, str]
     selection = [run for run in kept if run.purpose == "selection"]
 
     metric, smallest_effect, notes = _metric_and_effect(plan, judged, effect)
+    looking = Looking(plan, judged, metric)
+    judged = looking.due(judged)
     arms = {name: _arm_result(name, [run for run in judged if run.arm == name], metric) for name in plan.arms}
     noise, noise_df = statistics.noise_floor([[v for _, v in arm.values] for arm in arms.values() if arm.values])
-    judgements = _judgements(plan, judged, arms, metric, smallest_effect, noise)
+    judgements = _judgements(plan, judged, arms, metric, smallest_effect, noise, looking)
+    looks = {name: each.look for name, each in judgements.items() if each.look}
     tuned = {name: rates.tune(plan, name, judged, selection, metric) for name in arms}
     targets = _times_to_target(arms, plan.baseline, metric)
     results = [
@@ -65,7 +69,7 @@ def compare(plan: PlanRecord, runs: list[Run], exclude: Sequence[tuple[str, str]
     by_item, item_notes = _by_item(arms, plan, metric, smallest_effect, judgements)
     results = [replace(arm, by_item=by_item.get(arm.name)) for arm in results]
 
-    banners = guards.check(plan, judged, selection)
+    banners = [*looking.banners(looks), *guards.check(plan, judged, selection)]
     banners += rates.check({name: rate for name, rate in tuned.items() if rate})
     return Comparison(
         plan=plan,
@@ -76,11 +80,13 @@ def compare(plan: PlanRecord, runs: list[Run], exclude: Sequence[tuple[str, str]
         selection=tuple(selection),
         excluded=tuple(excluded),
         banners=tuple(banners),
-        notes=(*notes, *_without_metric(judged, metric), *_notes(results, kept), *item_notes),
+        notes=(*notes, *looking.notes(looks), *_without_metric(judged, metric), *_notes(results, kept), *item_notes),
         noise=noise if noise_df > 0 else None,
         noise_df=noise_df,
         unit=_units(judged).get(metric) or unit(metric),
         resolutions=_resolutions(arms, plan, metric, judgements),
+        looks_reached=looking.reached,
+        stopped=looking.stopped,
     )
 
 
@@ -110,7 +116,7 @@ def _metric_and_effect(plan: PlanRecord, judged: list[Run], effect: float | None
     if not plan.declared:
         notes.append(
             "no plan: nothing was declared before these runs started; the smallest effect of interest is "
-            f"{smallest_effect:g}"
+            f"{smallest_effect:g}; earlier looks at these runs are not known, and not charged"
         )
     return metric, smallest_effect, notes
 
@@ -156,19 +162,28 @@ def _arm_result(name: str, runs: list[Run], metric: str) -> ArmResult:
 
 
 def _judgements(
-    plan: PlanRecord, judged: list[Run], arms: dict[str, ArmResult], metric: str, effect: float, noise: float
+    plan: PlanRecord,
+    judged: list[Run],
+    arms: dict[str, ArmResult],
+    metric: str,
+    effect: float,
+    noise: float,
+    looking: Looking,
 ) -> dict[str, Judgement]:
     """The judgement of each arm but the baseline. Arms with something to test are judged together, since Holm's method
     needs all of their p-values."""
-    baseline = arms[plan.baseline]
     judgements: dict[str, Judgement] = {}
-    paired: dict[str, bool] = {}
     pairings: dict[str, str] = {}
-    values: dict[str, list[float]] = {}
-    baseline_values: dict[str, list[float]] = {}
-    for name, arm in arms.items():
+    values: dict[str, ArmValues] = {}
+    judged_pairs: dict[str, tuple[ArmResult, ArmResult]] = {}
+    for name in arms:
         if name == plan.baseline:
             continue
+        seeds = looking.seeds(name)
+        if seeds is not None and not seeds:
+            judgements[name] = Judgement(Verdict("inconclusive", looking.waiting(name)), pairing="")
+            continue
+        arm, baseline = (_only(arms[each], seeds, metric) for each in (name, plan.baseline))
         if not (arm.values and baseline.values):
             judgements[name] = Judgement(Verdict("inconclusive", _reason_no_values(arm, baseline)), pairing="")
             continue
@@ -177,22 +192,38 @@ def _judgements(
             why = "Every run is identical to the baseline's run of the same seed, so there is nothing to judge."
             judgements[name] = Judgement(Verdict(IDENTICAL, why), pairings[name])
             continue
-        paired[name] = bool(pairs)
-        values[name] = [a for a, _ in pairs] or [value for _, value in arm.values]
-        baseline_values[name] = [b for _, b in pairs] or [value for _, value in baseline.values]
+        judged_pairs[name] = arm, baseline
+        values[name] = ArmValues.of(arm.values, baseline.values, bool(pairs))
 
+    looks = looking.at(values, plan.alpha, effect)
     judged_arms = statistics.judge(
-        values, baseline_values, paired, effect, plan.alpha, lower_is_better=not plan.higher_is_better
+        {name: each.numbers[0] for name, each in values.items()},
+        {name: each.numbers[1] for name, each in values.items()},
+        {name: each.paired for name, each in values.items()},
+        effect,
+        plan.alpha,
+        lower_is_better=not plan.higher_is_better,
+        histories={name: look.history for name, look in looks.items() if look.history},
     )
     for name, (difference, p_holm, p_equivalence, verdict) in judged_arms.items():
         sd, n = (difference.sd if difference.paired else noise), min(difference.n_arm, difference.n_base)
         strictest = plan.alpha / len(values)  # Holm's first step; "needs n" uses it as well
+        look = looks.get(name)
+        if look and look.history:
+            strictest = max(float(look.history.looks.levels(strictest)[-1]), statistics.LEAST)
         detectable = statistics.detectable(sd, n, difference.paired, strictest) if n > 1 and sd else None
-        if why := _reason_divergence_voids(verdict, arms[name], baseline):
+        if why := _reason_divergence_voids(verdict, *judged_pairs[name]):
             verdict = Verdict("inconclusive", why)
         evidence = Evidence(difference, p_holm, p_equivalence, detectable)
-        judgements[name] = Judgement(verdict, pairings[name], evidence)
+        judgements[name] = Judgement(verdict, pairings[name], evidence, look)
     return judgements
+
+
+def _only(arm: ArmResult, seeds: Sequence[int] | None, metric: str) -> ArmResult:
+    """The arm with its runs of these seeds of the plan alone; with all of them for None."""
+    if seeds is None:
+        return arm
+    return _arm_result(arm.name, [run for run in arm.runs if run.requested_seed in seeds], metric)
 
 
 def _pairing(arm: ArmResult, baseline: ArmResult, metric: str) -> tuple[list[tuple[float, float]], str]:
@@ -253,6 +284,8 @@ def _by_item(
             continue
         runs = {run.seed: run for run in arms[name].runs}
         common = sorted(dict(arms[name].values).keys() & dict(arms[plan.baseline].values).keys())
+        if judgement.look:
+            common = [seed for seed in common if seed in judgement.look.seeds]
         try:
             if not judgement.evidence.difference.paired:
                 raise ValueError("the runs are not paired by seed")

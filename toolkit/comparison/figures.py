@@ -88,8 +88,12 @@ def forest(comparison: Comparison) -> Figure | None:
     quantity = f"{label(comparison.metric)} minus that of {label(comparison.baseline.name)}"
     axes.set_xlabel(f"{quantity}   ({better} of zero is better)")
     axes.xaxis.set_major_locator(MaxNLocator(7, steps=ROUND))
+    looks = [arm.judgement.look for arm in comparison.arms if arm.judgement and arm.judgement.look]
+    repeated = "repeated " if any(look.history for look in looks) else ""
     handles: list[Artist] = [
-        Line2D([], [], color=INK, marker="o", linewidth=2.4, label=f"mean, {1 - comparison.alpha:.0%} interval"),
+        Line2D(
+            [], [], color=INK, marker="o", linewidth=2.4, label=f"mean, {1 - comparison.alpha:.0%} {repeated}interval"
+        ),
         Line2D([], [], color=INK, marker="|", linestyle="", label="one seed"),
         Line2D([], [], color=INK, linestyle=(0, (4, 3)), label=f"smallest effect ±{comparison.effect:.3g}"),
     ]
@@ -128,8 +132,10 @@ def _draw_row(
 
 
 def _paired_differences(arm: ArmResult, base: ArmResult) -> list[float]:
-    theirs = dict(base.values)
-    return [value - theirs[seed] for seed, value in arm.values if seed in theirs]
+    """Those of the seeds that were judged."""
+    theirs, look = dict(base.values), arm.judgement.look if arm.judgement else None
+    judged = theirs.keys() & set(look.seeds) if look else theirs.keys()
+    return [value - theirs[seed] for seed, value in arm.values if seed in judged]
 
 
 def curves(comparison: Comparison) -> Figure | None:

@@ -191,9 +191,10 @@ def _has_same_results(run: Run, other: Run) -> bool:
 
 
 def seeds(plan: PlanRecord, judged: list[Run], selection: list[Run]) -> Iterable[Banner]:
-    """Arms with different seeds, a seed that was run twice, or a judged seed that also selected the learning rate."""
+    """Arms with different seeds (in a plan with looks, arms stop at different ones), a seed that was run twice, or a
+    judged seed that also selected the learning rate."""
     by_arm = {arm: sorted(run.seed for run in judged if run.arm == arm) for arm in plan.arms}
-    if len({tuple(sorted(set(arm_seeds))) for arm_seeds in by_arm.values()}) > 1:
+    if not plan.looks and len({tuple(sorted(set(arm_seeds))) for arm_seeds in by_arm.values()}) > 1:
         listed = "; ".join(f"{arm} {', '.join(map(str, arm_seeds)) or 'none'}" for arm, arm_seeds in by_arm.items())
         yield Banner("unequal seeds", f"the arms have different seeds: {listed}")
     twice = {

@@ -47,12 +47,14 @@ def report(record: Record, pictures: dict[str, str]) -> str:
 
 
 def _verdicts(record: Record) -> list[Markdown]:
-    level = f"{1 - record['alpha']:.0%} interval"
-    head = ["verdict", "arm", "n", "mean ± sd", "difference", level, "p (Holm)", "steps to the baseline's loss"]
+    looks = text.has_looks(record)
+    head = ["verdict", "arm", "n", *(["look"] * looks), "mean ± sd", "difference", text.interval_title(record)]
+    head += [text.p_title(record), "steps to the baseline's loss"]
     rows = []
     for arm in record["arms"]:
         mean = text.spread(arm) + (" *" if arm["conditional"] and arm["n"] else "")
-        row = [md("**{}**", text.verdict(arm)), arm["arm"], text.count(arm), mean, text.number(arm["difference"], "+")]
+        row = [md("**{}**", text.verdict(arm)), arm["arm"], text.count(arm), *([text.look(arm)] * looks), mean]
+        row.append(text.number(arm["difference"], "+"))
         rows.append([*row, text.interval(arm), text.p_value(arm["p_holm"]), text.steps(arm)])
     return _table(head, rows)
 

@@ -52,13 +52,15 @@ def page(record: Record, pictures: dict[str, tuple[str, str]]) -> Html:
 
 
 def _verdicts(record: Record) -> Html:
-    level = f"{1 - record['alpha']:.0%} interval"
-    head = ["verdict", "arm", "n", "mean ± sd", "difference", level, "p (Holm)", "in noise sd"]
+    looks = text.has_looks(record)
+    head = ["verdict", "arm", "n", *(["look"] * looks), "mean ± sd", "difference", text.interval_title(record)]
+    head += [text.p_title(record), "in noise sd"]
     rows = []
     for arm in record["arms"]:
         low, high = (text.number(arm[end], "+") for end in ("low", "high"))
         mean = text.spread(arm) + (" *" if arm["conditional"] and arm["n"] else "")
-        numbers = [text.count(arm), mean, text.number(arm["difference"], "+"), f"{low} to {high}" if low else ""]
+        numbers = [text.count(arm), *([text.look(arm)] * looks), mean, text.number(arm["difference"], "+")]
+        numbers.append(f"{low} to {high}" if low else "")
         numbers += [text.p_value(arm["p_holm"]), text.formatted(arm["in_noise_sd"], "+.1f")]
         rows.append([("k", _verdict_cell(arm)), ("a", arm["arm"]), *(("n", cell) for cell in numbers)])
     return table(head, rows, left=2)

@@ -9,10 +9,12 @@ from typing import Any, NotRequired, TypedDict
 from toolkit.comparison.probes import ProbesRecord
 from toolkit.comparison.rates import TunedRate
 from toolkit.comparison.results import ArmResult, Comparison, MetricResolution
-from toolkit.comparison.runs import Run
+from toolkit.comparison.runs import PlanRecord, Run
+from toolkit.comparison.sequential import Looks
 from toolkit.output.escape import cell, uncell
 from toolkit.store.factsfile import Facts
 
+VERSION = 2  # of compare.json
 FEW_ARMS, FEW_NAMES = 6, 3  # names in the headline: of all arms together; of one group if there are more arms
 
 
@@ -38,7 +40,9 @@ class Rates(TypedDict):
 class ArmRecord(TypedDict):
     """One arm. ``low`` and ``high`` are the ends of the interval; ``why`` is the reason for the verdict; ``needs`` is
     the number of seeds that an inconclusive arm needs. ``low_like`` and ``high_like`` are the ends of the interval for
-    items like these, ``items`` their number, and the shares are parts of the variance of the mean difference. Numbers
+    items like these, ``items`` their number. ``look`` is the look at which the arm was judged, in words, on
+    ``look_n`` pairs or values; it is empty for one look at all planned seeds. If it is not, p is sequential and the
+    interval is repeated (``sequential``). The shares are parts of the variance of the mean difference. Numbers
     without data are None, as all those of the baseline that compare it with itself."""
 
     arm: str
@@ -64,6 +68,9 @@ class ArmRecord(TypedDict):
     in_noise_sd: float | None
     paired: bool | None
     pairs: int | None
+    look: str
+    look_n: int | None
+    sequential: bool
     pairing: str
     correlation: float | None
     detectable: float | None
@@ -137,10 +144,20 @@ class Exclusion(TypedDict):
     reason: str
 
 
-class Record(TypedDict):
-    """The content of compare.json. ``effect`` and ``noise_sd`` are in units of the metric; the baseline is the first of
-    the arms. ``probes`` is there with --probes."""
+class LooksRecord(TypedDict):
+    """The planned looks: their numbers of seeds, and the plain p below which each one decides (not adjusted)."""
 
+    seeds: list[int]
+    spending: str
+    levels: list[float]
+
+
+class Record(TypedDict):
+    """The content of compare.json. ``version`` counts its formats; the first had no version and no looks. ``effect``
+    and ``noise_sd`` are in units of the metric; the baseline is the first of the arms. ``probes`` is there with
+    --probes."""
+
+    version: int
     name: str
     question: str
     baseline: str
@@ -150,6 +167,7 @@ class Record(TypedDict):
     alpha: float
     effect: float
     declared: bool
+    looks: LooksRecord | None
     factor: list[str]
     budget: dict[str, Any] | None
     match: dict[str, Any] | None
@@ -173,6 +191,7 @@ def record(comparison: Comparison) -> Record:
     plan = comparison.plan
     arms = [_arm_record(arm, comparison) for arm in comparison.arms]
     return {
+        "version": VERSION,
         "name": plan.name,
         "question": plan.question,
         "baseline": plan.baseline,
@@ -182,6 +201,7 @@ def record(comparison: Comparison) -> Record:
         "alpha": comparison.alpha,
         "effect": comparison.effect,
         "declared": plan.declared,
+        "looks": _looks_record(plan),
         "factor": list(plan.factor),
         "budget": plan.budget or None,
         "match": plan.match,
@@ -259,6 +279,7 @@ def _arm_record(arm: ArmResult, comparison: Comparison) -> ArmRecord:
     judgement, time_to_target, by_item = arm.judgement, arm.time_to_target, arm.by_item
     verdict = judgement.verdict if judgement else None
     evidence = judgement.evidence if judgement else None
+    look = judgement.look if judgement else None
     difference = evidence.difference if evidence else None
     facts = next((run.facts for run in arm.runs if run.facts), Facts())
     low, high = arm.diverged_interval
@@ -286,6 +307,9 @@ def _arm_record(arm: ArmResult, comparison: Comparison) -> ArmRecord:
         "in_noise_sd": difference.mean / comparison.noise if difference and comparison.noise else None,
         "paired": difference.paired if difference else None,
         "pairs": difference.n_arm if difference and difference.paired else None,
+        "look": look.name if look else "",
+        "look_n": look.count if look else None,
+        "sequential": bool(look and look.history),
         "pairing": judgement.pairing if judgement else "",
         # of two pairs, the correlation is always 1 or -1
         "correlation": difference.correlation if difference and difference.n_arm > 2 else None,
@@ -307,6 +331,14 @@ def _arm_record(arm: ArmResult, comparison: Comparison) -> ArmRecord:
         "configuration": list(arm.configuration),
         "lr": None if arm.tuned is None else _rates_record(arm.tuned),
     }
+
+
+def _looks_record(plan: PlanRecord) -> LooksRecord | None:
+    if not plan.looks:
+        return None
+    shares = tuple(count / plan.planned_seeds for count in plan.looks)
+    levels = Looks(plan.looks, shares, plan.spending).levels(plan.alpha)
+    return {"seeds": list(plan.looks), "spending": plan.spending, "levels": levels.tolist()}
 
 
 def _resolution_record(resolution: MetricResolution) -> ResolutionRecord:

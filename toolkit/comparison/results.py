@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from toolkit.comparison.banner import Banner
+from toolkit.comparison.looks import Look
 from toolkit.comparison.rates import TunedRate
 from toolkit.comparison.resolution import Resolution
 from toolkit.comparison.runitems import ItemEvidence
@@ -44,11 +46,13 @@ class Evidence:
 @dataclass(frozen=True)
 class Judgement:
     """An arm's verdict against the baseline. Without values, or if the arm is identical to the baseline, there is
-    nothing to test, and no evidence. ``pairing`` says how the runs were paired; it is empty without values."""
+    nothing to test, and no evidence. ``pairing`` says how the runs were paired; it is empty without values. ``look`` is
+    there if the plan is declared and the arm was tested."""
 
     verdict: Verdict
     pairing: str
     evidence: Evidence | None = None
+    look: Look | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,8 @@ class MetricResolution:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The whole comparison: everything that the outputs show."""
+    """The whole comparison: everything that the outputs show. In a plan with looks, ``looks_reached`` is the number of
+    looks at each arm, and ``stopped`` are the arms that ``ablate`` has stopped."""
 
     plan: PlanRecord
     metric: str
@@ -125,6 +130,8 @@ class Comparison:
     noise_df: int
     unit: str
     resolutions: tuple[MetricResolution, ...] = ()
+    looks_reached: Mapping[str, int] = field(default_factory=dict)
+    stopped: frozenset[str] = frozenset()
 
     @property
     def baseline(self) -> ArmResult:

@@ -26,6 +26,7 @@ METRIC, ALPHA, EFFECT = "val_full/loss_nats", 0.05, 0.02
 CURVE = "val/loss_nats"  # measured during training; METRIC is measured once, at the end
 LARGEST = 1e100  # larger values are not measurements; their squares would overflow a float
 EVALUATED = ("val/", "val_full/", "eval/")  # metrics that are measured between training steps
+ENDED = ("done", "diverged")  # states of a run that ablate leaves alone
 LOWER_IS_BETTER = ("loss_nats", "bits_per_byte", "perplexity")  # metrics that the toolkit writes
 
 
@@ -126,6 +127,10 @@ class PlanRecord:
     budget: dict[str, Any] = field(default_factory=dict)
     match: dict[str, Any] | None = None
     lr: dict[str, Any] | None = None
+    seeds: tuple[int, ...] = ()  # of judged runs, in the plan's order
+    looks: tuple[int, ...] = ()  # numbers of seeds; empty for one look at all of them
+    planned_seeds: int = 0  # at the last look that was planned before the first one
+    spending: str = "obrien-fleming"
     folder: Path | None = None
     edited: str = ""
     departures: tuple[str, ...] = ()  # sentences: what the command line changes in the declared plan
@@ -190,6 +195,10 @@ def runs_of_plan(file: Path, folder: Path, baseline: str | None) -> tuple[PlanRe
         budget=content.get("budget") or {},
         match=content.get("match"),
         lr=content.get("lr"),
+        seeds=tuple(dict.fromkeys(job["seed"] for job in content["jobs"] if _purpose(job) == "judged")),
+        looks=tuple(content.get("looks") or ()),
+        planned_seeds=content.get("planned_seeds") or max(content.get("looks") or [0]),
+        spending=content.get("spending") or "obrien-fleming",
         folder=folder,
         edited=edited,
         departures=(f"baseline: declared {content['baseline']}, judged against {chosen}",)
@@ -205,12 +214,16 @@ def runs_of_plan(file: Path, folder: Path, baseline: str | None) -> tuple[PlanRe
                 run,
                 arm=job["arm"],
                 lr=job.get("lr"),
-                purpose=job.get("purpose", "judged"),
+                purpose=_purpose(job),
                 seed=seed,
                 requested_seed=job["seed"],
             )
         )
     return plan, runs
+
+
+def _purpose(job: dict[str, Any]) -> str:
+    return job.get("purpose", "judged")
 
 
 def runs_without_plan(patterns: Sequence[str], baseline: str | None) -> tuple[PlanRecord, list[Run]]:
@@ -355,6 +368,8 @@ def _read_plan(file: Path) -> tuple[dict[str, Any], str]:
         raise ValueError(
             f"{file}: a job names {min(unknown_arms)!r}, which is not an arm of the plan; restore the file from a copy"
         )
+    if (looks := content.get("looks") or []) != sorted(set(looks)):
+        raise ValueError(f"{file}: the looks {looks} do not increase; restore the file from a copy")
     if content["baseline"] not in content["arms"]:
         raise ValueError(f"{file}: the baseline {content['baseline']!r} is not an arm; restore the file from a copy")
     return content, edited

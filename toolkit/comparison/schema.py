@@ -4,7 +4,7 @@ value of another type is refused here, before anything computes with it."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Required
+from typing import Annotated, Any, Literal, Required
 
 from annotated_types import Ge, Gt, Len, Lt
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
@@ -127,6 +127,33 @@ class Job(TypedDict, total=False):
     purpose: str
 
 
+class LookArm(TypedDict, total=False):
+    """An arm in a row of looks.jsonl: the seeds that were judged, the number of values or pairs, its share of the
+    planned one, the verdict, and p before Holm's adjustment (sequential if it is not the only look)."""
+
+    seeds: Required[list[Integer]]
+    n: Required[Integer]
+    share: Required[Annotated[Number, Gt(1e-6), Lt(1e6)]]
+    verdict: Required[str]
+    look: str
+    p: Number | None
+
+
+class LookRow(TypedDict, total=False):
+    """A row of looks.jsonl: one judgement of a plan. ``by`` is the command that made it."""
+
+    version: Required[Integer]
+    by: Required[str]
+    time: str
+    baseline: Required[str]
+    metric: Required[str]
+    alpha: Number
+    effect: Required[Number]
+    looks: list[Integer]
+    spending: str
+    arms: Required[dict[str, LookArm]]
+
+
 class Plan(TypedDict, total=False):
     """plan.json."""
 
@@ -142,19 +169,26 @@ class Plan(TypedDict, total=False):
     budget: Budget | None
     match: Settled | None
     lr: Settled | None
+    looks: list[Annotated[Integer, Ge(2)]] | None
+    planned_seeds: Annotated[Integer, Gt(0)] | None
+    spending: Literal["obrien-fleming", "pocock"] | None
     jobs: list[Job]
 
 
-for _kind in (Config, Resume, Facts, Written, Status, Settled, Budget, Job, Plan):
+for _kind in (Config, Resume, Facts, Written, Status, Settled, Budget, Job, LookArm, LookRow, Plan):
     with_config(STRICT)(_kind)
 _PLAN: TypeAdapter[Any] = TypeAdapter(Plan)
-_BY_NAME: dict[str, TypeAdapter[Any]] = {"facts.json": TypeAdapter(Facts), "status.json": TypeAdapter(Status)}
+_BY_NAME: dict[str, TypeAdapter[Any]] = {
+    "facts.json": TypeAdapter(Facts),
+    "status.json": TypeAdapter(Status),
+    "looks.jsonl": TypeAdapter(LookRow),  # a row of it
+}
 _JOURNAL = TypeAdapter(dict[str, Written])
 
 
 def check(file: Path, value: dict[str, Any]) -> None:
-    """Raise ValueError if a value in facts.json, status.json or plan.json (any other file name) has a type that the
-    comparison can't use. An empty ``value`` passes: it stands for a missing file."""
+    """Raise ValueError if a value in facts.json, status.json, a row of looks.jsonl or plan.json (any other file name)
+    has a type that the comparison can't use. An empty ``value`` passes: it stands for a missing file."""
     if not value:
         return
     try:

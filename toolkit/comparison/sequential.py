@@ -93,11 +93,25 @@ class Looks:
 
 @dataclass(frozen=True)
 class History:
-    """All looks at an arm with the present one, and the nominal p of the earlier looks."""
+    """All looks at an arm with the present one, and the nominal p of the earlier looks. ``future`` has the seeds and
+    shares of the planned looks that are to come, and ``name`` is the present look in words."""
 
     looks: Looks
     p: tuple[float, ...] = ()
     p_equivalence: tuple[float, ...] = ()
+    future: tuple[tuple[int, float], ...] = ()
+    name: str = "earlier looks charged"
+
+    def level(self, n: int, alpha: float) -> float:
+        """The nominal level of a later look at n seeds, which follows all planned looks at fewer."""
+        now = (self.looks.counts[-1], self.looks.fractions[-1])
+        count, share = self.future[-1] if self.future else now
+        steps = [(each, part) for each, part in self.future if each <= n]
+        if (steps or [now])[-1][0] < n:
+            steps.append((n, max((steps or [now])[-1][1], share * n / count)))
+        counts, fractions = zip(*steps, strict=True)
+        looks = Looks(self.looks.counts + counts, self.looks.fractions + fractions, self.looks.spending)
+        return float(looks.levels(alpha)[-1])
 
     def charge(self, measured: Measured, alpha: float) -> Measured:
         """The results of the present look with sequential p and a repeated interval. They need only be of a test whose
@@ -133,7 +147,7 @@ def crossing(counts: Sequence[int], levels: Sequence[float], sides: int = 2) -> 
     return 1 - np.array(kept)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=2**15)
 def _levels(
     counts: tuple[int, ...], fractions: tuple[float, ...], spending: str, sides: int, alphas: tuple[float, ...]
 ) -> Array:

@@ -28,11 +28,11 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special, stats
 from statsmodels.stats.multitest import multipletests
 
-from toolkit.comparison.sequential import History, Looks
+from toolkit.comparison.sequential import History
 
 FEW = 5  # with fewer seeds, the sd of one arm is too uncertain for planning
 MOST = 1000  # seeds: above this, "needed" only says that it is more
-ONE_LOOK = Looks.planned([2])  # at all planned seeds, whatever their number
+LEAST = 1e-12  # a nominal level below this counts as this
 ROUNDING = 1e-12  # values that differ by less than this share of their size count as equal
 
 Array = NDArray[np.float64]
@@ -168,10 +168,10 @@ def judge(
     if missing := [name for name in arms if name not in paired]:
         raise ValueError(f"paired says nothing about {', '.join(missing)}: give True or False for each arm")
     bases = {name: base[name] if isinstance(base, Mapping) else base for name in arms}
-    measured = {name: measure(arms[name], bases[name], paired[name], alpha, effect) for name in arms}
+    measured = measure_all(arms, bases, paired, alpha, effect)
     histories = histories or {}
-    for name, history in histories.items():
-        measured[name] = history.charge(measured[name], alpha)
+    for name, earlier in histories.items():
+        measured[name] = earlier.charge(measured[name], alpha)
     said, p_holm, p_equivalence = words(measured.values(), alpha, lower_is_better)
     out = {}
     for k, (name, each) in enumerate(measured.items()):
@@ -179,9 +179,20 @@ def judge(
         tested = diff.p is not None
         p, q = (float(p_holm[k]), float(p_equivalence[k])) if tested else (None, None)
         planning = _sd_to_plan_with(name, diff, arms, bases, measured, paired)
-        looks = histories[name].looks if name in histories else ONE_LOOK
-        out[name] = diff, p, q, _verdict(str(said[k]), diff, p, q, effect, alpha, len(arms), planning, looks)
+        history = histories.get(name)
+        out[name] = diff, p, q, _verdict(str(said[k]), diff, p, q, effect, alpha, len(arms), planning, history)
     return out
+
+
+def measure_all(
+    arms: Mapping[str, Sequence[float]],
+    bases: Mapping[str, Sequence[float]],
+    paired: Mapping[str, bool],
+    alpha: float,
+    effect: float,
+) -> dict[str, Measured]:
+    """The tests of all arms at one look."""
+    return {name: measure(arms[name], bases[name], paired[name], alpha, effect) for name in arms}
 
 
 def measure(
@@ -324,15 +335,15 @@ def _verdict(
     alpha: float,
     arms: int,
     planning: tuple[float | None, str],
-    looks: Looks,
+    history: History | None,
 ) -> Verdict:
-    seeds = f"{diff.n_arm} {'paired' if diff.paired else 'unpaired'} seeds"
-    if not looks.is_plain:
-        seeds += f", look {len(looks.counts)}, earlier looks charged"
+    seeds = f"{diff.n_arm} {'paired' if diff.paired else 'unpaired'} seeds{f', {history.name}' if history else ''}"
     if diff.n_arm != diff.n_base:
         seeds += f" against {diff.n_base} of the baseline"
     over = f"adjusted by Holm's method for {arms} arms; " if arms > 1 else ""
-    interval = f"{100 * (1 - alpha):.4g} %"
+    interval, p_name = f"{100 * (1 - alpha):.4g} %", "p"
+    if history:
+        interval, p_name = f"repeated {interval}", "sequential p"
     if word == "difference":
         if diff.sd is None:
             return Verdict(word, f"The difference is {diff.mean:+.4g}, but one seed can't give a verdict.")
@@ -349,35 +360,65 @@ def _verdict(
     found = f"{diff.mean:+.4g}, {interval} interval [{diff.low:+.4g}, {diff.high:+.4g}]"
     if word in ("better", "worse"):
         side = "lower" if diff.mean < 0 else "higher"
-        why = f"Significantly {side} than the baseline: difference {found} (p = {p:.2g}, {over}{seeds})."
+        why = f"Significantly {side} than the baseline: difference {found} ({p_name} = {p:.2g}, {over}{seeds})."
         return Verdict(word, why)
     if word == "equivalent":
         # this interval lies inside the effect exactly when both one-sided tests of this arm reject
-        one_sided, two_sided = (looks.levels(alpha, sides)[-1] for sides in (1, 2))
-        half = (diff.high - diff.low) / 2 * stats.t.isf(one_sided, diff.df) / stats.t.isf(two_sided / 2, diff.df)
+        levels = [history.looks.levels(alpha, sides)[-1] for sides in (1, 2)] if history else [alpha, alpha]
+        half = (diff.high - diff.low) / 2 * stats.t.isf(levels[0], diff.df) / stats.t.isf(levels[1] / 2, diff.df)
         ends = f"[{diff.mean - half:+.4g}, {diff.mean + half:+.4g}]"
-        found = f"{diff.mean:+.4g}, {100 * (1 - 2 * alpha):.4g} % interval {ends}"
+        found = f"{diff.mean:+.4g}, {'repeated ' * bool(history)}{100 * (1 - 2 * alpha):.4g} % interval {ends}"
         not_zero = f" It is not zero (p = {p:.2g}), but too small to matter." if p < alpha else ""
         why = (
             f"The difference is significantly inside \u00b1{effect:.4g}, the smallest effect of interest: {found}"
-            f" (p = {q:.2g}, {over}{seeds}).{not_zero}"
+            f" ({p_name} = {q:.2g}, {over}{seeds}).{not_zero}"
         )
         return Verdict(word, why)
     now, target = min(diff.n_arm, diff.n_base), effect
-    needs = needed(sd, effect, diff.paired, alpha / arms)
+    needs = _still_needed(sd, effect, diff.paired, alpha / arms, history)
     if needs <= now:
         target = effect / 2
-        needs = max(needed(sd, target, diff.paired, alpha / arms), now + 1)
+        needs = max(_still_needed(sd, target, diff.paired, alpha / arms, history), now + 1)
     alone = "; the interval is not adjusted" if diff.low * diff.high > 0 and arms > 1 else ""
     enough = f"{needs}" if needs <= MOST else f"More than {MOST}"
     half = "" if target == effect else ", half the smallest effect of interest,"
     why = (
         f"The runs rule out neither a true difference of zero (p = {p:.2g}) nor one of \u00b1{effect:.4g} or more"
-        f" (p = {q:.2g}): difference {found} ({'p ' if over else ''}{over}{seeds}{alone})."
+        f" (p = {q:.2g}): difference {found} ({f'{p_name} ' if over or history else ''}{over}{seeds}{alone})."
         f" {enough} seeds per arm would detect a true difference of {target:.4g}{half} with 80 % power"
-        f" ({source} {sd:.4g})."
+        f" ({source} {sd:.4g}).{_left_to_spend(history, alpha) if history else ''}"
     )
     return Verdict(word, why, needs)
+
+
+def _still_needed(sd: float, effect: float, paired: bool, alpha: float, history: History | None) -> int:
+    """As ``needed``; with earlier looks, the seeds of the first later look at which that many are enough for its
+    nominal level. Planned looks come first, and then one look at more seeds."""
+    if history is None:
+        return needed(sd, effect, paired, alpha)
+    for count, _ in history.future:
+        if needed(sd, effect, paired, max(history.level(count, alpha), LEAST)) <= count:
+            return count
+    n = max([history.looks.counts[-1], *(count for count, _ in history.future)]) + 1
+    while n <= MOST:
+        more = needed(sd, effect, paired, max(history.level(n, alpha), LEAST))
+        if more <= n:
+            return n
+        n = more
+    return MOST + 1
+
+
+def _left_to_spend(history: History, alpha: float) -> str:
+    """What later looks may spend, in a sentence: the nominal p that decides at the next look."""
+    now, spent_all = history.looks.counts[-1], history.looks.fractions[-1] >= 1
+    if history.future:
+        count, about, next_look = history.future[0][0], "", "at the next look, at {} seeds, "
+    else:
+        count, about, next_look = 2 * now, "about ", "if seeds are added, "
+    decides = f"a plain p below {about}{history.level(count, alpha):.2g} decides (before Holm's adjustment"
+    at = "" if history.future else f", at {count} seeds"
+    left = "Alpha is spent" if spent_all and not history.future else "Left to spend"
+    return f" {left}: {next_look.format(count)}{decides}{at})."
 
 
 def _seeds(n: int) -> str:

@@ -56,6 +56,29 @@ def interval_like(arm: ArmRecord) -> str:
     return "" if arm["low_like"] is None else f"[{number(arm['low_like'], '+')}, {number(arm['high_like'], '+')}]"
 
 
+def has_looks(record: Record) -> bool:
+    """Whether some arm's p is sequential and its interval repeated."""
+    return any(arm["sequential"] for arm in record["arms"])
+
+
+def look(arm: ArmRecord) -> str:
+    """The look at which an arm was judged, and its seeds: "2 of 4: 5 seeds", or "3 of 5 planned" if other seeds are to
+    come; empty for one look at all of them."""
+    if arm["look"].startswith("of"):
+        return f"{arm['look_n']} {arm['look']}"
+    return f"{arm['look'].removeprefix('look ').split(',')[0]}: {arm['look_n']} seeds" if arm["look"] else ""
+
+
+def interval_title(record: Record) -> str:
+    """The title of the column of intervals."""
+    return f"{1 - record['alpha']:.0%} {'repeated ' if has_looks(record) else ''}interval"
+
+
+def p_title(record: Record) -> str:
+    """The title of the column of p-values."""
+    return "seq. p (Holm)" if has_looks(record) else "p (Holm)"
+
+
 def p_value(value: float | None) -> str:
     """A p-value as text: "<.001" or ".012"; empty for None."""
     if value is None:
@@ -240,7 +263,14 @@ def legend(record: Record) -> str:
     effect = f"smallest effect of interest {record['effect']:.4g}"
     better = "lower" if record["lower_is_better"] else "higher"
     in_unit = "" if record["unit"] == record["metric"] else f" in {record['unit']}"
-    return f"{record['metric']}{in_unit}, {better} is better; {effect}{noise}{mark}"
+    return f"{record['metric']}{in_unit}, {better} is better; {effect}{noise}{_looks(record)}{mark}"
+
+
+def _looks(record: Record) -> str:
+    if not record["looks"]:
+        return "; p allows for several looks" if has_looks(record) else ""
+    seeds = ", ".join(formatted(count, ",") for count in record["looks"]["seeds"])
+    return f"; looks at {seeds} seeds ({record['looks']['spending']})"
 
 
 def meanings(record: Record) -> list[tuple[str, str]]:
@@ -256,7 +286,8 @@ def meanings(record: Record) -> list[tuple[str, str]]:
         (
             "needs n",
             "number of seeds per arm that would detect the smallest effect of interest with 80 % power; if the arm has "
-            "that many seeds already, the number that would detect half of this effect",
+            "that many seeds already, the number that would detect half of this effect"
+            + ("; with several looks, what they leave to spend counts" if has_looks(record) else ""),
         ),
         ("n", "number of runs that finished, one per seed"),
         ("mean ± sd", f"mean and standard deviation of {record['metric']} over the seeds, at the end of the budget"),
@@ -264,16 +295,7 @@ def meanings(record: Record) -> list[tuple[str, str]]:
             "difference",
             f"arm minus {record['baseline']}; if paired, the mean over seeds of the difference at each seed",
         ),
-        (
-            f"{level} interval",
-            f"Student-t interval for this arm alone, not adjusted for the number of arms; in many repetitions of the "
-            f"experiment, {level} of such intervals would contain the true difference",
-        ),
-        (
-            "p (Holm)",
-            "probability of a difference at least this large in either direction if the true difference were zero, "
-            "adjusted for the number of arms by Holm's method",
-        ),
+        *(_of_looks(level) if has_looks(record) else _of_one_look(level)),
         ("noise between seeds", "standard deviation of runs that differ only in the seed, pooled over the arms"),
         ("in noise sd", "the difference divided by the noise between seeds"),
         (
@@ -328,6 +350,37 @@ def meanings(record: Record) -> list[tuple[str, str]]:
     if any(arm["lr"] for arm in record["arms"]):
         result.append(("sensitivity", "distance from the mean over the grid of learning rates to the best value on it"))
     return result
+
+
+def _of_one_look(level: str) -> list[tuple[str, str]]:
+    return [
+        (
+            f"{level} interval",
+            f"Student-t interval for this arm alone, not adjusted for the number of arms; in many repetitions of the "
+            f"experiment, {level} of such intervals would contain the true difference",
+        ),
+        (
+            "p (Holm)",
+            "probability of a difference at least this large in either direction if the true difference were zero, "
+            "adjusted for the number of arms by Holm's method",
+        ),
+    ]
+
+
+def _of_looks(level: str) -> list[tuple[str, str]]:
+    return [
+        ("look", "the look at which the arm was judged, and its seeds; an arm with a verdict stops there"),
+        (
+            f"{level} repeated interval",
+            "interval for this arm alone, not adjusted for the number of arms, with the level of its look; at whatever "
+            f"look one stops, {level} of such intervals contain the true difference",
+        ),
+        (
+            "seq. p (Holm)",
+            "sequential p: smallest alpha at which the arm would have been decided at this look or an earlier one, so "
+            "that it stays valid at whatever look one stops; adjusted for the number of arms by Holm's method",
+        ),
+    ]
 
 
 def commands(record: Record) -> list[str]:
