@@ -12,13 +12,15 @@ import torch
 from toolkit.compose import Run, compose, load_shelf
 from toolkit.exchange import outgoing
 from toolkit.exchange import remotecode as writer
+from toolkit.exchange.tiers import MODEL_KINDS
 from toolkit.registry import CATALOG
 
 ROOT = Path(__file__).parent.parent
 load_shelf()
-KINDS = ("model", "block", "mixer", "position", "attention", "norm", "ffn", "init")
 PARTS = {
-    entry.name: entry for entry in CATALOG.values() if entry.kind in KINDS and entry.module.startswith(("comp", "too"))
+    entry.name: entry
+    for entry in CATALOG.values()
+    if entry.kind in MODEL_KINDS and entry.module.startswith(("comp", "too"))
 }
 SIZES = [
     "GPT.dim = 24",

@@ -75,9 +75,9 @@ class ToolkitForCausalLM(PreTrainedModel, GenerationMixin):
         """Compute logits, and with ``labels`` (B,T) the loss.
 
         The loss is the mean cross-entropy, in nats, of each label that is not -100 and has a token before it, which is
-        no padding; in training, the losses that parts add to it, such as load balancing, are included. ``num_items_in_batch`` is
-        the number of labels of all micro-batches, by which the sum is divided then. A cache is returned only if
-        ``use_cache`` is True. Raises ValueError for inputs that the parts can't compute."""
+        no padding; in training, the losses that parts add to it, such as load balancing, are included.
+        ``num_items_in_batch`` is the number of labels of all micro-batches, by which the sum is divided then. A cache
+        is returned only if ``use_cache`` is True. Raises ValueError for inputs that the parts can't compute."""
         if input_ids is None or inputs_embeds is not None:
             raise ValueError("this model needs input_ids: its parts embed the tokens themselves")
         if output_attentions or output_hidden_states:
