@@ -8,9 +8,10 @@ from conftest import tiny_gpt
 from runs import SMALL, rows, small_run
 
 from components.attention import SDPA
-from components.ffn import GELU, MixtureOfExperts, SwiGLU
+from components.block import HyperConnections
+from components.ffn import GELU, MixtureOfExperts
 from components.loss import CrossEntropy
-from components.mixer import SelfAttention, ValueResidual
+from components.mixer import ValueResidual
 from toolkit import run
 from toolkit.objective import Objective, documents
 
@@ -121,8 +122,12 @@ def run_recomputed(recompute, **slots):
     return gradients, sum(size for pointer, size in kept.items() if pointer not in own)
 
 
-@pytest.mark.parametrize("mixer, ffn", [(SelfAttention, SwiGLU), (ValueResidual, MixtureOfExperts)])
-def test_blocks_computed_again_give_the_same_gradients_and_keep_less(mixer, ffn):
-    plain, again = (run_recomputed(recompute, mixer=mixer, ffn=ffn) for recompute in (False, True))
+@pytest.mark.parametrize(
+    "slots",
+    [dict(), dict(mixer=ValueResidual, ffn=MixtureOfExperts), dict(block=HyperConnections)],
+    ids=["default", "shared values and losses", "a block that reads what the last layer shared"],
+)
+def test_blocks_computed_again_give_the_same_gradients_and_keep_less(slots):
+    plain, again = (run_recomputed(recompute, **slots) for recompute in (False, True))
     assert all(torch.equal(one, other) for one, other in zip(plain[0], again[0], strict=True))
     assert again[1] < 0.5 * plain[1]

@@ -214,7 +214,7 @@ def mismatches(layout: Layout, described: Model) -> list[str]:
 
 def _matches(wanted: Part, own: Part) -> bool:
     """Whether a part of ours is one of a layout."""
-    if wanted.name != own.name or not (wanted.where is None or wanted.where(own.knobs)):
+    if wanted.name != own.name:
         return False
     for knob, value in wanted.knobs.items():
         if knob not in own.knobs:
@@ -223,7 +223,8 @@ def _matches(wanted: Part, own: Part) -> bool:
         both_parts = isinstance(value, Part) and isinstance(other, Part)
         if not (_matches(value, other) if both_parts else value == other):  # type: ignore[arg-type]  # both are parts
             return False
-    return True
+    # A part that every mixer ignores is never built, and has no knobs.
+    return wanted.where is None or (bool(own.knobs) and wanted.where(own.knobs))
 
 
 def _shown(value: object) -> str:

@@ -44,6 +44,8 @@ class Description(TypedDict):
 
 def describe(entry: Entry) -> Description:
     """Describe a part in plain values."""
+    from toolkit.config.overlays import overlay_of
+
     text = inspect.cleandoc(entry.cls.__doc__ or "")
     paper = re.search(r"arXiv:\d{4}\.\d{4,5}", text)
     return {
@@ -53,7 +55,7 @@ def describe(entry: Entry) -> Description:
         "knobs": {knob: _default(parameter) for knob, parameter in entry.knobs.items()},
         "paper": paper.group() if paper else None,
         "file": _relative(inspect.getsourcefile(entry.cls) or "unknown"),
-        "overlay": _overlay(entry),
+        "overlay": overlay_of(entry),
     }
 
 
@@ -63,7 +65,7 @@ def markdown() -> str:
 
     lines = ["| kind | | parts |", "|---|---|---|"]
     for kind in KINDS:
-        names = [f"`{entry.name}`" for entry in _shelf() if entry.kind == kind]
+        names = [f"`{entry.name}`" for entry in shelf() if entry.kind == kind]
         if names and kind != "experiment":
             lines.append(f"| {kind} | {len(names)} | {', '.join(names)} |")
     return "\n".join(lines)
@@ -217,21 +219,7 @@ def _default(parameter: inspect.Parameter) -> str | None:
     return None if parameter.default is inspect.Parameter.empty else repr(parameter.default)
 
 
-def _overlay(entry: Entry) -> str | None:
-    """The file under gin/ that puts the part into its slot, or None. A file with only this part in the slot is best."""
-    from toolkit.config.layers import find
-
-    root = find("gin/default.gin").parent
-    texts = {path: path.read_text(encoding="utf-8") for path in sorted(root.glob(f"{entry.kind}/*.gin"))}
-    # The first pattern finds a slot that holds only this part, the second any mention of the part.
-    for pattern in (rf"{entry.kind}s? = \[?@{entry.name}\]?$", rf"@(\w+/)?{entry.name}\b"):
-        for path, text in texts.items():
-            if re.search(pattern, text, re.MULTILINE):
-                return f"gin/{path.relative_to(root)}"
-    return None
-
-
-def _shelf() -> list[Entry]:
+def shelf() -> list[Entry]:
     """The entries of the toolkit's own parts, without those of other packages."""
     from toolkit.registry import CATALOG
 

@@ -17,8 +17,8 @@ OUT_FLAGS = ("out", "tier", "dtype", "architecture", "no_tokenizer", "no_code") 
 def main(argv: list[str] | None = None) -> int:
     """Run the command. Returns the exit code; raises ValueError for an error that the user can correct."""
     arguments = _arguments(argv)  # before the slow imports, so that --help is quick
-    if arguments.list:
-        return _list(arguments)
+    if arguments.list or arguments.tiers:
+        return _list(arguments) if arguments.list else _tiers(arguments)
     if arguments.to == "gguf":
         return _export_gguf(arguments)
     return _export(arguments) if arguments.to else _import(arguments)
@@ -107,6 +107,34 @@ def _list(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _tiers(arguments: argparse.Namespace) -> int:
+    """Print the tier of each part."""
+    from toolkit.compose import load_shelf
+    from toolkit.exchange import library, tiers
+    from toolkit.registry import CATALOG
+
+    library.require()
+    load_shelf(arguments.imports)
+    width = shutil.get_terminal_size((120, 24)).columns
+    about = "How the default model (gin/default.gin) with each part, or each other overlay, goes out with --to hf:"
+    print(textwrap.fill(about, width))
+    kind = ""
+    for row in tiers.rows(CATALOG.values()):
+        if row.kind != kind:
+            print(f"\n{row.kind}")
+        kind = row.kind
+        print(_wrapped(row.name, row.tier, width))
+    print("\ntokenizer")
+    for name, file in tiers.tokenizers(CATALOG.values()).items():
+        print(_wrapped(name, file, width))
+    return 0
+
+
+def _wrapped(name: str, text: str, width: int) -> str:
+    """A line of a name and a text, which goes on below itself."""
+    return textwrap.fill(text, width, initial_indent=f"  {name:36} ", subsequent_indent=" " * 39)
+
+
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m toolkit.convert",
@@ -144,9 +172,10 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--seq-len", metavar="N", type=int, help="--from: context of the run in tokens (default: the model's own)")
     add("--pickle", action="store_true", help="--from: accept weights in pickle files, which are read as weights only")
     add("--list", action="store_true", help="list the architectures of the tier native, and stop")
+    add("--tiers", action="store_true", help="list the tier in which a model with each part goes out, and stop")
     add_import_flags(parser)
     arguments = parser.parse_args(argv)
-    if arguments.list:
+    if arguments.list or arguments.tiers:
         return arguments
     if arguments.source is None or bool(arguments.to) == bool(arguments.from_format):
         parser.error(

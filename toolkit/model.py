@@ -137,7 +137,7 @@ class GPT(nn.Module):
         x = self.drop(x)
         for block in self.blocks:
             recompute_block = self.recompute and self.training and torch.is_grad_enabled()
-            x = checkpoint(block, x, context, use_reentrant=False) if recompute_block else block(x, context)
+            x = _recomputed(block, x, context) if recompute_block else block(x, context)
         if x.ndim != 3:
             raise ValueError(
                 f"hidden states have the shape {tuple(x.shape)} after the last block: {type(self.blocks[-1]).__name__} "
@@ -222,3 +222,17 @@ def tile(slot: str, value: Slot, n_layer: int) -> list[type]:
     if not 1 <= len(classes) <= n_layer:
         raise ValueError(f"GPT.{slot} lists {len(classes)} parts for GPT.n_layer = {n_layer}; it needs 1 to {n_layer}")
     return [classes[i % len(classes)] for i in range(n_layer)]
+
+
+def _recomputed(block: nn.Module, x: Tensor, context: Context) -> Tensor:
+    """Run a block that keeps only its input, and is computed again for its gradients: then too, it finds in
+    ``context.shared`` what the layers before it have put there, and nothing of later layers."""
+    if torch.compiler.is_compiling():  # the compiler accepts no assignment to ``context`` here
+        return checkpoint(block, x, context, use_reentrant=False)
+    shared = dict(context.shared)
+
+    def run(x: Tensor) -> Tensor:
+        context.shared = dict(shared)
+        return block(x, context)
+
+    return checkpoint(run, x, use_reentrant=False)

@@ -32,7 +32,17 @@ TITLE = '"""The parts of the model by name, and the file of each."""'
 def write_code(run: Run, folder: Path) -> tuple[list[str], list[str]]:
     """Write the Python files. Returns the names of the modules that were copied, and the packages that the files need
     besides torch, transformers and numpy. Raises ValueError with the reason if a part's source can't be copied."""
-    classes = [CATALOG[name].cls for name in dict.fromkeys(name for _, name in reachable(run.config))]
+    bundle, files = copied(run.config)
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    needed = bundle.foreign - INSTALLED - set(sys.stdlib_module_names)
+    return bundle.modules, sorted(needed)
+
+
+def copied(config: Config) -> tuple[Flattened, dict[str, str]]:
+    """The copied source of a config's model, and the text of each Python file by its name. Raises ValueError with the
+    reason if a part's source can't be copied."""
+    classes = [CATALOG[name].cls for name in dict.fromkeys(name for _, name in reachable(config))]
     bundle = Flattened(
         {"toolkit.registry": REMOTE / "toolkit_registry.py"},
         {"toolkit", "components", *(cls.__module__.partition(".")[0] for cls in classes)},
@@ -44,10 +54,7 @@ def write_code(run: Run, folder: Path) -> tuple[list[str], list[str]]:
         raise ValueError(f"a part is in a file of the name {sorted(taken)[0]}, which the export needs; rename it")
     files |= {name: (REMOTE / name).read_text(encoding="utf-8") for name in COPIED}
     files["parts_toolkit.py"] = _parts_file(classes, bundle.modules)
-    for name, text in files.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    needed = bundle.foreign - INSTALLED - set(sys.stdlib_module_names)
-    return bundle.modules, sorted(needed)
+    return bundle, files
 
 
 def write_model(run: Run, folder: Path, dtype: str, entries: dict[str, Any], shard: str) -> None:

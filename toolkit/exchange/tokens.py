@@ -26,14 +26,11 @@ def write(tokenizer: Tokenizer, folder: Path, max_len: int) -> None:
     """Write tokenizer.json and tokenizer_config.json. Raises ValueError with the reason if there can be none.
 
     In the files, special tokens in a text are ordinary text, as with our tokenizers (``split_special_tokens``)."""
-    make = getattr(tokenizer, "tokenizer_json", None)
     name = type(tokenizer).__name__
-    if make is None:
-        raise ValueError(
-            f"the tokenizer {name} has no method tokenizer_json(), so no tokenizer.json gives its ids; {REMEDY}"
-        )
+    if reason := refusal(type(tokenizer)):
+        raise ValueError(f"the tokenizer {name} {reason}; {REMEDY}")
     try:
-        content = make()
+        content = tokenizer.tokenizer_json()  # type: ignore[attr-defined]  # an optional method
     except ValueError as error:
         raise ValueError(f"the tokenizer {name} can't be exported: {error}; {REMEDY}") from error
     (folder / "tokenizer.json").write_text(content, encoding="utf-8")
@@ -47,6 +44,13 @@ def write(tokenizer: Tokenizer, folder: Path, max_len: int) -> None:
         "split_special_tokens": True,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
+
+
+def refusal(cls: type) -> str | None:
+    """Why no tokenizer of a class can be written, in words that follow its name; None if one can be."""
+    if hasattr(cls, "tokenizer_json"):
+        return None
+    return "has no method tokenizer_json(), so no tokenizer.json gives its ids"
 
 
 @functools.cache

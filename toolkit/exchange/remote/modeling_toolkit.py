@@ -74,10 +74,10 @@ class ToolkitForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast | tuple[Tensor, ...]:
         """Compute logits, and with ``labels`` (B,T) the loss.
 
-        The loss is the mean cross-entropy, in nats, of each label that is not -100 and has a token before it; in
-        training, the losses that parts add to it, such as load balancing, are included. ``num_items_in_batch`` is
-        the number of labels of all micro-batches, by which the sum is divided then. A cache is returned only if
-        ``use_cache`` is True. Raises ValueError for inputs that the parts can't compute."""
+        The loss is the mean cross-entropy, in nats, of each label that is not -100 and has a token before it, which is
+        no padding; in training, the losses that parts add to it, such as load balancing, are included.
+        ``num_items_in_batch`` is the number of labels of all micro-batches, by which the sum is divided then. A cache
+        is returned only if ``use_cache`` is True. Raises ValueError for inputs that the parts can't compute."""
         if input_ids is None or inputs_embeds is not None:
             raise ValueError("this model needs input_ids: its parts embed the tokens themselves")
         if output_attentions or output_hidden_states:
@@ -98,6 +98,8 @@ class ToolkitForCausalLM(PreTrainedModel, GenerationMixin):
                 )
             order = attention_mask.long().argsort(dim=1, descending=True, stable=True)  # (B,T), padding at the end
             input_ids = input_ids.gather(1, order)
+            if labels is not None:  # padding is computed after its row's tokens, so it must not predict one of them
+                labels = torch.cat((labels[:, :1], labels[:, 1:].where(attention_mask[:, :-1].bool(), -100)), dim=1)
         else:
             _check_positions(position_ids, 0 if past_key_values is None else past_key_values.length)
             cache = past_key_values if past_key_values is not None or not use_cache else self.make_cache(len(input_ids))
