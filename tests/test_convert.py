@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,7 +16,7 @@ from runs import small_run
 from safetensors.torch import load_file, save_file
 from test_layout import imports
 
-from toolkit import convert, evaluate, generate, run
+from toolkit import compare, convert, evaluate, generate, run
 from toolkit.architectures import ARCHITECTURES, Rule
 from toolkit.command import run_command
 from toolkit.compose import open_run
@@ -97,6 +99,34 @@ def test_a_run_that_came_in_generates_evaluates_and_trains_on(here, theirs, tmp_
         run.main([*train, "--name", "c", "-p", "GPT.block = @Sandwich", "--weights-only"])
     assert run.main([*train, "--name", "d", "-p", "GPT.position = @NoPE", "--weights-only"]) == 0  # another part
     capsys.readouterr()
+
+
+@pytest.mark.slow
+def test_the_ablation_of_a_pretrained_model_on_the_page_runs(here, theirs, tmp_path, monkeypatch, capsys):
+    """The commands of docs/exchange.md, with a small random Llama, three steps and two seeds."""
+    page = (ROOT / "docs" / "exchange.md").read_text(encoding="utf-8")
+    section = page.partition("### An ablation of a pretrained model")[2].partition("\n### ")[0]
+    tune, script = re.findall(r"```\n(.*?)```", section, re.DOTALL)[:2]
+    for long, short in {"steps = 300": "steps = 3", "every = 100": "every = 3", "steps = 20": "steps = 1"}.items():
+        assert long in tune
+        tune = tune.replace(long, short)
+    more = ["SyntheticStories.stories = 40", "SyntheticStories.val_stories = 5", "Experiment.eval_windows = 2"]
+    (tmp_path / "tune.gin").write_text(tune + "\n".join(more) + "\n")
+    monkeypatch.chdir(tmp_path)
+    commands = {"convert": convert.main, "run": run.main, "compare": compare.main}
+    ran = []
+    for line in script.splitlines():
+        line = line.replace("HuggingFaceTB/SmolLM2-135M", str(theirs)).replace("--seq-len 512", "--seq-len 16")
+        line = line.replace("gin/norm/", f"{ROOT}/gin/norm/")
+        for seed in "01" if "$seed" in line else "0":
+            words = shlex.split(line.replace("$seed", seed))
+            if words[:2] == ["python", "-m"]:
+                name = words[2].removeprefix("toolkit.")
+                assert commands[name](words[3:]) == 0, line
+                ran.append(name)
+    assert ran == ["convert", *["run"] * 4, "compare"]
+    shown = capsys.readouterr().out
+    assert "layernorm" in shown and "started from" in shown
 
 
 def test_rows_of_the_vocabulary_without_an_id_are_kept_as_padding(here, tmp_path):

@@ -2,6 +2,7 @@
 
 python -m tests.tiers_table"""
 
+import argparse
 from pathlib import Path
 
 PAGE = Path(__file__).parent.parent / "docs" / "exchange.md"
@@ -33,6 +34,7 @@ def _cell(groups: dict[str, list[str]]) -> str:
 
 def main() -> None:
     """Replace what is between the markers of the page."""
+    argparse.ArgumentParser(prog="python -m tests.tiers_table", description=__doc__.split(":")[0]).parse_args()
     from toolkit.compose import load_shelf
 
     load_shelf()
