@@ -6,6 +6,7 @@ import csv
 import io
 from typing import Any, NotRequired, TypedDict
 
+from toolkit.comparison.origin import Table
 from toolkit.comparison.probes import ProbesRecord
 from toolkit.comparison.rates import TunedRate
 from toolkit.comparison.results import ArmResult, Comparison, MetricResolution
@@ -137,6 +138,19 @@ class Exclusion(TypedDict):
     reason: str
 
 
+class TableRecord(TypedDict):
+    """The table that the values come from, the guards that could be checked and those that could not, and the command
+    that repeats the comparison."""
+
+    file: str
+    sha256: str
+    seed: str | None
+    step: str | None
+    checked: list[str]
+    not_known: list[str]
+    command: str
+
+
 class Record(TypedDict):
     """The content of compare.json. ``effect`` and ``noise_sd`` are in units of the metric; the baseline is the first of
     the arms. ``probes`` is there with --probes."""
@@ -148,7 +162,7 @@ class Record(TypedDict):
     unit: str
     lower_is_better: bool
     alpha: float
-    effect: float
+    effect: float | None
     declared: bool
     factor: list[str]
     budget: dict[str, Any] | None
@@ -165,6 +179,7 @@ class Record(TypedDict):
     environment: dict[str, Any]
     folder: str | None
     headline: str
+    table: TableRecord | None
     probes: NotRequired[ProbesRecord]
 
 
@@ -197,6 +212,7 @@ def record(comparison: Comparison) -> Record:
         "environment": _environment(comparison),
         "folder": str(plan.folder) if plan.folder else None,
         "headline": headline(plan.baseline, arms[1:]),
+        "table": _table_record(plan.table) if plan.table else None,
     }
 
 
@@ -306,6 +322,18 @@ def _arm_record(arm: ArmResult, comparison: Comparison) -> ArmRecord:
         "tokens": facts.get("tokens"),
         "configuration": list(arm.configuration),
         "lr": None if arm.tuned is None else _rates_record(arm.tuned),
+    }
+
+
+def _table_record(table: Table) -> TableRecord:
+    return {
+        "file": table.file,
+        "sha256": table.sha256,
+        "seed": table.seed,
+        "step": table.step,
+        "checked": table.checked,
+        "not_known": table.not_known,
+        "command": table.shell,
     }
 
 
