@@ -12,6 +12,7 @@ from scipy import stats
 from toolkit.comparison import guards, rates, statistics
 from toolkit.comparison.banner import list_names, short, show
 from toolkit.comparison.looks import ArmValues, Looking
+from toolkit.comparison.origin import Table
 from toolkit.comparison.resolution import resolve
 from toolkit.comparison.results import (
     IDENTICAL,
@@ -35,6 +36,7 @@ from toolkit.store.factsfile import Facts
 BITS = "val_full/bits_per_byte"
 EVALUATED = "eval/"  # metrics of evaluators begin with it
 FINAL = ("val_full/", EVALUATED)  # metrics of the last evaluation that are resolved
+NO_EFFECT = "no smallest effect of interest was named (--effect), so no arm can be equivalent"
 
 
 def compare(plan: PlanRecord, runs: list[Run], exclude: Sequence[tuple[str, str]], effect: float | None) -> Comparison:
@@ -54,7 +56,7 @@ def compare(plan: PlanRecord, runs: list[Run], exclude: Sequence[tuple[str, str]
     judgements = _judgements(plan, judged, arms, metric, smallest_effect, noise, looking)
     looks = {name: each.look for name, each in judgements.items() if each.look}
     tuned = {name: rates.tune(plan, name, judged, selection, metric) for name in arms}
-    targets = _times_to_target(arms, plan.baseline, metric)
+    targets = _times_to_target(arms, plan.baseline, curve_metric(metric)) if not plan.table else {}
     results = [
         replace(
             arm,
@@ -98,13 +100,18 @@ def _run_named(runs: list[Run], name: str) -> Run:
     return matches[0]
 
 
-def _metric_and_effect(plan: PlanRecord, judged: list[Run], effect: float | None) -> tuple[str, float, list[str]]:
+def _metric_and_effect(
+    plan: PlanRecord, judged: list[Run], effect: float | None
+) -> tuple[str, float | None, list[str]]:
     """The metric, the smallest effect of interest in its unit, and notes on what differs from the plan. If tokenizers
     differ, the metric is bits per byte, since nats of different tokens can't be compared."""
+    if plan.table:
+        return plan.metric, plan.effect, _notes_on_table(plan, plan.table)
     notes = list(plan.departures)
     if plan.declared and effect is not None and effect != plan.effect:
         notes.append(f"effect: declared {plan.effect:g}, judged at {effect:g}")
     metric, smallest_effect = plan.metric, plan.effect if effect is None else effect
+    assert smallest_effect is not None  # only a table may have none
     if metric == METRIC and len({run.facts.get("tokenizer") for run in judged if run.facts}) > 1:
         nats_and_bits = [(run.value(METRIC), run.value(BITS)) for run in judged if run.arm == plan.baseline]
         scale = next((bits / nats for nats, bits in nats_and_bits if nats and bits), 1.0)
@@ -119,6 +126,11 @@ def _metric_and_effect(plan: PlanRecord, judged: list[Run], effect: float | None
             f"{smallest_effect:g}; earlier looks at these runs are not known, and not charged"
         )
     return metric, smallest_effect, notes
+
+
+def _notes_on_table(plan: PlanRecord, table: Table) -> list[str]:
+    effect = f"the smallest effect of interest is {plan.effect:g}" if plan.effect is not None else NO_EFFECT
+    return [f"no plan: nothing was declared before these runs started; {effect}", *table.notes]
 
 
 def _without_metric(runs: Sequence[Run], metric: str) -> list[str]:
@@ -166,7 +178,7 @@ def _judgements(
     judged: list[Run],
     arms: dict[str, ArmResult],
     metric: str,
-    effect: float,
+    effect: float | None,
     noise: float,
     looking: Looking,
 ) -> dict[str, Judgement]:
@@ -187,7 +199,7 @@ def _judgements(
         if not (arm.values and baseline.values):
             judgements[name] = Judgement(Verdict("inconclusive", _reason_no_values(arm, baseline)), pairing="")
             continue
-        pairs, pairings[name] = _pairing(arm, baseline, metric)
+        pairs, pairings[name] = _pairing(arm, baseline, metric, plan.table)
         if _is_identical_to_baseline(plan, judged, arm, baseline):
             why = "Every run is identical to the baseline's run of the same seed, so there is nothing to judge."
             judgements[name] = Judgement(Verdict(IDENTICAL, why), pairings[name])
@@ -226,7 +238,9 @@ def _only(arm: ArmResult, seeds: Sequence[int] | None, metric: str) -> ArmResult
     return _arm_result(arm.name, [run for run in arm.runs if run.requested_seed in seeds], metric)
 
 
-def _pairing(arm: ArmResult, baseline: ArmResult, metric: str) -> tuple[list[tuple[float, float]], str]:
+def _pairing(
+    arm: ArmResult, baseline: ArmResult, metric: str, table: Table | None
+) -> tuple[list[tuple[float, float]], str]:
     """Pair the values of both arms by seed. Returns (pairs, reason); no pairs if the runs were not set up alike. Only
     the set-up decides, never the values."""
 
@@ -238,6 +252,8 @@ def _pairing(arm: ArmResult, baseline: ArmResult, metric: str) -> tuple[list[tup
     commits = {str(run.facts.get("commit")) for run in runs}
     ours, theirs = dict(arm.values), dict(baseline.values)
     common = sorted(ours.keys() & theirs.keys())
+    if table and not table.seed:
+        return [], table.no_pairing
     if len(ours) < len(arm.values) or len(theirs) < len(baseline.values):
         return [], "not paired (Welch's t test): a seed was run twice"
     if len({data_order(run) for run in runs}) > 1:
@@ -250,7 +266,8 @@ def _pairing(arm: ArmResult, baseline: ArmResult, metric: str) -> tuple[list[tup
     same_seeds_planned = {run.seed for run in arm.runs} == {run.seed for run in baseline.runs}
     if not common or (len(common) < min(len(ours), len(theirs)) and not same_seeds_planned):
         return [], "not paired (Welch's t test): the seeds differ"
-    return [(ours[seed], theirs[seed]) for seed in common], "paired by seed: the batch order and the code are the same"
+    reason = table.pairing if table else "paired by seed: the batch order and the code are the same"
+    return [(ours[seed], theirs[seed]) for seed in common], reason
 
 
 def _initial_difference(arm: ArmResult, baseline: ArmResult, seeds: Sequence[int]) -> str:
@@ -271,7 +288,7 @@ def _initial_difference(arm: ArmResult, baseline: ArmResult, seeds: Sequence[int
 
 
 def _by_item(
-    arms: dict[str, ArmResult], plan: PlanRecord, metric: str, effect: float, judgements: dict[str, Judgement]
+    arms: dict[str, ArmResult], plan: PlanRecord, metric: str, effect: float | None, judgements: dict[str, Judgement]
 ) -> tuple[dict[str, ItemEvidence], list[str]]:
     """Compare the paired arms item by item, if the metric is an evaluator's. Returns ({arm: evidence}, notes): on arms
     that can't be compared so, and on verdicts that do not hold for items like these."""
@@ -280,7 +297,7 @@ def _by_item(
     reasons: dict[str, list[str]] = {}
     notes = []
     for name, judgement in judgements.items():
-        if judgement.evidence is None or not metric.startswith(EVALUATED):
+        if judgement.evidence is None or effect is None or plan.table or not metric.startswith(EVALUATED):
             continue
         runs = {run.seed: run for run in arms[name].runs}
         common = sorted(dict(arms[name].values).keys() & dict(arms[plan.baseline].values).keys())
@@ -393,9 +410,8 @@ def _mean_curve(arm: ArmResult, metric: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array(steps), np.array([np.mean([curve[step] for curve in curves]) for step in steps])
 
 
-def _times_to_target(arms: dict[str, ArmResult], baseline: str, metric: str) -> dict[str, TimeToTarget]:
+def _times_to_target(arms: dict[str, ArmResult], baseline: str, curve: str) -> dict[str, TimeToTarget]:
     """What each arm with values needs to reach the baseline's last validation loss; {} if the baseline has none."""
-    curve = curve_metric(metric)
     _, baseline_losses = _mean_curve(arms[baseline], curve)
     if not len(baseline_losses):
         return {}

@@ -36,6 +36,7 @@ from toolkit.output.escape import label, line, shorten
 from toolkit.store.factsfile import Facts
 
 log = logging.getLogger("toolkit")
+WITHIN_EFFECT = " Between the dashed lines, a difference is too small to matter."
 FAR = 4  # the forest plot cuts off an arm that is this many times as far from zero as the next one
 
 
@@ -49,7 +50,8 @@ def draw(comparison: Comparison) -> dict[str, tuple[str, bytes, str]]:
                 figure = make(comparison)
                 if figure is not None:
                     show_exclusions(figure, comparison)
-                    text = caption.format(c=comparison, metric=comparison.curve_metric)
+                    effect = "" if comparison.effect is None else WITHIN_EFFECT
+                    text = caption.format(c=comparison, metric=comparison.curve_metric, within_effect=effect)
                     pictures[name] = (text, *render(figure))
             except Exception as error:  # matplotlib can raise anything
                 log.warning("the figure %s failed: %s: %s", name, type(error).__name__, shorten(line(error), 200))
@@ -69,10 +71,10 @@ def forest(comparison: Comparison) -> Figure | None:
     axes = figure.add_subplot()
     if comparison.noise:
         axes.axvspan(-comparison.noise, comparison.noise, color=GREY, alpha=0.22, linewidth=0)
-    for side in (-1, 1):
-        axes.axvline(side * comparison.effect, color=INK, linewidth=1, linestyle=(0, (4, 3)), alpha=0.7)
+    for x in () if comparison.effect is None else (-comparison.effect, comparison.effect):
+        axes.axvline(x, color=INK, linewidth=1, linestyle=(0, (4, 3)), alpha=0.7)
     axes.axvline(0, color=INK, linewidth=1)
-    clipped_at = _clipped_at([difference for _, _, difference in rows], comparison.effect)
+    clipped_at = _clipped_at([difference for _, _, difference in rows], comparison.effect or 0.0)
     if clipped_at is not None:
         axes.set_xlim(-clipped_at, clipped_at)
     for y, (arm, verdict, difference) in enumerate(rows):
@@ -95,8 +97,10 @@ def forest(comparison: Comparison) -> Figure | None:
             [], [], color=INK, marker="o", linewidth=2.4, label=f"mean, {1 - comparison.alpha:.0%} {repeated}interval"
         ),
         Line2D([], [], color=INK, marker="|", linestyle="", label="one seed"),
-        Line2D([], [], color=INK, linestyle=(0, (4, 3)), label=f"smallest effect ±{comparison.effect:.3g}"),
     ]
+    if comparison.effect is not None:
+        text = f"smallest effect ±{comparison.effect:.3g}"
+        handles.append(Line2D([], [], color=INK, linestyle=(0, (4, 3)), label=text))
     if comparison.noise:
         handles.append(Patch(color=GREY, alpha=0.3, linewidth=0, label=f"noise between seeds ±{comparison.noise:.2g}"))
     add_legend(figure, handles)
@@ -164,6 +168,8 @@ def curves(comparison: Comparison) -> Figure | None:
     if not loss_bands:
         return None
     last_step = max(float(loss.steps[-1]) for loss in loss_bands)
+    if not last_step:  # a table without steps
+        return None
     left.set(
         title=f"{label(comparison.curve_metric)}, mean and range over seeds",
         ylabel=label(unit(comparison.curve_metric)),
@@ -262,7 +268,7 @@ _PICTURES: tuple[tuple[str, str, Callable[[Comparison], Figure | None]], ...] = 
         "forest",
         "{c.metric}: each arm's difference from {c.baseline.name}. Dots are means over seeds with their intervals, in "
         "the colour of the verdict. Ticks are single seeds. The grey band is the noise between seeds (one standard "
-        "deviation). Between the dashed lines, a difference is too small to matter. An asterisk marks an arm "
+        "deviation).{within_effect} An asterisk marks an arm "
         "with runs that did not finish.",
         forest,
     ),

@@ -22,6 +22,8 @@ MAX_PARAMETER_DIFFERENCE, MAX_FLOPS_DIFFERENCE = 0.01, 0.02  # allowed, relative
 
 def check(plan: PlanRecord, judged: list[Run], selection: list[Run]) -> list[Banner]:
     """Run every guard on the judged runs. Guards on equal set-ups also check the selection runs."""
+    if plan.table:
+        return [*ends(judged), *(seeds(plan, judged, selection) if plan.table.seed else ())]
     started = [run for run in judged if run.facts]
     started_and_selection = started + [run for run in selection if run.facts]
     return [
@@ -163,6 +165,14 @@ def tokens(plan: PlanRecord, runs: list[Run]) -> Iterable[Banner]:
     ]
     if deviations:
         yield Banner("budget", f"steps differ from the plan: {'; '.join(deviations)}")
+
+
+def ends(runs: list[Run]) -> Iterable[Banner]:
+    """The arms of a table with steps that end at different steps."""
+    last = {run.arm: run.steps for run in runs}
+    if len(set(last.values())) > 1:
+        listed = "; ".join(f"{arm} {step:,g}" for arm, step in last.items())
+        yield Banner("budget", f"the arms end at different steps: {listed}")
 
 
 def no_op(plan: PlanRecord, runs: list[Run]) -> Iterable[Banner]:

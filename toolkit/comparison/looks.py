@@ -131,7 +131,7 @@ class Looking:
         """Why an arm with values is not judged yet."""
         return f"The first look is at {self.plan.looks[0]} seeds, and not all of their runs have ended."
 
-    def at(self, values: Mapping[str, ArmValues], alpha: float, effect: float) -> dict[str, Look]:
+    def at(self, values: Mapping[str, ArmValues], alpha: float, effect: float | None) -> dict[str, Look]:
         """The look at each arm, with the nominal p of its earlier looks. Arms with fewer than two values have none."""
         if not self.plan.declared:
             return {}
@@ -184,7 +184,7 @@ class Looking:
         values: Mapping[str, ArmValues],
         chains: Mapping[str, list[tuple[tuple[int, ...], int, float]]],
         alpha: float,
-        effect: float,
+        effect: float | None,
     ) -> dict[str, list[tuple[float, float]]]:
         """(p, p of equivalence) of each earlier look at each arm. Arms are measured together at looks with the same
         place from the first. Without all its values an earlier look counts with p = 1."""

@@ -19,7 +19,8 @@ def report(record: Record, pictures: dict[str, str]) -> str:
     out += _verdicts(record)
     out += ["", md("{}", text.legend(record)), ""]
     out += [md("- **{}**: {}", arm["arm"], text.explanation(arm)) for arm in record["arms"][1:]]
-    out += ["", "## Guards", "", *(_banners(record) or [md("No guard fired.")])]
+    out += ["", "## Guards", "", *(_banners(record) or [md("{}.", _capital(text.no_banner(record)))])]
+    out += [md("\n{}", each) for each in text.not_known(record)]
     if "probes" in record:
         out += ["", "## What changed first", "", *_probes(record["probes"])]
     if record["notes"]:
@@ -32,8 +33,11 @@ def report(record: Record, pictures: dict[str, str]) -> str:
     out += ["", "## Runs", "", *_runs(record)]
     if any(arm["lr"] for arm in record["arms"]):
         out += ["", "## Learning rates", "", *_rates(record)]
-    out += ["", "## What differs from the baseline", ""]
-    out += [md("- **{}**: {}", arm["arm"], "; ".join(arm["configuration"]) or "nothing") for arm in record["arms"][1:]]
+    if not record["table"]:
+        out += ["", "## What differs from the baseline", ""]
+        out += [
+            md("- **{}**: {}", arm["arm"], "; ".join(arm["configuration"]) or "nothing") for arm in record["arms"][1:]
+        ]
     out += ["", "## What the numbers mean", "", *(md("- **{}**: {}", *meaning) for meaning in text.meanings(record))]
     out += [
         "",
@@ -44,6 +48,10 @@ def report(record: Record, pictures: dict[str, str]) -> str:
         md("{}", text.environment(record)),
     ]
     return "\n".join(out) + "\n"
+
+
+def _capital(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
 
 
 def _verdicts(record: Record) -> list[Markdown]:

@@ -33,15 +33,13 @@ def page(record: Record, pictures: dict[str, tuple[str, str]]) -> Html:
         _definition_list((arm["arm"], text.explanation(arm)) for arm in record["arms"][1:]),
         *_by_item(record),
         *_resolution(record),
-        html("<h2>Cost to reach the last loss of the baseline ({})</h2>", record["baseline"]),
-        _costs(record),
+        *_costs(record),
         *_rates(record),
         html("<h2>{} by seed</h2>", record["metric"]),
         _seeds(record),
         Html("<h2>All runs</h2>"),
         _runs(record),
-        Html("<h2>What differs from the baseline</h2>"),
-        _definition_list((arm["arm"], "; ".join(arm["configuration"]) or "nothing") for arm in record["arms"][1:]),
+        *_configurations(record),
         Html("<h2>What the numbers mean</h2>"),
         _definition_list(text.meanings(record)),
         Html("<h2>How to repeat this comparison</h2>"),
@@ -75,9 +73,12 @@ def _verdict_cell(arm: ArmRecord) -> Html:
 
 
 def _guards(record: Record) -> list[Html]:
-    clean = Html('<div class="clean">No guard fired: no difference was found except the factor.</div>')
+    nothing = text.no_banner(record)
+    style = "note" if record["table"] else "clean"
+    clean = html('<div class="{}">{}.</div>', style, nothing[:1].upper() + nothing[1:])
     shown = [_banner(group) for group in alike.banners(record)]
-    return [*(shown or [clean]), *(_note(group) for group in alike.notes(record))]
+    unknown = [html('<div class="note">{}</div>', each) for each in text.not_known(record)]
+    return [*(shown or [clean]), *unknown, *(_note(group) for group in alike.notes(record))]
 
 
 def _probes(record: Record) -> list[Html]:
@@ -136,9 +137,19 @@ def _cells(row: list[str]) -> list[tuple[str, str]]:
     return [("a", row[0]), *(("n", cell) for cell in row[1:])]
 
 
-def _costs(record: Record) -> Html:
+def _configurations(record: Record) -> list[Html]:
+    if record["table"]:
+        return []
+    pairs = ((arm["arm"], "; ".join(arm["configuration"]) or "nothing") for arm in record["arms"][1:])
+    return [Html("<h2>What differs from the baseline</h2>"), _definition_list(pairs)]
+
+
+def _costs(record: Record) -> list[Html]:
+    if record["table"]:
+        return []
     rows = [[("a", arm["arm"]), *(("n", cell) for cell in text.cost(arm))] for arm in record["arms"]]
-    return table(["arm", "steps", "training FLOPs", "seconds"], rows, left=1)
+    title = html("<h2>Cost to reach the last loss of the baseline ({})</h2>", record["baseline"])
+    return [title, table(["arm", "steps", "training FLOPs", "seconds"], rows, left=1)]
 
 
 def _rates(record: Record) -> list[Html]:

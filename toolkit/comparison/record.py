@@ -6,6 +6,7 @@ import csv
 import io
 from typing import Any, NotRequired, TypedDict
 
+from toolkit.comparison.origin import Table
 from toolkit.comparison.probes import ProbesRecord
 from toolkit.comparison.rates import TunedRate
 from toolkit.comparison.results import ArmResult, Comparison, MetricResolution
@@ -144,6 +145,19 @@ class Exclusion(TypedDict):
     reason: str
 
 
+class TableRecord(TypedDict):
+    """The table that the values come from, the guards that could be checked and those that could not, and the command
+    that repeats the comparison."""
+
+    file: str
+    sha256: str
+    seed: str | None
+    step: str | None
+    checked: list[str]
+    not_known: list[str]
+    command: str
+
+
 class LooksRecord(TypedDict):
     """The planned looks: their numbers of seeds, and the plain p below which each one decides (not adjusted)."""
 
@@ -165,7 +179,7 @@ class Record(TypedDict):
     unit: str
     lower_is_better: bool
     alpha: float
-    effect: float
+    effect: float | None
     declared: bool
     looks: LooksRecord | None
     factor: list[str]
@@ -183,6 +197,7 @@ class Record(TypedDict):
     environment: dict[str, Any]
     folder: str | None
     headline: str
+    table: TableRecord | None
     probes: NotRequired[ProbesRecord]
 
 
@@ -217,6 +232,7 @@ def record(comparison: Comparison) -> Record:
         "environment": _environment(comparison),
         "folder": str(plan.folder) if plan.folder else None,
         "headline": headline(plan.baseline, arms[1:]),
+        "table": _table_record(plan.table) if plan.table else None,
     }
 
 
@@ -339,6 +355,18 @@ def _looks_record(plan: PlanRecord) -> LooksRecord | None:
     shares = tuple(count / plan.planned_seeds for count in plan.looks)
     levels = Looks(plan.looks, shares, plan.spending).levels(plan.alpha)
     return {"seeds": list(plan.looks), "spending": plan.spending, "levels": levels.tolist()}
+
+
+def _table_record(table: Table) -> TableRecord:
+    return {
+        "file": table.file,
+        "sha256": table.sha256,
+        "seed": table.seed,
+        "step": table.step,
+        "checked": table.checked,
+        "not_known": table.not_known,
+        "command": table.shell,
+    }
 
 
 def _resolution_record(resolution: MetricResolution) -> ResolutionRecord:

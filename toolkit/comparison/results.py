@@ -119,7 +119,7 @@ class Comparison:
 
     plan: PlanRecord
     metric: str
-    effect: float
+    effect: float | None  # None: nobody named one, so nothing is judged equivalent
     alpha: float
     arms: tuple[ArmResult, ...]  # the baseline first
     selection: tuple[Run, ...]
@@ -139,7 +139,7 @@ class Comparison:
 
     @property
     def curve_metric(self) -> str:
-        return curve_metric(self.metric)
+        return self.metric if self.plan.table else curve_metric(self.metric)
 
 
 def curve_metric(metric: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 
 from toolkit.comparison import schema
+from toolkit.comparison.origin import Table
 from toolkit.config import keys
 from toolkit.config.layers import statements
 from toolkit.evaluation import itemfile
@@ -112,7 +113,8 @@ class Run:
 @dataclass(frozen=True)
 class PlanRecord:
     """The question that the runs answer. ``declared`` is False if there is no plan file; then the arms come from the
-    runs, ``factor`` is empty and ``effect`` is the default."""
+    runs, ``factor`` is empty and ``effect`` is the default. ``table`` is there if the values come from a table: then
+    ``effect`` is None unless the user named one."""
 
     name: str
     question: str
@@ -123,7 +125,7 @@ class PlanRecord:
     metric: str = METRIC
     higher_is_better: bool = False
     alpha: float = ALPHA
-    effect: float = EFFECT
+    effect: float | None = EFFECT
     budget: dict[str, Any] = field(default_factory=dict)
     match: dict[str, Any] | None = None
     lr: dict[str, Any] | None = None
@@ -135,6 +137,7 @@ class PlanRecord:
     edited: str = ""
     departures: tuple[str, ...] = ()  # sentences: what the command line changes in the declared plan
     runs_without_job: tuple[str, ...] = ()  # runs in the plan's folder that belong to none of its jobs
+    table: Table | None = None
 
 
 def higher_is_better(metric: str, declared: bool | None) -> bool:

@@ -97,13 +97,15 @@ def _guards(record: Record, console: Terminal, verbose: bool) -> None:
     groups = alike.banners(record)
     console.print()
     if not groups:
-        console.print("no guard fired: no difference was found except the factor")
+        console.print(styled(text.no_banner(record)))
     else:
         fired = len({group.guard for group in groups})
         console.print(styled((f"{fired} guard{'s' if fired > 1 else ''} fired", "bold red")))
     for group in groups:
         mark = styled((f"! {group.guard}", "red"), "  ")
         _print_group(group, mark, console, verbose)
+    for each in text.not_known(record):
+        console.print(styled(("?", "yellow"), f" {each}"))
     for group in alike.notes(record):
         _print_group(group, styled(("-", "yellow"), " "), console, verbose)
 

@@ -147,14 +147,15 @@ def judge(
     arms: Mapping[str, Sequence[float]],
     base: Sequence[float] | Mapping[str, Sequence[float]],
     paired: Mapping[str, bool],
-    effect: float,
+    effect: float | None,
     alpha: float = 0.05,
     lower_is_better: bool = True,
     histories: Mapping[str, History] | None = None,
 ) -> dict[str, tuple[Difference, float | None, float | None, Verdict]]:
     """For each arm its difference, its p adjusted by Holm, the p of its two one-sided tests adjusted by Holm, and the
     verdict. ``base`` is the baseline's values, or for each arm those to compare it with (an arm that lost a seed is
-    paired over the seeds that both have). ``effect`` is the smallest effect of interest, in units of the metric.
+    paired over the seeds that both have). ``effect`` is the smallest effect of interest, in units of the metric;
+    without one, no arm is equivalent, and nothing says how many seeds an inconclusive arm needs.
 
     The sentence of an "equivalent" gives the 1 - 2 alpha interval, which belongs to two one-sided tests at alpha.
     "inconclusive" says how many seeds per arm detect a true difference of ``effect`` with 80 % power at alpha / arms,
@@ -177,7 +178,8 @@ def judge(
     for k, (name, each) in enumerate(measured.items()):
         diff = _difference(arms[name], bases[name], paired[name], each)
         tested = diff.p is not None
-        p, q = (float(p_holm[k]), float(p_equivalence[k])) if tested else (None, None)
+        p = float(p_holm[k]) if tested else None
+        q = float(p_equivalence[k]) if tested and effect is not None else None
         planning = _sd_to_plan_with(name, diff, arms, bases, measured, paired)
         history = histories.get(name)
         out[name] = diff, p, q, _verdict(str(said[k]), diff, p, q, effect, alpha, len(arms), planning, history)
@@ -189,7 +191,7 @@ def measure_all(
     bases: Mapping[str, Sequence[float]],
     paired: Mapping[str, bool],
     alpha: float,
-    effect: float,
+    effect: float | None,
 ) -> dict[str, Measured]:
     """The tests of all arms at one look."""
     return {name: measure(arms[name], bases[name], paired[name], alpha, effect) for name in arms}
@@ -237,7 +239,7 @@ def words(
         return np.empty(0, dtype=str), np.empty(0), np.empty(0)
     mean, p, q = (np.stack([getattr(m, key) for m in measured], -1) for key in ("mean", "p", "p_equivalence"))
     untested = np.isnan(p)
-    p_holm, p_equivalence = (_holm(np.where(untested, 1.0, each)) for each in (p, q))
+    p_holm, p_equivalence = (_holm(np.where(np.isnan(each), 1.0, each)) for each in (p, q))
     good = mean < 0 if lower_is_better else mean > 0
     rules = [
         (untested, "difference"),
@@ -331,7 +333,7 @@ def _verdict(
     diff: Difference,
     p: float | None,
     q: float | None,
-    effect: float,
+    effect: float | None,
     alpha: float,
     arms: int,
     planning: tuple[float | None, str],
@@ -356,12 +358,16 @@ def _verdict(
         return Verdict(word, why)
     sd, source = planning
     assert diff.low is not None and diff.high is not None and diff.df is not None  # an arm with a test has them all
-    assert p is not None and q is not None and sd is not None
+    assert p is not None and sd is not None
     found = f"{diff.mean:+.4g}, {interval} interval [{diff.low:+.4g}, {diff.high:+.4g}]"
     if word in ("better", "worse"):
         side = "lower" if diff.mean < 0 else "higher"
         why = f"Significantly {side} than the baseline: difference {found} ({p_name} = {p:.2g}, {over}{seeds})."
         return Verdict(word, why)
+    if effect is None or q is None:
+        alone = "; the interval is not adjusted" if diff.low * diff.high > 0 and arms > 1 else ""
+        numbers = f"difference {found} (p = {p:.2g}, {over}{seeds}{alone})"
+        return Verdict(word, f"The runs do not rule out a true difference of zero: {numbers}.")
     if word == "equivalent":
         # this interval lies inside the effect exactly when both one-sided tests of this arm reject
         levels = [history.looks.levels(alpha, sides)[-1] for sides in (1, 2)] if history else [alpha, alpha]

@@ -260,7 +260,7 @@ def legend(record: Record) -> str:
     noise = f"; noise between seeds (sd, pooled over arms) {number(record['noise_sd'])}" if record["noise_sd"] else ""
     has_conditional = any(arm["conditional"] and arm["n"] for arm in record["arms"])
     mark = "; * only the runs that finished" if has_conditional else ""
-    effect = f"smallest effect of interest {record['effect']:.4g}"
+    effect = f"smallest effect of interest {record['effect']:.4g}" if record["effect"] is not None else "no --effect"
     better = "lower" if record["lower_is_better"] else "higher"
     in_unit = "" if record["unit"] == record["metric"] else f" in {record['unit']}"
     return f"{record['metric']}{in_unit}, {better} is better; {effect}{noise}{_looks(record)}{mark}"
@@ -273,22 +273,36 @@ def _looks(record: Record) -> str:
     return f"; looks at {seeds} seeds ({record['looks']['spending']})"
 
 
+WITHOUT_EFFECT = (
+    "better or worse: a t test shows that the difference is not zero (Holm-adjusted p below {:g}); inconclusive: it "
+    "does not. Without a smallest effect of interest (--effect), no arm is equivalent"
+)
+
+
+def _needs_meaning(record: Record) -> list[tuple[str, str]]:
+    looks = "; with several looks, what they leave to spend counts" if has_looks(record) else ""
+    return [
+        (
+            "needs n",
+            "number of seeds per arm that would detect the smallest effect of interest with 80 % power; if the arm has "
+            f"that many seeds already, the number that would detect half of this effect{looks}",
+        )
+    ]
+
+
 def meanings(record: Record) -> list[tuple[str, str]]:
     """(name, meaning) of each number in the outputs."""
-    level, effect = f"{1 - record['alpha']:.0%}", f"{record['effect']:.4g}"
+    level, effect = f"{1 - record['alpha']:.0%}", formatted(record["effect"], ".4g")
     result = [
-        (
+        ("verdict", WITHOUT_EFFECT.format(record["alpha"]))
+        if record["effect"] is None
+        else (
             "verdict",
             f"equivalent: two one-sided t tests show that the difference lies inside ±{effect} (Holm-adjusted p below "
             f"{record['alpha']:g}); better or worse: a t test shows that the difference is not zero (Holm-adjusted p "
             f"below {record['alpha']:g}), and the arm is not equivalent; inconclusive: no test shows either",
         ),
-        (
-            "needs n",
-            "number of seeds per arm that would detect the smallest effect of interest with 80 % power; if the arm has "
-            "that many seeds already, the number that would detect half of this effect"
-            + ("; with several looks, what they leave to spend counts" if has_looks(record) else ""),
-        ),
+        *(_needs_meaning(record) if record["effect"] is not None else ()),
         ("n", "number of runs that finished, one per seed"),
         ("mean ± sd", f"mean and standard deviation of {record['metric']} over the seeds, at the end of the budget"),
         (
@@ -383,8 +397,27 @@ def _of_looks(level: str) -> list[tuple[str, str]]:
     ]
 
 
+def no_banner(record: Record) -> str:
+    """What it means that no guard fired."""
+    if record["table"] is None:
+        return "no guard fired: no difference was found except the factor"
+    if not record["table"]["checked"]:
+        return "no guard could be checked"
+    return f"nothing was found by the guards that a table allows: {', '.join(record['table']['checked'])}"
+
+
+def not_known(record: Record) -> list[str]:
+    """A line on the guards that could not be checked, if there are any."""
+    if record["table"] is None:
+        return []
+    listed = ", ".join(record["table"]["not_known"])
+    return [f"not known, since a table holds no facts of the runs: {listed}"]
+
+
 def commands(record: Record) -> list[str]:
     """Shell commands that repeat the comparison. Names and reasons are quoted, so none of them can act as a command."""
+    if record["table"] is not None:
+        return [record["table"]["command"]]
     excluded = "".join(
         f" --exclude {shlex.quote(one['run'])} --reason {shlex.quote(one['reason'])}" for one in record["excluded"]
     )
@@ -406,6 +439,9 @@ def commands(record: Record) -> list[str]:
 def environment(record: Record) -> str:
     """The device, precision, versions and commit of the runs, in one sentence."""
     known = record["environment"]
+    if record["table"] is not None:
+        digest = f", SHA-256 {record['table']['sha256']}" if record["table"]["sha256"] else ""
+        return f"Values from {record['table']['file']}{digest}. Device, versions and code of the runs are not known."
     if not known["device"]:
         return "No run was started."
     versions = known["packages"] if isinstance(known["packages"], dict) else {}
