@@ -19,7 +19,7 @@ from components.evaluator import TextLoss
 from components.mixer import GatedLinearRecurrence, SelfAttention
 from components.position import T5Bias
 from components.tokenizer import Bytes, Symbols
-from toolkit import compare, run
+from toolkit import compare, register, run
 from toolkit.ablation.plan import read
 from toolkit.compose import compose
 from toolkit.config.keys import independent_differences
@@ -467,6 +467,45 @@ def test_a_plan_takes_the_direction_of_its_evaluator(tmp_path):
     plan.write_text(text)
     with pytest.raises(ConfigError, match="plan.gin:5: .*Completion says higher_is_better = True; leave it out"):
         read(plan)
+
+
+TURNED = """Ablation.question = 'Which way?'
+Ablation.effect = 0.1
+Ablation.steps = 5
+Ablation.metric = 'eval/Turned/points'
+Ablation.common = ['gin/model/tiny.gin', 'Experiment.final_evaluators = [@Turned]']
+Ablation.arms = {'a': [], 'b': ['GPT.position = @NoPE', 'Turned.up = %s']}
+"""
+
+
+def test_arms_whose_evaluator_turns_its_direction_are_refused(tmp_path):
+    @register("evaluator")
+    class Turned:
+        """Points, of which more are better, or fewer."""
+
+        def __init__(self, up: bool = True):
+            self.higher_is_better = up
+
+        def prepare(self):
+            pass
+
+        def fingerprint(self):
+            return "turned"
+
+        def evaluate(self, reader):
+            return {"points": Score(1.0, "points")}
+
+    plan = tmp_path / "plan.gin"
+    try:
+        plan.write_text(TURNED % "False")
+        with pytest.raises(
+            ConfigError, match="plan.gin:4: .*higher is better in a, and that lower is better in b; use"
+        ):
+            read(plan)
+        plan.write_text(TURNED.replace(", 'Turned.up = %s'", ""))
+        assert read(plan).ablation.higher_is_better is True
+    finally:
+        CATALOG.pop("Turned")
 
 
 def test_a_metric_can_have_another_direction_than_its_evaluator():

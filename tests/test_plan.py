@@ -53,6 +53,11 @@ WRONG = {
         "plan.gin: the plan has 2 budgets, Ablation.steps, Ablation.tokens; give one of steps, tokens, flops, seconds",
     ),
     "no budget": ({"steps": None}, "plan.gin: the plan has no budget; give one of steps, tokens, flops, seconds"),
+    "a loss of which more is better": (
+        {"higher_is_better": True},
+        "plan.gin:8: Ablation.higher_is_better = True, but val_full/loss_nats is a loss, and lower is better; leave it "
+        "out",
+    ),
     "a baseline that is no arm": (
         {"baseline": "rop"},
         "plan.gin:8: Ablation.baseline = 'rop' is not an arm; did you mean 'rope'?",

@@ -183,7 +183,7 @@ def _compose_arms(
     """Compose and build each arm's config. Returns the arms, and whether a higher metric is better (None: unknown).
     Raises ConfigError; a problem that all arms share is reported once."""
     arms: dict[str, Arm] = {}
-    higher_is_better = ablation.higher_is_better
+    directions: dict[str, bool | None] = {}
     arms_by_problem: dict[str, list[str]] = {}
     base_layers = _base_layers(overlays, common)
     for arm in entries.values():
@@ -196,7 +196,7 @@ def _compose_arms(
             for evaluator in chosen.values():
                 evaluator.prepare()
             _check_probe(ablation, build_list(config, "probes", experiment.probes), model, where)
-            higher_is_better = _direction(ablation, chosen, where)
+            directions[arm.name] = _direction(ablation, chosen, where)
             arms[arm.name] = Arm(arm.name, arm.overlays, arm.bindings, config)
         except ValueError as error:
             for line in clean(error).splitlines():
@@ -207,7 +207,13 @@ def _compose_arms(
             for line, names in arms_by_problem.items()
         ]
     )
-    return arms, higher_is_better
+    if len(set(directions.values())) > 1:
+        names = {value: ", ".join(name for name in arms if directions[name] is value) for value in (True, False)}
+        raise ConfigError(
+            f"{where['metric']}: Ablation.metric = {ablation.metric!r}: its evaluator says that higher is better in "
+            f"{names[True]}, and that lower is better in {names[False]}; use the same knobs for it in all arms"
+        )
+    return arms, next(iter(directions.values()))
 
 
 def _direction(ablation: Ablation, chosen: Mapping[str, Evaluator], where: dict[str, str]) -> bool | None:

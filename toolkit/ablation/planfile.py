@@ -222,6 +222,11 @@ def _contradictions(ablation: Ablation, where: dict[str, str], arms: dict[str, A
     if ablation.higher_is_better is None and family in families and ablation.metric not in WRITTEN:
         hint = suggest(ablation.metric, WRITTEN) or f"; a run measures {', '.join(WRITTEN)}"
         problems.append(f"{where['metric']}: Ablation.metric = {ablation.metric!r} is not measured{hint}")
+    elif ablation.higher_is_better and ablation.metric in WRITTEN:
+        problems.append(
+            f"{where['higher_is_better']}: Ablation.higher_is_better = True, but {ablation.metric} is a loss, and "
+            "lower is better; leave it out"
+        )
     elif family != "eval":  # an evaluator says which direction is better
         try:
             higher_is_better(ablation.metric, ablation.higher_is_better)
