@@ -3,11 +3,12 @@
 ``python -m tests.planted_truth`` prints the tables for 20,000 repetitions each (some minutes); ``--repetitions N`` for
 others. The verdicts are those of toolkit/comparison/statistics.py, which ``judge`` gives for one repetition. Intervals
 by item are those of itemwise.py, the test over all arms is that of resolution.py, looks are those of sequential.py.
-``--looks`` prints only the table of looks."""
+``--looks`` and ``--diverged`` print only one table."""
 
 import argparse
 import dataclasses
 import gc
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from toolkit.comparison.itemwise import MeanSquares, intervals, mean_squares
 from toolkit.comparison.resolution import separation
 from toolkit.comparison.sequential import SPENDINGS, History, Looks
 from toolkit.comparison.statistics import detectable, judge, measure, words
+from toolkit.comparison.unfinished import ranks_p
 
 SETTINGS = [(n, design) for n in (3, 5, 10) for design in (0.0, 0.8, None)]  # seeds; paired correlation, None unpaired
 ARMS = 10
@@ -255,6 +257,43 @@ LOOKS = (3, 5, 7, 10)
 DESIGNS = {"paired": 0.6, "unpaired": None}
 
 
+def diverged_rates(n, rate, design, repetitions, shift=0.0) -> dict[str, float]:
+    """How often an arm whose worst runs diverge, a share ``rate`` of all, is better than the baseline: judged on the
+    runs that finished; if a diverged run makes it inconclusive; and if ``ranks_p`` must agree. ``shift`` is the true
+    difference of those runs."""
+    rng = np.random.default_rng([n, round(100 * rate), round(10 * (design or 0)), round(10 * abs(shift))])
+    base, (arm,) = draw(rng, repetitions, n, design, (0.0,))
+    lost = arm > stats.norm.isf(rate)
+    lost[lost.all(-1), 0] = False  # an arm without any value is not judged
+    arm = np.where(lost, np.nan, arm + shift)
+    first = np.argsort(lost, axis=-1, kind="stable")  # the runs that finished
+    values, pairs = np.take_along_axis(arm, first, -1), np.take_along_axis(base, first, -1)
+    better = np.zeros(repetitions, dtype=bool)
+    for count in range(2, n + 1):
+        rows = (~lost).sum(-1) == count
+        if rows.any():
+            others = base[rows] if design is None else pairs[rows, :count]
+            better[rows] = said(others, [values[rows, :count]], design, TINY)[:, 0] == "better"
+    whole = ~lost.any(-1)
+    return {
+        "on survivors": float(better.mean()),
+        "none lost": float((better & whole).mean()),
+        "ranks too": float((better & (whole | (ranks_p(arm, base) < 0.05))).mean()),
+    }
+
+
+def diverged_table(repetitions) -> str:
+    """A line for each setting: how often an arm that is equal in truth, or 3 sd better, is called better."""
+    lines = [f"{'seeds':>5}  {'lost':>4}  {'design':8}  {'truth':>5}  on survivors  none lost  ranks too"]
+    for n, rate, design, shift in itertools.product((5, 8, 10, 20), (0.2, 0.3), (0.6, None), (0.0, -3.0)):
+        on_survivors, none_lost, ranks = diverged_rates(n, rate, design, repetitions, shift).values()
+        name = "unpaired" if design is None else "paired"
+        lines.append(
+            f"{n:>5}  {rate:>4.0%}  {name:8}  {shift:>5.1f}  {on_survivors:>12.4f}  {none_lost:>9.4f}  {ranks:>9.4f}"
+        )
+    return "\n".join(lines)
+
+
 def measured_at(base, arms, n, paired, effect=TINY):
     return [measure(arm[..., :n], base[..., :n], paired, 0.05, effect) for arm in arms]
 
@@ -414,11 +453,15 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=20_000)
     parser.add_argument("--looks", action="store_true", help="only the table of repeated looks")
+    parser.add_argument("--diverged", action="store_true", help="only the table of arms whose worst runs diverge")
     quick_holm()
     arguments = parser.parse_args()
     repetitions = arguments.repetitions
     if arguments.looks:
         print(look_table(repetitions))
+        raise SystemExit
+    if arguments.diverged:
+        print(diverged_table(repetitions))
         raise SystemExit
     print(table(repetitions))
     for kind in KINDS:
@@ -427,3 +470,4 @@ if __name__ == "__main__":
             print(line, flush=True)
     print(f"\n{separation_table(repetitions)}")
     print(f"\n{look_table(repetitions)}")
+    print(f"\n{diverged_table(repetitions)}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from toolkit.comparison import guards, rates, statistics
+from toolkit.comparison import guards, rates, statistics, unfinished
 from toolkit.comparison.banner import list_names, short, show
 from toolkit.comparison.looks import ArmValues, Looking
 from toolkit.comparison.origin import Table
@@ -64,6 +64,7 @@ def compare(plan: PlanRecord, runs: list[Run], exclude: Sequence[tuple[str, str]
             time_to_target=targets.get(name),
             tuned=tuned[name],
             configuration=_config_differences(arm, arms[plan.baseline]) if name != plan.baseline else (),
+            divergence_p=unfinished.divergence_p(arm, arms[plan.baseline]) if name != plan.baseline else None,
         )
         for name, arm in arms.items()
     ]
@@ -224,8 +225,7 @@ def _judgements(
         if look and look.history:
             strictest = max(float(look.history.looks.levels(strictest)[-1]), statistics.LEAST)
         detectable = statistics.detectable(sd, n, difference.paired, strictest) if n > 1 and sd else None
-        if why := _reason_divergence_voids(verdict, *judged_pairs[name]):
-            verdict = Verdict("inconclusive", why)
+        verdict = unfinished.reconsider(verdict, *judged_pairs[name], strictest, plan.higher_is_better)
         evidence = Evidence(difference, p_holm, p_equivalence, detectable)
         judgements[name] = Judgement(verdict, pairings[name], evidence, look)
     return judgements
@@ -364,20 +364,6 @@ def _resolutions(
 
 def _units(runs: Sequence[Run]) -> dict[str, str]:
     return {metric: name for run in runs for metric, name in run.units.items()}
-
-
-def _reason_divergence_voids(verdict: Verdict, arm: ArmResult, baseline: ArmResult) -> str:
-    """Why diverged runs make the verdict void: the values of the favoured arm may be only its better runs. "" if the
-    verdict stands."""
-    favoured = {"better": arm, "worse": baseline, "equivalent": arm if arm.diverged else baseline}.get(verdict.word)
-    if favoured is None or not favoured.diverged:
-        return ""
-    low, high = favoured.diverged_interval
-    return (
-        f"{favoured.diverged} of {len(favoured.runs)} runs of {favoured.name} diverged (exact 95 % interval {low:.0%} "
-        f"to {high:.0%}). The runs that finished may be its better ones, so they alone decide nothing; judged on them, "
-        f"{arm.name} would be {verdict.word}."
-    )
 
 
 def _is_identical_to_baseline(plan: PlanRecord, judged: list[Run], arm: ArmResult, baseline: ArmResult) -> bool:

@@ -55,6 +55,7 @@ class ArmRecord(TypedDict):
     diverged: int
     diverged_low: float
     diverged_high: float
+    diverged_p: float | None
     unfinished: int
     losses: str
     conditional: bool
@@ -309,6 +310,7 @@ def _arm_record(arm: ArmResult, comparison: Comparison) -> ArmRecord:
         "diverged": arm.diverged,
         "diverged_low": low,
         "diverged_high": high,
+        "diverged_p": arm.divergence_p,
         "unfinished": arm.unfinished,
         "losses": arm.losses,
         "conditional": arm.conditional,

@@ -70,6 +70,7 @@ class ArmResult:
     tuned: TunedRate | None = None
     configuration: tuple[str, ...] = ()  # what differs from the baseline
     by_item: ItemEvidence | None = None
+    divergence_p: float | None = None  # of the test that it diverges as often as the baseline
 
     @property
     def mean(self) -> float | None:

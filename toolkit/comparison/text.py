@@ -81,8 +81,8 @@ def p_title(record: Record) -> str:
 
 def p_value(value: float | None) -> str:
     """A p-value as text: "<.001" or ".012"; empty for None."""
-    if value is None:
-        return ""
+    if not isinstance(value, int | float):
+        return formatted(value, "")
     return "<.001" if value < 0.001 else f"{value:.3f}".removeprefix("0")
 
 
@@ -155,6 +155,10 @@ def explanation(arm: ArmRecord) -> str:
         sentences.append(
             f"For items like these {formatted(arm['items'], ',')}, the interval is {interval_like(arm)}; the parts of "
             f"the difference's variance are: {parts}."
+        )
+    if arm["diverged_p"] is not None:
+        sentences.append(
+            f"The test that it diverges as often as the baseline has p = {p_value(arm['diverged_p'])} (Fisher's exact)."
         )
     if arm["conditional"] and arm["n"]:
         sentences.append(f"{arm['losses']}; the mean covers only the runs that finished.")
